@@ -1,0 +1,37 @@
+# Two commands do all the set-up: `make demo` and `make test`. Each makes .venv and installs what it needs.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: demo test check assets bench clean
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "textenv needs Python >= 3.11; name one with: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+demo: $(READY)        ## SFT -> reward model -> PPO on the embedded world; report in runs/demo/
+	$(BIN)/textenv demo
+
+test: $(READY)        ## every test
+	$(BIN)/python -m pytest
+
+check: $(READY)       ## format, lint, types and the fast tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest -m "not slow"
+
+assets: $(READY)      ## re-make the language and reward model shipped in textenv/assets
+	$(BIN)/python -m agents.assets
+
+bench: $(READY)       ## every benchmark -> benchmarks/results/*.json
+	$(BIN)/python -m benchmarks.ppo_iteration
+	$(BIN)/python -m benchmarks.rollout_cost
+	$(BIN)/python -m benchmarks.demo_seeds
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,156 @@
+"""Loading Hugging Face causal language models by registered name, folder or hub id."""
+
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageModel:
+    """A causal language model with its tokenizer and its special tokens. Dropout is off for good."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    eos_id: int
+    pad_id: int
+    """Fills padding; may equal ``eos_id``, since nothing derives a mask from it."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the LM head: the number of actions."""
+        return output_embeddings(self.model).weight.shape[0]
+
+    @property
+    def hidden_size(self) -> int:
+        return output_embeddings(self.model).weight.shape[1]
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Longest prompt + response that the position embeddings allow; None when the model sets no limit."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def encode_prompt(self, prompt: Any) -> list[int]:
+        """Tokens of a prompt: a string, or a list of chat messages through the tokenizer's chat template."""
+        if isinstance(prompt, str):
+            return list(self.tokenizer(prompt).input_ids)
+        return list(self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False))
+
+    def encode_response(self, response: str, *, eos: bool) -> list[int]:
+        """Tokens of a response (no BOS), with EOS at its end if ``eos``."""
+        ids = list(self.tokenizer(response, add_special_tokens=False).input_ids)
+        return [*ids, self.eos_id] if eos else ids
+
+    def decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def decode_batch(self, ids: list[list[int]]) -> list[str]:
+        return self.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """A plain Hugging Face folder: safetensors weights, config and tokenizer."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def load_language_model(
+    name: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> LanguageModel:
+    """Load a folder or hub id. ``trust_remote_code`` stays off; weights come from safetensors.
+
+    Raises:
+        ValueError: the name is no readable causal language model, or its tokenizer has no EOS token.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(str(name), dtype=dtype, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(name))
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"a language model must be a registered name, a folder or a hub id, with name (={str(name)!r}). "
+            f"Loading it as a Hugging Face causal language model failed: {error}"
+        ) from error
+    return wrap_language_model(model.to(device), tokenizer, name=str(name))
+
+
+def wrap_language_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str = "unnamed"
+) -> LanguageModel:
+    """Bind a model in memory to its tokenizer, dropout off."""
+    eos_id = tokenizer.eos_token_id
+    if eos_id is None:
+        raise ValueError(f"the tokenizer of {name!r} must have an EOS token. Set tokenizer.eos_token before saving it.")
+    pad_id = tokenizer.pad_token_id
+    disable_dropout(model)
+    return LanguageModel(name, model, tokenizer, int(eos_id), int(eos_id if pad_id is None else pad_id))
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Turn dropout off for good, in train mode too: old and new log-probabilities must come from one function."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    model.eval()
+
+
+def output_embeddings(model: PreTrainedModel) -> nn.Linear:
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        raise ValueError(f"the model must have a linear LM head, with head (={type(head).__name__}). Use a causal LM.")
+    return head
+
+
+_plain_head: "weakref.WeakKeyDictionary[PreTrainedModel, bool]" = weakref.WeakKeyDictionary()
+
+
+def has_plain_head(model: PreTrainedModel) -> bool:
+    """Whether logits are exactly ``lm_head(last_hidden_state)``: measured once a model, on two tokens.
+
+    It is false for families that scale or cap their logits; those take a slower path that asks the model itself.
+    """
+    if model not in _plain_head:
+        with torch.no_grad():
+            ids = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
+            asked = model(input_ids=ids, use_cache=False).logits
+            hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            own = output_embeddings(model)(hidden)
+        _plain_head[model] = asked.shape == own.shape and torch.equal(asked, own)
+    return _plain_head[model]
+
+
+class Outputs:
+    """What one forward pass yields: hidden states of every column, and logits on demand for those that matter."""
+
+    def __init__(self, model: PreTrainedModel, hidden: Tensor, logits: Tensor | None) -> None:
+        self._model, self.hidden, self._logits = model, hidden, logits
+
+    def at(self, index: Any) -> tuple[Tensor, Tensor]:
+        """``(logits [n, V], hidden [n, H])`` at the positions ``index`` of ``[B, S]``."""
+        hidden = self.hidden[index]
+        logits = output_embeddings(self._model)(hidden) if self._logits is None else self._logits[index]
+        return logits.float(), hidden
+
+
+def run(model: PreTrainedModel, input_ids: Tensor, **kwargs: Any) -> tuple[Outputs, Any]:
+    """Forward pass → ``(outputs, cache)``; the LM head runs only where :meth:`Outputs.at` asks for it."""
+    if has_plain_head(model):
+        out = model.base_model(input_ids=input_ids, **kwargs)
+        return Outputs(model, out.last_hidden_state, None), getattr(out, "past_key_values", None)
+    out = model(input_ids=input_ids, output_hidden_states=True, **kwargs)
+    return Outputs(model, out.hidden_states[-1], out.logits), getattr(out, "past_key_values", None)
+
+
+def tiny_config(family: str, *, vocab_size: int, **sizes: Any) -> Any:
+    """A small configuration of a Hugging Face family ("gpt2", "llama", "qwen2", …) for tests and benchmarks."""
+    return AutoConfig.for_model(family, vocab_size=vocab_size, **sizes)
