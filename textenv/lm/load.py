@@ -139,7 +139,7 @@ class Outputs:
         """``(logits [n, V], hidden [n, H])`` at the positions ``index`` of ``[B, S]``."""
         hidden = self.hidden[index]
         logits = output_embeddings(self._model)(hidden) if self._logits is None else self._logits[index]
-        return logits.float(), hidden
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)), hidden
 
 
 def run(model: PreTrainedModel, input_ids: Tensor, **kwargs: Any) -> tuple[Outputs, Any]:

@@ -47,10 +47,10 @@ def response_logprobs(
     ``logprobs[b, t] = log π(y_t | x, y_<t)`` under ``rule``. Rows are scored in chunks of ``batch_size`` of similar
     length; the result does not depend on the chunks (to float rounding).
     """
-    out = torch.zeros(batch.response_ids.shape)
+    out = torch.zeros(batch.response_ids.shape, dtype=torch.promote_types(model.dtype, torch.float32))
     for index in length_buckets(batch.total_lengths, batch_size):
         part = batch.select(index).to(model.device)
         logprobs, _ = response_outputs(model, part, rule)
         picked = gather_predictions(token_logprobs(logprobs, part), part)
-        out[index, : picked.shape[1]] = picked.float().cpu()
+        out[index, : picked.shape[1]] = picked.cpu()
     return out

@@ -50,8 +50,8 @@ def sample_responses(
 
     response_ids = torch.full((size, max_new_tokens), pad_id, dtype=torch.int64)
     lengths = torch.full((size,), max_new_tokens, dtype=torch.int64)
-    logprobs = torch.zeros(size, max_new_tokens)
-    values = torch.zeros(size, max_new_tokens)
+    logprobs = torch.zeros(size, max_new_tokens, dtype=torch.promote_types(model.dtype, torch.float32))
+    values = torch.zeros_like(logprobs)
     stop = torch.tensor(rule.stop_ids, dtype=torch.int64)
 
     row = torch.arange(size)  # rows of the answer that the rows of the running batch stand for
@@ -68,9 +68,9 @@ def sample_responses(
         chosen = distribution.argmax(-1).cpu() if greedy else _draw(distribution, generator)
         live = row[running]
         response_ids[live, step] = chosen[running]
-        logprobs[live, step] = distribution.cpu().gather(1, chosen[:, None]).squeeze(1)[running].float()
+        logprobs[live, step] = distribution.cpu().gather(1, chosen[:, None]).squeeze(1)[running]
         if value_head is not None:
-            values[live, step] = value_head(hidden).cpu()[running].float()
+            values[live, step] = value_head(hidden).cpu()[running].to(values.dtype)
 
         ended = running & torch.isin(chosen, stop)
         lengths[row[ended]] = step + 1

@@ -1,0 +1,87 @@
+"""KL divergence: estimators for one drawn token, the exact value, and controllers of its coefficient.
+
+With ``d = log π(a) − log π_ref(a)`` for a token ``a`` drawn from π:
+
+* k1 = d: unbiased. The only one that may stand inside a reward: E[k1 · ∇log π] = ∇KL.
+* k2 = d²/2: biased, low variance.
+* k3 = exp(−d) − 1 + d: unbiased and ≥ 0; good for logging. As a *reward* both k2 and k3 have the wrong gradient.
+
+Source: J. Schulman, "Approximating KL Divergence" (2020).
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float
+
+
+def kl_k1(logprobs: Float[np.ndarray, "*S"], ref_logprobs: Float[np.ndarray, "*S"]) -> Float[np.ndarray, "*S"]:
+    """log π − log π_ref a token, in nats."""
+    return logprobs - ref_logprobs
+
+
+def kl_k2(logprobs: Float[np.ndarray, "*S"], ref_logprobs: Float[np.ndarray, "*S"]) -> Float[np.ndarray, "*S"]:
+    """(log π − log π_ref)² / 2 a token, in nats."""
+    return 0.5 * (logprobs - ref_logprobs) ** 2
+
+
+def kl_k3(logprobs: Float[np.ndarray, "*S"], ref_logprobs: Float[np.ndarray, "*S"]) -> Float[np.ndarray, "*S"]:
+    """exp(−d) − 1 + d a token, in nats, where d = log π − log π_ref. Never negative."""
+    d = logprobs - ref_logprobs
+    return np.expm1(-d) + d
+
+
+def kl_exact(logprobs: Float[np.ndarray, "*S V"], ref_logprobs: Float[np.ndarray, "*S V"]) -> Float[np.ndarray, "*S"]:
+    """Σ_a π(a) (log π(a) − log π_ref(a)), in nats; tokens that π forbids contribute 0.
+
+    ``inf`` where π allows a token that the reference forbids.
+    """
+    allowed = logprobs > -np.inf
+    terms = np.where(allowed, np.exp(logprobs) * (np.where(allowed, logprobs, 0.0) - ref_logprobs), 0.0)
+    return terms.sum(-1)
+
+
+class KLController(Protocol):
+    """Decides the KL coefficient β of the next batch from the KL just measured."""
+
+    kl_coef: float
+
+    def update(self, kl: float, episodes: int) -> float:
+        """Take the mean KL of ``episodes`` finished episodes (nats an episode); return the coefficient to use next."""
+        ...
+
+
+@dataclass
+class FixedKL:
+    """β stays what it is."""
+
+    kl_coef: float
+
+    def update(self, kl: float, episodes: int) -> float:
+        return self.kl_coef
+
+
+@dataclass
+class AdaptiveKL:
+    """Proportional control of log β towards a target KL (Ziegler et al. 2019, § 2.2).
+
+    ``e = clip(KL / target − 1, −0.2, 0.2)``, ``β ← β · (1 + e · episodes / horizon)``.
+    """
+
+    kl_coef: float
+    target: float
+    """Nats an episode."""
+    horizon: float = 10_000.0
+    """Episodes over which an error of 0.2 changes β by 20 %; larger is slower."""
+
+    def __post_init__(self) -> None:
+        if not (self.target > 0 and self.horizon > 0):
+            raise ValueError(
+                f"target and horizon must be > 0, with target (={self.target}), horizon (={self.horizon})."
+            )
+
+    def update(self, kl: float, episodes: int) -> float:
+        error = float(np.clip(kl / self.target - 1.0, -0.2, 0.2))
+        self.kl_coef *= 1.0 + error * episodes / self.horizon
+        return self.kl_coef
