@@ -8,8 +8,9 @@ once a process and device, and shared.
 import difflib
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 
@@ -23,7 +24,8 @@ SEQUENCE_CLASSIFIER = "reward_models.transformer:load_reward_model"
 """What turns a folder or hub id into a reward model. Named, not imported: that package builds on this one."""
 
 
-class PromptSet(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class PromptSet:
     """Prompts in a fixed order, with the columns that reward models may ask for."""
 
     prompts: tuple[Any, ...]

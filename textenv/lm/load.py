@@ -39,11 +39,16 @@ class LanguageModel:
     def device(self) -> torch.device:
         return self.model.device
 
-    def encode_prompt(self, prompt: Any) -> list[int]:
-        """Tokens of a prompt: a string, or a list of chat messages through the tokenizer's chat template."""
+    def prompt_text(self, prompt: Any) -> str:
+        """A prompt as reward models see it: the string itself, or chat messages through the chat template."""
         if isinstance(prompt, str):
-            return list(self.tokenizer(prompt).input_ids)
-        return list(self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False))
+            return prompt
+        return str(self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
+
+    def encode_prompt(self, prompt: Any) -> list[int]:
+        """Tokens of a prompt: a string, or a list of chat messages (whose template brings its special tokens)."""
+        is_text = isinstance(prompt, str)
+        return list(self.tokenizer(self.prompt_text(prompt), add_special_tokens=is_text).input_ids)
 
     def encode_response(self, response: str, *, eos: bool) -> list[int]:
         """Tokens of a response (no BOS), with EOS at its end if ``eos``."""

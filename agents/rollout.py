@@ -1,0 +1,107 @@
+"""The record of a batch of episodes, and how it is collected: what every learner of this package trains on."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from textenv.lm import Responses, Sampled
+from textenv.vector import TextVectorEnv
+
+from agents.policy import observation_tokens
+
+
+class Rollout(NamedTuple):
+    """B finished episodes."""
+
+    tokens: Responses
+    logprobs: Float[Tensor, "B T"]
+    """Of the chosen tokens when they were chosen; zeros on padding."""
+    values: Float[Tensor, "B T"]
+    """Of the state before each token; zeros on padding."""
+    rewards: Float[Tensor, " B"]
+    """What the environment paid: scores − kl_coef · Σ KL."""
+    kl_per_token: Float[Tensor, "B T"]
+    """k1, nats; zeros on padding, and everywhere when the environment knows no KL."""
+    kl_coef: float
+    rm_scores: Float[Tensor, " B"]
+    gold: Float[Tensor, " B"] | None
+    prompt_ids: Int[np.ndarray, " B"]
+    """Which prompt of the environment's prompt set (−1: none of them)."""
+    finish_reasons: list[str]
+    responses: list[str]
+
+    @property
+    def scores(self) -> Float[Tensor, " B"]:
+        """Rewards before the KL."""
+        return self.rewards + self.kl_coef * self.kl_per_token.sum(1)
+
+
+class Stream:
+    """A vector environment with the observation it stands at, so that collecting can go on where it stopped."""
+
+    def __init__(self, env: TextVectorEnv, seed: int | None) -> None:
+        if env.autoreset_mode.value != "SameStep":
+            raise ValueError(
+                f"collecting needs autoreset_mode 'SameStep', with autoreset_mode (={env.autoreset_mode.value!r}). "
+                "Make the environment without that keyword."
+            )
+        self.env = env
+        self.observation, infos = env.reset(seed=seed)
+        self.prompt_ids = infos["prompt_id"]
+
+    def collect(self, episodes: int, act: Callable[[Any], Sampled]) -> Rollout:
+        """Play ``episodes`` (a multiple of the environment's slots) with whole responses of ``act``."""
+        if episodes % self.env.num_envs:
+            raise ValueError(
+                f"a batch must be a multiple of the environment's slots, with batch (={episodes}), num_envs "
+                f"(={self.env.num_envs}). Change one of them."
+            )
+        return concatenate([self._play(act) for _ in range(episodes // self.env.num_envs)])
+
+    def _play(self, act: Callable[[Any], Sampled]) -> Rollout:
+        observation, prompt_ids = self.observation, self.prompt_ids
+        sampled = act(observation)
+        self.observation, rewards, _, _, infos = self.env.play(
+            sampled.response_ids, sampled.response_lengths, sampled.logprobs
+        )
+        self.prompt_ids = infos["prompt_id"]
+        final = infos["final_info"]
+        tokens = observation_tokens(observation, self.env.task)._replace(
+            response_ids=sampled.response_ids, response_lengths=sampled.response_lengths
+        )
+        kl = final.get("kl_per_token", np.zeros(sampled.response_ids.shape, dtype=np.float32))
+        return Rollout(
+            tokens=tokens,
+            logprobs=sampled.logprobs,
+            values=sampled.values,
+            rewards=torch.from_numpy(rewards).float(),
+            kl_per_token=torch.from_numpy(kl),
+            kl_coef=float(final["kl_coef"][0]),
+            rm_scores=torch.from_numpy(final["rm_score"]).float(),
+            gold=torch.from_numpy(final["gold_score"]).float() if "gold_score" in final else None,
+            prompt_ids=prompt_ids,
+            finish_reasons=list(final["finish_reason"]),
+            responses=list(final["response"]),
+        )
+
+
+def concatenate(parts: list[Rollout]) -> Rollout:
+    """Batches of one environment, joined."""
+    if len(parts) == 1:
+        return parts[0]
+    first = parts[0]
+    return first._replace(
+        tokens=Responses(*(torch.cat(fields) for fields in zip(*(part.tokens for part in parts), strict=True))),
+        **{
+            name: torch.cat([getattr(part, name) for part in parts])
+            for name in ("logprobs", "values", "rewards", "kl_per_token", "rm_scores")
+        },
+        gold=None if first.gold is None else torch.cat([part.gold for part in parts if part.gold is not None]),
+        prompt_ids=np.concatenate([part.prompt_ids for part in parts]),
+        finish_reasons=[reason for part in parts for reason in part.finish_reasons],
+        responses=[text for part in parts for text in part.responses],
+    )

@@ -1,0 +1,109 @@
+"""Text generation as a Gymnasium environment: one token a step."""
+
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+from transformers import PreTrainedModel
+
+from textenv.episode import Episodes, Outcome, Task, TaskConfig
+from textenv.lm import LanguageModel
+
+
+class TextEnv(gymnasium.Env):
+    """Write a response to a prompt, token by token.
+
+    **State**: a prompt and the response so far. **Action** ``Discrete(V)``: the next token, V the rows of the
+    reference's LM head; ``action_masks()`` tells which are allowed.
+
+    **Observation** (``obs_mode="dict"``): ``input_ids (P+T,)`` with the prompt left-padded in the first P columns and
+    the response from column P; ``attention_mask (P+T,)``; ``prompt_length (1,)``; ``response_length (1,)``.
+    ``obs_mode="tokens"``: one ``Box`` of ids ``(P+T,)`` with −1 on padding.
+
+    **Reward**: 0 until the last token, then the sum of ``info["reward_terms"]``: the reward model's score of the text,
+    ``−kl_coef · KL(policy ‖ reference)`` (k1, summed over the response), and any declared penalty. The agent brings its
+    log-probabilities with ``report_logprobs``, or the environment computes them from ``attach_policy``.
+
+    **End**: ``terminated`` on EOS, a stop token, or the length budget (``info["finish_reason"]``). Never truncated: the
+    budget is part of the task, and the observation shows its clock.
+
+    Keyword arguments are those of :class:`textenv.episode.TaskConfig`, plus ``render_mode`` (None or "ansi").
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 4}
+
+    def __init__(self, *, render_mode: str | None = None, **options: Any) -> None:
+        if render_mode not in (None, "ansi"):
+            raise ValueError(f"render_mode must be None or 'ansi', with render_mode (={render_mode!r}).")
+        self.render_mode = render_mode
+        self.task = Task(TaskConfig.checked(**options))
+        self.observation_space = self.task.observation_space
+        self.action_space = self.task.action_space
+        self._episodes = Episodes(1, self.task)
+        self._ending = ""
+
+    @property
+    def reference(self) -> LanguageModel:
+        """The language model that the KL is measured against. Shared: do not train it."""
+        return self.task.reference
+
+    @property
+    def kl_coef(self) -> float:
+        """β. Assigning to it changes the rewards of the episodes that end from now on."""
+        return self.task.scorer.kl_coef
+
+    @kl_coef.setter
+    def kl_coef(self, value: float) -> None:
+        self.task.scorer.kl_coef = value
+
+    def attach_policy(self, model: PreTrainedModel | None) -> None:
+        """Let the environment compute the policy's log-probabilities: one pass over each finished episode."""
+        self.task.scorer.policy = model
+
+    def report_logprobs(self, logprobs: Any) -> None:
+        """Tell the policy's log-probability of the action that the next ``step`` takes."""
+        self._episodes.report(np.asarray(logprobs, dtype=np.float32).reshape(1))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Start an episode. ``options``: ``{"prompt": text}`` or ``{"prompt_id": int}``; else a prompt is drawn."""
+        super().reset(seed=seed)
+        info = self._episodes.begin(0, self.np_random, options)
+        self._ending = ""
+        return self._observation(), info
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        ended = self._episodes.append(np.ones(1, dtype=bool), np.asarray(action, dtype=np.int64).reshape(1))
+        if not ended[0]:
+            return self._observation(), 0.0, False, False, {}
+        outcome = self.task.outcome(self._episodes.finished(np.zeros(1, dtype=np.int64)))
+        info = single_info(outcome)
+        reward = float(outcome.rewards[0])
+        self._ending = f" [{info['finish_reason']}] reward {reward:.3f}"
+        return self._observation(), reward, True, False, info
+
+    def action_masks(self) -> np.ndarray:
+        """Bool ``(V,)``: True where an action is allowed now."""
+        return self._episodes.action_masks()[0]
+
+    def render(self) -> str | None:  # type: ignore[override]
+        if self.render_mode is None:
+            return None
+        return self._episodes.text(0) + self._ending
+
+    def _observation(self) -> Any:
+        observation = self._episodes.observe()
+        if isinstance(observation, dict):
+            return {key: value[0] for key, value in observation.items()}
+        return observation[0]
+
+
+def single_info(outcome: Outcome) -> dict[str, Any]:
+    """The info of the only episode of an outcome, in plain Python numbers and strings."""
+
+    def first(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: first(part) for key, part in value.items()}
+        item = value[0]
+        return item.item() if isinstance(item, np.generic) else item
+
+    return first(outcome.infos)

@@ -1,0 +1,394 @@
+"""What the single and the vector environment share: the task, the token buffers, the rules by which an episode ends."""
+
+import dataclasses
+import difflib
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from jaxtyping import Bool, Float, Int
+
+from textenv import registry
+from textenv.lm import LanguageModel, Responses, TokenRule
+from textenv.scoring import Finished, KLSource, Scored, Scorer
+
+FINISH_REASONS = ("eos", "stop", "length")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """What defines a text-generation task. Every value is JSON, so that a Gymnasium spec can be written down."""
+
+    prompts: Any
+    """Start states: a registered name, a JSONL path, ``"module:function"``, or a list of strings or records."""
+    reference: str
+    """The SFT model that the KL is measured against; its tokenizer and LM head define the vocabulary. A name or path."""
+    reward_model: str
+    """Scores finished texts: a registered name, ``"module:callable"``, or a sequence-classification folder or hub id."""
+    max_prompt_tokens: int
+    """Width of the prompt part of an observation, in tokens."""
+    max_new_tokens: int
+    """Length budget of a response, in tokens, EOS included. Spending it ends the episode ("length")."""
+    min_new_tokens: int = 0
+    """Ending tokens are masked before this many tokens."""
+    kl_coef: float = 0.05
+    """β: reward paid for each nat of KL. Higher holds the policy nearer to the reference."""
+    kl_source: KLSource = "auto"
+    """Who tells the policy's log-probabilities: "reported", "policy", "reference" (reward pays β·log π_ref) or "auto"."""
+    temperature: float = 1.0
+    """Of policy and reference alike; > 0."""
+    stop_tokens: Sequence[str] = ()
+    """More tokens that end a response, besides EOS."""
+    missing_eos_penalty: float | None = None
+    """Subtracted when a response spends its budget without ending."""
+    gold: str | None = None
+    """A reward model reported as ``info["gold_score"]`` and never part of the reward: a world's own judge."""
+    obs_mode: Literal["dict", "tokens"] = "dict"
+    """"dict": ids, mask and lengths. "tokens": one ``Box`` of ids with −1 on padding."""
+    device: str = "cpu"
+    """Where the reference and the reward model run."""
+    score_batch_size: int = 64
+    """Rows in one forward pass of the reference."""
+
+    @classmethod
+    def checked(cls, **options: Any) -> "TaskConfig":
+        """The config, with errors that name the option and the remedy instead of Python's own."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        for name in options:
+            if name not in names:
+                close = difflib.get_close_matches(name, names, n=1)
+                hint = f"Did you mean {close[0]!r}? " if close else ""
+                raise ValueError(
+                    f"an option must be one that the environment has, with option (={name!r}). {hint}"
+                    f"Options: {', '.join(names)}."
+                )
+        for name in ("reference", "prompts", "reward_model", "max_prompt_tokens", "max_new_tokens"):
+            if options.get(name) is None:
+                use = "the KL and the vocabulary come from it" if name == "reference" else "a task needs it"
+                raise ValueError(f"{name} must be given, with {name} (=None): {use}. Pass {name}=... to gym.make.")
+        return cls(**options)
+
+    def __post_init__(self) -> None:
+        for name in ("max_prompt_tokens", "max_new_tokens", "score_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be ≥ 1, with {name} (={getattr(self, name)}). Raise it.")
+        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+            raise ValueError(
+                "min_new_tokens must lie between 0 and max_new_tokens, with "
+                f"min_new_tokens (={self.min_new_tokens}), max_new_tokens (={self.max_new_tokens})."
+            )
+        if self.obs_mode not in ("dict", "tokens"):
+            raise ValueError(f"obs_mode must be 'dict' or 'tokens', with obs_mode (={self.obs_mode!r}).")
+
+
+class EncodedPrompts(NamedTuple):
+    """A prompt set as tokens."""
+
+    texts: list[str]
+    ids: list[list[int]]
+    columns: dict[str, tuple[Any, ...]]
+
+
+class Outcome(NamedTuple):
+    """Rewards of finished episodes, and their infos column by column."""
+
+    rewards: Float[np.ndarray, " n"]
+    infos: dict[str, Any]
+    """Arrays, lists of strings, or a nested dict of arrays; one entry an episode."""
+
+
+class Task:
+    """A task made ready: models resolved, prompts encoded, spaces built."""
+
+    def __init__(self, config: TaskConfig) -> None:
+        self.config = config
+        self.reference = registry.language_model(config.reference, config.device)
+        self.prompt_width = config.max_prompt_tokens
+        self.width = config.max_prompt_tokens + config.max_new_tokens
+        limit = self.reference.max_tokens
+        if limit is not None and self.width > limit:
+            raise ValueError(
+                f"max_prompt_tokens + max_new_tokens (={self.width}) must fit the context of the reference (={limit}). "
+                "Lower one of them."
+            )
+        self.prompts = encode_prompts(config.prompts, self.reference, config.max_prompt_tokens)
+        self.rule = TokenRule(
+            temperature=config.temperature,
+            min_new_tokens=config.min_new_tokens,
+            stop_ids=(self.reference.eos_id, *(_token_id(token, self.reference) for token in config.stop_tokens)),
+        )
+        self.scorer = Scorer(
+            reference=self.reference,
+            reward_model=registry.reward_model(config.reward_model, config.device),
+            rule=self.rule,
+            kl_coef=config.kl_coef,
+            kl_source=config.kl_source,
+            missing_eos_penalty=config.missing_eos_penalty,
+            gold=registry.reward_model(config.gold, config.device) if config.gold else None,
+            batch_size=config.score_batch_size,
+        )
+        self.observation_space = self._observation_space()
+        self.action_space = spaces.Discrete(self.reference.vocab_size)
+
+    def _observation_space(self) -> spaces.Space:
+        top, width = self.reference.vocab_size - 1, self.width
+        if self.config.obs_mode == "tokens":
+            return spaces.Box(-1, top, (width,), np.int64)
+        return spaces.Dict(
+            {
+                "input_ids": spaces.Box(0, top, (width,), np.int64),
+                "attention_mask": spaces.Box(0, 1, (width,), np.int8),
+                "prompt_length": spaces.Box(0, self.prompt_width, (1,), np.int64),
+                "response_length": spaces.Box(0, self.config.max_new_tokens, (1,), np.int64),
+            }
+        )
+
+    def outcome(self, finished: Finished) -> Outcome:
+        """Score finished episodes and lay out their infos."""
+        scored: Scored = self.scorer.score(finished)
+        infos: dict[str, Any] = {
+            "reward_terms": scored.terms,
+            "rm_score": scored.rm_scores,
+            "kl_coef": np.full(len(scored.rewards), float(self.scorer.kl_coef)),
+            "kl_source": [scored.kl_source] * len(scored.rewards),
+            "response_length": finished.tokens.response_lengths.numpy().copy(),
+            "finish_reason": finished.columns["finish_reason"],
+            "prompt": finished.prompts,
+            "response": finished.completions,
+        }
+        if scored.kl_per_token is not None:
+            infos["kl"] = scored.kl_per_token.sum(1, dtype=np.float64)
+            infos["kl_per_token"] = scored.kl_per_token
+        if scored.gold is not None:
+            infos["gold_score"] = scored.gold
+        return Outcome(scored.rewards, infos)
+
+
+class Episodes:
+    """Token buffers of N running episodes."""
+
+    def __init__(self, count: int, task: Task) -> None:
+        self.task = task
+        self.tokens = np.full((count, task.width), task.reference.pad_id, dtype=np.int64)
+        self.prompt_lengths = np.zeros(count, dtype=np.int64)
+        self.response_lengths = np.zeros(count, dtype=np.int64)
+        self.prompt_index = np.full(count, -1)
+        self.texts = [""] * count
+        self.ended = np.ones(count, dtype=bool)
+        self._stop = np.array(task.rule.stop_ids)
+        self._logprobs = np.zeros((count, task.config.max_new_tokens), dtype=np.float32)
+        self._reported = np.zeros(count, dtype=np.int64)
+        self._pending: np.ndarray | None = None
+
+    def begin(self, slot: int, rng: np.random.Generator, options: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Start an episode on a prompt drawn from ``rng``, or on the one that ``options`` name; returns its info."""
+        task = self.task
+        index, text, ids = _chosen_prompt(task, rng, options)
+        width = task.prompt_width
+        self.tokens[slot] = task.reference.pad_id
+        self.tokens[slot, width - len(ids) : width] = ids
+        self.prompt_lengths[slot], self.response_lengths[slot] = len(ids), 0
+        self.prompt_index[slot], self.texts[slot] = index, text
+        self.ended[slot] = False
+        self._reported[slot] = 0
+        return {"prompt": text, "prompt_id": index}
+
+    def report(self, logprobs: Float[np.ndarray, " N"]) -> None:
+        """Keep the policy's log-probabilities of the actions to come."""
+        if np.isnan(logprobs).any() or (logprobs > 1e-4).any():
+            raise ValueError(f"reported log-probabilities must be ≤ 0 and not NaN, with logprobs (={logprobs}).")
+        self._pending = logprobs
+
+    def append(self, active: Bool[np.ndarray, " N"], actions: Int[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:
+        """Add one token to each active episode; True where that ended it."""
+        slots = np.flatnonzero(active)
+        if self.ended[slots].any():
+            raise ValueError(
+                f"an episode must be running, with ended slots (={slots[self.ended[slots]].tolist()}). Call reset first."
+            )
+        self._check_tokens(actions[slots], self.response_lengths[slots])
+        steps = self.response_lengths[slots]
+        self.tokens[slots, self.task.prompt_width + steps] = actions[slots]
+        if self._pending is not None:
+            self._logprobs[slots, steps] = self._pending[slots]
+            self._reported[slots] += 1
+            self._pending = None
+        self.response_lengths[slots] += 1
+        over = np.isin(actions[slots], self._stop) | (self.response_lengths[slots] == self.task.config.max_new_tokens)
+        self.ended[slots] = over
+        return active & self.ended
+
+    def fill(
+        self,
+        response_ids: Int[np.ndarray, "N T"],
+        response_lengths: Int[np.ndarray, " N"],
+        logprobs: Float[np.ndarray, "N T"] | None,
+    ) -> None:
+        """Play whole responses into fresh episodes; each must end exactly where the rules end it."""
+        budget = self.task.config.max_new_tokens
+        if self.ended.any() or self.response_lengths.any():
+            raise ValueError("play needs fresh episodes in every slot. Call reset first, or finish them with step.")
+        if response_ids.shape[0] != len(self.tokens) or response_lengths.shape != (len(self.tokens),):
+            raise ValueError(
+                f"play needs one response a slot, with response_ids (={response_ids.shape}), response_lengths "
+                f"(={response_lengths.shape}) for slots (={len(self.tokens)})."
+            )
+        mask = np.arange(response_ids.shape[1]) < response_lengths[:, None]
+        columns = np.broadcast_to(np.arange(response_ids.shape[1]), response_ids.shape)
+        stops = np.isin(response_ids, self._stop) & mask
+        first_stop = np.where(stops.any(1), stops.argmax(1) + 1, budget)
+        wrong = np.flatnonzero((response_lengths != first_stop) | (response_lengths > response_ids.shape[1]))
+        if wrong.size:
+            slot = wrong[0]
+            raise ValueError(
+                "a played response must end at its first stop token or at the budget, with response_lengths "
+                f"(={response_lengths[slot]}) in slot {slot}, where the rules end it at {first_stop[slot]}."
+            )
+        self._check_tokens(response_ids[mask], columns[mask])
+        width = self.task.prompt_width
+        target = self.tokens[:, width : width + response_ids.shape[1]]
+        usable = mask[:, :budget]
+        target[usable] = response_ids[:, :budget][usable]
+        if logprobs is not None:
+            self._logprobs[:, : response_ids.shape[1]][usable] = logprobs[:, :budget][usable]
+            self._reported[:] = response_lengths
+        self.response_lengths[:] = response_lengths
+        self.ended[:] = True
+
+    def _check_tokens(self, tokens: Int[np.ndarray, " n"], steps: Int[np.ndarray, " n"]) -> None:
+        vocabulary = self.task.reference.vocab_size
+        outside = (tokens < 0) | (tokens >= vocabulary)
+        if outside.any():
+            raise ValueError(
+                f"an action must be a token of the vocabulary [0, {vocabulary}), with action (={tokens[outside][0]}). "
+                "Policy and environment must share one vocabulary."
+            )
+        early = np.isin(tokens, self._stop) & (steps < self.task.rule.min_new_tokens)
+        if early.any():
+            raise ValueError(
+                f"an ending token is masked before min_new_tokens (={self.task.rule.min_new_tokens}), with action "
+                f"(={tokens[early][0]}). Use action_masks()."
+            )
+
+    def finished(self, slots: Int[np.ndarray, " n"]) -> Finished:
+        """The ended episodes of ``slots`` as a record for scoring."""
+        task, width = self.task, self.task.prompt_width
+        lengths = self.response_lengths[slots]
+        responses = self.tokens[slots, width:]
+        lists = [row[:length] for row, length in zip(responses.tolist(), lengths.tolist(), strict=True)]
+        last = responses[np.arange(len(slots)), lengths - 1]
+        index = np.where(np.isin(last, self._stop), np.where(last == self._stop[0], 0, 1), 2)
+        columns: dict[str, list[Any]] = {
+            key: [values[i] if i >= 0 else None for i in self.prompt_index[slots]]
+            for key, values in task.prompts.columns.items()
+        }
+        columns["finish_reason"] = [FINISH_REASONS[i] for i in index]
+        tokens = Responses(
+            torch.from_numpy(self.tokens[slots, :width]),
+            torch.from_numpy(self.prompt_lengths[slots]),
+            torch.from_numpy(responses),
+            torch.from_numpy(lengths),
+        )
+        return Finished(
+            tokens,
+            [self.texts[slot] for slot in slots],
+            task.reference.decode_batch(lists),
+            columns,
+            self._reported_logprobs(slots, lengths),
+        )
+
+    def _reported_logprobs(
+        self, slots: Int[np.ndarray, " n"], lengths: Int[np.ndarray, " n"]
+    ) -> Float[np.ndarray, "n T"] | None:
+        reported = self._reported[slots]
+        if not reported.any():
+            return None
+        if (reported != lengths).any():
+            slot = int(np.flatnonzero(reported != lengths)[0])
+            raise ValueError(
+                "log-probabilities must be reported for every token of an episode or for none, with reported "
+                f"(={reported[slot]}) of tokens (={lengths[slot]}). Call report_logprobs before each step."
+            )
+        return self._logprobs[slots]
+
+    def observe(self, slots: Int[np.ndarray, " n"] | slice = slice(None)) -> Any:
+        """Fresh arrays of the observations of ``slots``, batched."""
+        ids = self.tokens[slots].copy()
+        prompt, response = self.prompt_lengths[slots], self.response_lengths[slots]
+        column = np.arange(self.task.width)
+        width = self.task.prompt_width
+        mask = (column >= width - prompt[:, None]) & (column < width + response[:, None])
+        if self.task.config.obs_mode == "tokens":
+            return np.where(mask, ids, -1)
+        return {
+            "input_ids": ids,
+            "attention_mask": mask.astype(np.int8),
+            "prompt_length": prompt[:, None].copy(),
+            "response_length": response[:, None].copy(),
+        }
+
+    def action_masks(self) -> Bool[np.ndarray, "N V"]:
+        """True where an action is allowed now."""
+        masks = np.ones((len(self.tokens), self.task.reference.vocab_size), dtype=bool)
+        early = self.response_lengths < self.task.rule.min_new_tokens
+        masks[np.ix_(early, self._stop)] = False
+        return masks
+
+    def text(self, slot: int) -> str:
+        """Prompt and response so far, for rendering."""
+        width = self.task.prompt_width
+        response = self.tokens[slot, width : width + self.response_lengths[slot]].tolist()
+        return f"{self.texts[slot]} → {self.task.reference.decode(response)}"
+
+
+@functools.lru_cache(maxsize=16)
+def _encode(prompts: registry.PromptSet, reference: LanguageModel) -> EncodedPrompts:
+    texts = [reference.prompt_text(prompt) for prompt in prompts.prompts]
+    return EncodedPrompts(texts, [reference.encode_prompt(prompt) for prompt in prompts.prompts], prompts.columns)
+
+
+def encode_prompts(source: Any, reference: LanguageModel, width: int) -> EncodedPrompts:
+    """Tokens of a prompt set; refused when a prompt is longer than ``width``. A named set is encoded once."""
+    encoded = _encode(registry.prompt_set(source), reference)
+    for text, ids in zip(encoded.texts, encoded.ids, strict=True):
+        _check_prompt(text, ids, width)
+    return encoded
+
+
+def _check_prompt(text: str, ids: list[int], width: int) -> None:
+    if not 1 <= len(ids) <= width:
+        raise ValueError(
+            f"a prompt must have 1 to max_prompt_tokens (={width}) tokens, with prompt (={text!r}) of {len(ids)}. "
+            "Raise max_prompt_tokens or drop the prompt."
+        )
+
+
+def _chosen_prompt(
+    task: Task, rng: np.random.Generator, options: dict[str, Any] | None
+) -> tuple[int, str, list[int]]:
+    options = options or {}
+    unknown = options.keys() - {"prompt", "prompt_id"}
+    if unknown or len(options) > 1:
+        raise ValueError(
+            f"reset options must be 'prompt' or 'prompt_id', with options (={sorted(options)}). Give one of the two."
+        )
+    if "prompt" in options:
+        text, ids = task.reference.prompt_text(options["prompt"]), task.reference.encode_prompt(options["prompt"])
+        _check_prompt(text, ids, task.prompt_width)
+        return -1, text, ids
+    count = len(task.prompts.ids)
+    index = int(options["prompt_id"]) if "prompt_id" in options else int(rng.integers(count))
+    if not 0 <= index < count:
+        raise ValueError(f"prompt_id must lie in [0, {count}), with prompt_id (={index}).")
+    return index, task.prompts.texts[index], task.prompts.ids[index]
+
+
+def _token_id(token: str, reference: LanguageModel) -> int:
+    ids = reference.encode_response(token, eos=False)
+    if len(ids) != 1:
+        raise ValueError(f"a stop token must be one token of the reference, with stop_tokens (={token!r}) → {ids}.")
+    return ids[0]

@@ -1,0 +1,189 @@
+"""Scoring finished episodes: reward model − β·KL. The only place that makes rewards.
+
+The reward of an episode is the sum of its named ``reward_terms``. The KL in it is the k1 estimator
+``Σ_t log π(y_t | ·) − log π_ref(y_t | ·)`` over the response tokens, EOS included, prompt and padding not.
+"""
+
+import inspect
+import logging
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from textenv.kl import kl_k1
+from textenv.lm import LanguageModel, Responses, TokenRule, response_logprobs
+from textenv.registry import RewardFunction
+
+logger = logging.getLogger("textenv")
+
+KLSource = Literal["auto", "reported", "policy", "reference"]
+
+
+class Finished(NamedTuple):
+    """A batch of finished episodes, as tokens and as text."""
+
+    tokens: Responses
+    prompts: list[str]
+    completions: list[str]
+    columns: dict[str, list[Any]]
+    """What reward models may ask for besides the texts; ``finish_reason`` always."""
+    logprobs: Float[np.ndarray, "B T"] | None
+    """What the agent reported of its own tokens; None when it reported nothing."""
+
+
+class Scored(NamedTuple):
+    """What an episode earned and why."""
+
+    rewards: Float[np.ndarray, " B"]
+    """Sum of ``terms``."""
+    terms: dict[str, Float[np.ndarray, " B"]]
+    rm_scores: Float[np.ndarray, " B"]
+    kl_per_token: Float[np.ndarray, "B T"] | None
+    """k1 a token, zeros on padding; None where the KL is unknown (``kl_source="reference"``)."""
+    kl_source: str
+    """Where the policy's log-probabilities came from: "reported", "policy", "reference" or "none"."""
+    gold: Float[np.ndarray, " B"] | None
+
+
+class Scorer:
+    """Turns finished episodes into rewards."""
+
+    def __init__(
+        self,
+        *,
+        reference: LanguageModel,
+        reward_model: RewardFunction,
+        rule: TokenRule,
+        kl_coef: float,
+        kl_source: KLSource = "auto",
+        missing_eos_penalty: float | None = None,
+        gold: RewardFunction | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        if kl_source not in get_args(KLSource):
+            raise ValueError(f"kl_source must be one of {get_args(KLSource)}, with kl_source (={kl_source!r}).")
+        if not (np.isfinite(kl_coef) and kl_coef >= 0):
+            raise ValueError(f"kl_coef must be finite and ≥ 0, with kl_coef (={kl_coef}). Use 0 for no KL penalty.")
+        self.reference = reference
+        self.rule = rule
+        self.kl_coef = kl_coef
+        self.kl_source: KLSource = kl_source
+        self.missing_eos_penalty = missing_eos_penalty
+        self.policy: PreTrainedModel | None = None
+        self.batch_size = batch_size
+        self._reward_model = reward_model
+        self._gold = gold
+        self._warned = False
+
+    def score(self, episodes: Finished) -> Scored:
+        """Score a batch; rows do not influence one another."""
+        rm_scores = call_reward_model(self._reward_model, episodes)
+        terms = {"reward_model": rm_scores}
+        if self.missing_eos_penalty is not None:
+            cut = np.array([reason == "length" for reason in episodes.columns["finish_reason"]])
+            terms["missing_eos"] = np.where(cut, -float(self.missing_eos_penalty), 0.0)
+
+        source = self._source(episodes)
+        kl_per_token: np.ndarray | None = np.zeros(episodes.tokens.response_ids.shape, dtype=np.float32)
+        if source == "reference":
+            kl_per_token = None
+            terms["reference_logprob"] = self.kl_coef * self._logprobs(self.reference.model, episodes).sum(1)
+        elif source != "none":
+            if source == "policy":
+                assert self.policy is not None
+                logprobs = self._logprobs(self.policy, episodes)
+            else:
+                assert episodes.logprobs is not None
+                logprobs = np.where(episodes.tokens.response_mask.numpy(), episodes.logprobs, 0.0)
+            kl_per_token = kl_k1(logprobs, self._logprobs(self.reference.model, episodes)).astype(np.float32)
+            terms["kl"] = -self.kl_coef * kl_per_token.sum(1, dtype=np.float64)
+
+        gold = None
+        if self._gold is not None:
+            same = self._gold is self._reward_model
+            gold = rm_scores.copy() if same else call_reward_model(self._gold, episodes)
+        rewards = np.sum(list(terms.values()), axis=0, dtype=np.float64)
+        return Scored(rewards, terms, rm_scores, kl_per_token, source, gold)
+
+    def _source(self, episodes: Finished) -> str:
+        if self.kl_source == "reported" and episodes.logprobs is None:
+            raise ValueError(
+                "kl_source (='reported') needs the log-probability of every action. "
+                "Call report_logprobs(...) before each step, or pass logprobs= to play."
+            )
+        if self.kl_source == "policy" and self.policy is None:
+            raise ValueError("kl_source (='policy') needs a policy. Call attach_policy(model) before the first episode.")
+        if self.kl_source != "auto":
+            return self.kl_source
+        if episodes.logprobs is not None:
+            return "reported"
+        if self.policy is not None:
+            return "policy"
+        if self.kl_coef > 0 and not self._warned:
+            self._warned = True
+            logger.warning(
+                "kl_coef is %g but the policy's log-probabilities are unknown: the KL counts as 0. "
+                "Call report_logprobs(...) before each step, attach_policy(model), or use kl_source='reference'.",
+                self.kl_coef,
+            )
+        return "none"
+
+    def _logprobs(self, model: PreTrainedModel, episodes: Finished) -> Float[np.ndarray, "B T"]:
+        return response_logprobs(model, episodes.tokens, self.rule, batch_size=self.batch_size).double().numpy()
+
+
+def call_reward_model(reward_model: RewardFunction, episodes: Finished) -> Float[np.ndarray, " B"]:
+    """Scores as float64, refused unless there is one finite number an episode.
+
+    Raises:
+        ValueError: wrong count, NaN or inf; names the prompt.
+    """
+    columns = {key: list(values) for key, values in episodes.columns.items() if _accepts(reward_model, key)}
+    scores = reward_model(list(episodes.prompts), list(episodes.completions), **columns)
+    scores = np.asarray([float(score) for score in scores], dtype=np.float64)
+    if len(scores) != len(episodes.prompts):
+        raise ValueError(
+            f"a reward model must return one score an episode, with scores (={len(scores)}) for episodes "
+            f"(={len(episodes.prompts)})."
+        )
+    for bad in np.flatnonzero(~np.isfinite(scores)):
+        raise ValueError(
+            f"a reward model must return finite scores, with score (={scores[bad]}) for prompt "
+            f"(={episodes.prompts[bad]!r}) and response (={episodes.completions[bad]!r}). Mend the reward model."
+        )
+    return scores
+
+
+def _accepts(function: RewardFunction, column: str) -> bool:
+    """Whether a reward model takes this column: by name, or through ``**columns``."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return any(p.kind is p.VAR_KEYWORD or p.name == column for p in parameters)
+
+
+def spread_kl(
+    score: Float[Tensor, " B"],
+    kl_per_token: Float[Tensor, "B T"],
+    kl_coef: float,
+    lengths: Int[Tensor, " B"],
+    *,
+    per_token: bool,
+) -> Float[Tensor, "B T"]:
+    """Token rewards that sum to ``score − kl_coef · Σ_t KL_t``.
+
+    The score always stands on the last real token. The KL stands there too (the environment's own reward), or with
+    ``per_token`` each token pays its own; both have the same return at the start state.
+    """
+    steps = torch.arange(kl_per_token.shape[1], device=kl_per_token.device)
+    last = steps == (lengths - 1)[:, None]
+    kl = torch.where(steps < lengths[:, None], kl_per_token, 0.0)
+    if per_token:
+        return torch.where(last, score[:, None], 0.0) - kl_coef * kl
+    return torch.where(last, (score - kl_coef * kl.sum(1))[:, None], 0.0)
+

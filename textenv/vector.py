@@ -1,0 +1,240 @@
+"""N text-generation episodes at once: one batched scorer, and whole responses in one call (``play``)."""
+
+from typing import Any, ClassVar
+
+import numpy as np
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from transformers import PreTrainedModel
+
+from textenv.episode import Episodes, Task, TaskConfig
+from textenv.lm import LanguageModel
+
+
+class TextVectorEnv(VectorEnv):
+    """The vector form of :class:`textenv.env.TextEnv`: what ``SyncVectorEnv`` of N of them returns, batched natively.
+
+    A reset with seed s seeds slot i with s + i. ``autoreset_mode`` is "SameStep" (default), "NextStep" or "Disabled". A
+    step on which nothing ends makes no model call.
+
+    :meth:`play` is the fast engine of the same task: it takes whole responses and returns what the last ``step`` of each
+    would have returned.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 4}
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        autoreset_mode: str | AutoresetMode = AutoresetMode.SAME_STEP,
+        render_mode: str | None = None,
+        **options: Any,
+    ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"num_envs must be ≥ 1, with num_envs (={num_envs}).")
+        if render_mode not in (None, "ansi"):
+            raise ValueError(f"render_mode must be None or 'ansi', with render_mode (={render_mode!r}).")
+        self.num_envs = num_envs
+        self.render_mode = render_mode
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}  # type: ignore[misc]
+        self.task = Task(TaskConfig.checked(**options))
+        self.single_observation_space = self.task.observation_space
+        self.single_action_space = self.task.action_space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._episodes = Episodes(num_envs, self.task)
+        self._rngs: list[np.random.Generator | None] = [None] * num_envs
+        self._seeds: list[int] = [-1] * num_envs
+        self._resetting = np.zeros(num_envs, dtype=bool)
+
+    @property
+    def reference(self) -> LanguageModel:
+        """The language model that the KL is measured against. Shared: do not train it."""
+        return self.task.reference
+
+    @property
+    def kl_coef(self) -> float:
+        """β. Assigning to it changes the rewards of the episodes that end from now on."""
+        return self.task.scorer.kl_coef
+
+    @kl_coef.setter
+    def kl_coef(self, value: float) -> None:
+        self.task.scorer.kl_coef = value
+
+    @property
+    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
+        """The generator of each slot."""
+        return tuple(self._rng(slot) for slot in range(self.num_envs))
+
+    @property
+    def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The seed of each slot."""
+        _ = self.np_random
+        return tuple(self._seeds)
+
+    @property
+    def random_states(self) -> list[dict[str, Any]]:
+        """State of every slot's generator as JSON, for checkpoints; assign to restore."""
+        return [dict(rng.bit_generator.state) for rng in self.np_random]
+
+    @random_states.setter
+    def random_states(self, states: list[dict[str, Any]]) -> None:
+        for slot, state in enumerate(states):
+            self._rng(slot).bit_generator.state = state
+
+    def attach_policy(self, model: PreTrainedModel | None) -> None:
+        """Let the environment compute the policy's log-probabilities: one pass over the finished episodes."""
+        self.task.scorer.policy = model
+
+    def report_logprobs(self, logprobs: Any) -> None:
+        """Tell the policy's log-probabilities ``(N,)`` of the actions that the next ``step`` takes."""
+        self._episodes.report(np.asarray(logprobs, dtype=np.float32).reshape(self.num_envs))
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Start episodes in every slot, or in those of ``options["reset_mask"]``.
+
+        ``options``: ``prompt`` (text for all slots) or ``prompt_id`` (one int for all, or one a slot).
+        """
+        seeds = [None] * self.num_envs if seed is None else seed
+        seeds = [seeds + i for i in range(self.num_envs)] if isinstance(seeds, int) else seeds
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"seed must be one number or one a slot, with seeds (={len(seeds)}) for {self.num_envs}.")
+        options = dict(options or {})
+        mask = np.asarray(options.pop("reset_mask", np.ones(self.num_envs, dtype=bool)))
+        if mask.shape != (self.num_envs,) or mask.dtype != np.bool_ or not mask.any():
+            raise ValueError(
+                f"reset_mask must be a bool array of shape ({self.num_envs},) with a True in it, with reset_mask "
+                f"(={mask})."
+            )
+        infos = []
+        slots = np.flatnonzero(mask)
+        for slot in slots:
+            if seeds[slot] is not None:
+                self._rngs[slot], self._seeds[slot] = seeding.np_random(seeds[slot])
+            infos.append(self._episodes.begin(slot, self._rng(slot), self._slot_options(options, slot)))
+        self._resetting[slots] = False
+        return self._episodes.observe(), scatter(self.num_envs, slots, columns_of(infos))
+
+    def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        if self.autoreset_mode is AutoresetMode.DISABLED and self._resetting.any():
+            raise ValueError(
+                "with autoreset off, ended episodes must be reset before the next step, with ended slots "
+                f"(={np.flatnonzero(self._resetting).tolist()}). Call reset(options={{'reset_mask': ...}})."
+            )
+        actions = np.asarray(actions, dtype=np.int64)
+        if actions.shape != (self.num_envs,):
+            raise ValueError(f"actions must have shape ({self.num_envs},), with shape (={actions.shape}).")
+        resetting = np.flatnonzero(self._resetting)
+        ended = self._episodes.append(~self._resetting, actions)
+        infos: dict[str, Any] = {}
+        if resetting.size:
+            infos = scatter(self.num_envs, resetting, self._begin(resetting))
+        return self._result(ended, infos)
+
+    def play(
+        self, response_ids: Any, response_lengths: Any, logprobs: Any = None
+    ) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Play one whole response a slot and return what each slot's last ``step`` would have returned.
+
+        Args:
+            response_ids: ints ``(N, T)``, right-padded; each ends at its first stop token or at the budget.
+            response_lengths: ints ``(N,)``, the ending token included.
+            logprobs: floats ``(N, T)`` of the policy; what ``report_logprobs`` would have told.
+        """
+        self._episodes.fill(
+            np.asarray(response_ids, dtype=np.int64),
+            np.asarray(response_lengths, dtype=np.int64),
+            None if logprobs is None else np.asarray(logprobs, dtype=np.float32),
+        )
+        return self._result(np.ones(self.num_envs, dtype=bool), {})
+
+    def action_masks(self) -> np.ndarray:
+        """Bool ``(N, V)``: True where an action is allowed now."""
+        return self._episodes.action_masks()
+
+    def render(self) -> tuple[str, ...] | None:  # type: ignore[override]
+        if self.render_mode is None:
+            return None
+        return tuple(self._episodes.text(slot) for slot in range(self.num_envs))
+
+    def _result(
+        self, ended: np.ndarray, infos: dict[str, Any]
+    ) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        rewards = np.zeros(self.num_envs)
+        self._resetting = np.zeros(self.num_envs, dtype=bool)
+        slots = np.flatnonzero(ended)
+        if slots.size:
+            outcome = self.task.outcome(self._episodes.finished(slots))
+            rewards[slots] = outcome.rewards
+            if self.autoreset_mode is AutoresetMode.SAME_STEP:
+                final_obs = np.full(self.num_envs, None, dtype=object)
+                final_obs[slots] = unbatch(self._episodes.observe(slots), slots.size)
+                columns = {"final_info": outcome.infos, **self._begin(slots)}
+                infos = scatter(self.num_envs, slots, columns)
+                infos["final_obs"], infos["_final_obs"] = final_obs, ended.copy()
+            else:
+                infos = {**infos, **scatter(self.num_envs, slots, outcome.infos, into=infos)}
+                self._resetting = ended.copy()
+        return self._episodes.observe(), rewards, ended.copy(), np.zeros(self.num_envs, dtype=bool), infos
+
+    def _begin(self, slots: np.ndarray) -> dict[str, Any]:
+        return columns_of([self._episodes.begin(slot, self._rng(slot)) for slot in slots])
+
+    def _rng(self, slot: int) -> np.random.Generator:
+        rng = self._rngs[slot]
+        if rng is None:
+            rng, self._seeds[slot] = seeding.np_random()
+            self._rngs[slot] = rng
+        return rng
+
+    def _slot_options(self, options: dict[str, Any], slot: int) -> dict[str, Any]:
+        ids = options.get("prompt_id")
+        if ids is None or np.ndim(ids) == 0:
+            return options
+        if len(ids) != self.num_envs:
+            raise ValueError(f"prompt_id must be one number or one a slot, with {len(ids)} for {self.num_envs} slots.")
+        return {**options, "prompt_id": ids[slot]}
+
+
+def columns_of(infos: list[dict[str, Any]]) -> dict[str, Any]:
+    """Infos with the same keys, as columns."""
+    return {key: [info[key] for info in infos] for key in infos[0]}
+
+
+def unbatch(observations: Any, count: int) -> list[Any]:
+    """A batched observation as a list of single ones."""
+    if isinstance(observations, dict):
+        return [{key: value[i] for key, value in observations.items()} for i in range(count)]
+    return list(observations)
+
+
+def scatter(
+    num_envs: int, slots: np.ndarray, columns: dict[str, Any], into: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Columns of some slots as a vector info: a full-width array a key, and a mask ``_key`` of who has it.
+
+    The layout is that of ``VectorEnv._add_info``, built a column instead of an element at a time.
+    """
+    into = into or {}
+    out: dict[str, Any] = {}
+    for key, values in columns.items():
+        mask = into.get(f"_{key}", np.zeros(num_envs, dtype=bool)).copy()
+        mask[slots] = True
+        if isinstance(values, dict):
+            out[key] = scatter(num_envs, slots, values, into.get(key))
+        else:
+            text = isinstance(values, list) and isinstance(values[0], str)
+            column = np.empty(len(values), dtype=object) if text else np.asarray(values)
+            if text:
+                column[:] = values
+            empty = np.full(num_envs, None) if text else np.zeros((num_envs, *column.shape[1:]), dtype=column.dtype)
+            full = into[key].copy() if key in into else empty
+            full[slots] = column
+            out[key] = full
+        out[f"_{key}"] = mask
+    return out
