@@ -1,36 +1,39 @@
-"""Best-of-n: draw n responses, keep the one that the reward model likes best.
+"""Best-of-n: draw n responses a prompt, keep the one that the reward model likes best.
 
-``π_n`` is never trained. Its KL to the policy it draws from is at most ``log n − (n − 1)/n`` (exact only when no two
-responses of a prompt tie), and unknown in general; so no log-probabilities are reported for it.
+The chosen response follows no policy that was trained. Its KL to the policy it was drawn from is at most
+``log n − (n − 1)/n`` nats, and equals that only when no two responses to a prompt tie; so it is reported as a bound.
 
-Reference: Stiennon et al. 2020; the bound: Beirami et al. 2024.
+References: Stiennon et al. 2020; on the bound, Beirami et al. 2024.
 """
 
 import math
-from typing import Any
 
-import torch
+import numpy as np
 
-from agents.policy import LanguageModelAgent
-from textenv.episode import Task
-from textenv.lm import LanguageModel, Sampled
-from textenv.registry import RewardFunction
+from textenv.evaluation import Evaluation
 
 
-class BestOfN:
-    """An agent that answers with the best of ``n`` samples of a language model."""
+def best_of_n(samples: list[Evaluation]) -> Evaluation:
+    """Of n evaluations of the same prompts, the response of each prompt with the highest ``rm_score`` (first on ties)."""
+    if not samples or any((s.prompt_ids != samples[0].prompt_ids).any() for s in samples):
+        raise ValueError(f"best_of_n needs n ≥ 1 evaluations of the same prompts, with n (={len(samples)}).")
+    best = np.argmax([s.rm_scores for s in samples], axis=0)
+    rows = np.arange(len(best))
 
-    def __init__(self, model: LanguageModel, task: Task, reward_model: RewardFunction, n: int, *, seed: int = 0) -> None:
-        if n < 1:
-            raise ValueError(f"n must be ≥ 1, with n (={n}).")
-        self.agent = LanguageModelAgent(model, task, seed=seed)
-        self.task, self.reward_model, self.n = task, reward_model, n
+    def pick(name: str) -> np.ndarray:
+        return np.asarray([getattr(s, name) for s in samples])[best, rows]
 
-    @property
-    def kl_bound(self) -> float:
-        """Upper bound of KL(π_n ‖ π), in nats."""
-        return math.log(self.n) - (self.n - 1) / self.n
+    return samples[0]._replace(
+        responses=list(pick("responses")),
+        rewards=pick("rewards"),
+        rm_scores=pick("rm_scores"),
+        kl=None,
+        gold=None if samples[0].gold is None else pick("gold"),
+        lengths=pick("lengths"),
+        finish_reasons=list(pick("finish_reasons")),
+    )
 
-    def respond(self, observation: Any, deterministic: bool = False, prompts: list[str] | None = None) -> Sampled:
-        """The best of n responses to each fresh observation. ``prompts`` are their texts."""
-        raise NotImplementedError
+
+def kl_bound(n: int) -> float:
+    """Upper bound of the KL of best-of-n to the policy it draws from, in nats."""
+    return math.log(n) - (n - 1) / n

@@ -1,0 +1,110 @@
+"""Small worlds made on the spot: word-level tokenizers and random models of several families, no network."""
+
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+import textenv
+from textenv.lm import tiny_config
+from textenv.lm.load import wrap_language_model
+
+WORDS = ("<eos>", "red", "green", "blue", "sky", "grass", "is", "the", "what", "?", "not", "<unk>")
+
+FAMILIES = {
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64},
+    "llama": {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+    },
+    "qwen2": {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+    },
+}
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """One word, one token; the padding token *is* EOS."""
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<eos>", pad_token="<eos>", unk_token="<unk>", clean_up_tokenization_spaces=False
+    )
+
+
+def tiny_model(family: str = "gpt2", seed: int = 0, spread: float = 0.4):
+    """A random causal language model over ``WORDS``, far from uniform, as a ``LanguageModel``."""
+    config = tiny_config(
+        family, vocab_size=len(WORDS), bos_token_id=0, eos_token_id=0, pad_token_id=0, **FAMILIES[family]
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.normal_(0.0, spread)
+    return wrap_language_model(model, word_tokenizer(), name=f"tiny-{family}-{seed}")
+
+
+@pytest.fixture(scope="session", params=list(FAMILIES))
+def family_model(request):
+    return tiny_model(request.param)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_model().save_pretrained(folder)
+    return folder
+
+
+PROMPTS = ["what is the sky ?", "the grass", "red", "is the <eos> not green"]
+
+
+def colour_score(prompts, completions, **columns):
+    """A reward that reads prompt, text and ending, so that a mix-up of any of them shows."""
+    reasons = columns["finish_reason"]
+    return [
+        completion.split().count("blue") - 0.3 * len(completion.split()) + 0.01 * len(prompt) - 0.5 * (reason == "length")
+        for prompt, completion, reason in zip(prompts, completions, reasons, strict=True)
+    ]
+
+
+@pytest.fixture
+def text_options(model_folder) -> dict:
+    textenv.register_reward_model("colour", colour_score)
+    return {
+        "prompts": PROMPTS,
+        "reference": str(model_folder),
+        "reward_model": "colour",
+        "max_prompt_tokens": 7,
+        "max_new_tokens": 6,
+        "kl_coef": 0.1,
+    }
+
+
+@pytest.fixture
+def make_vector(text_options):
+    def make(num_envs: int, **options):
+        return gymnasium.make_vec("textenv/Text-v0", num_envs=num_envs, **{**text_options, **options})
+
+    return make
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)

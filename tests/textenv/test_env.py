@@ -1,0 +1,384 @@
+"""The environment against the checkers of Gymnasium and Stable-Baselines3, and against hand-made episodes."""
+
+import copy
+import json
+import subprocess
+import sys
+import warnings
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+
+import textenv
+from tests.conftest import PROMPTS, colour_score
+from textenv.lm import Responses, response_logprobs
+
+IDS = ("textenv/Micro-v0", "textenv/Assistant-v0", "textenv/Text-v0")
+
+
+def options_for(env_id, text_options):
+    return text_options if env_id == "textenv/Text-v0" else {}
+
+
+def random_episode(env, seed, **reset):
+    """Reset and act at random (from a generator of our own) to the end; returns all that was returned."""
+    rng = np.random.default_rng(seed)
+    trace = [env.reset(seed=seed, **reset)]
+    while True:
+        trace.append(env.step(int(rng.integers(env.action_space.n))))
+        if trace[-1][2]:
+            return trace
+
+
+@pytest.mark.parametrize("obs_mode", ["dict", "tokens"])
+@pytest.mark.parametrize("env_id", IDS)
+def test_every_id_passes_both_checkers_without_a_warning(env_id, obs_mode, text_options):
+    options = options_for(env_id, text_options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(gymnasium.make(env_id, obs_mode=obs_mode, render_mode="ansi", **options).unwrapped)
+        sb3_check_env(gymnasium.make(env_id, obs_mode=obs_mode, **options).unwrapped)
+
+
+def test_importing_the_package_loads_no_torch_and_registers_the_ids():
+    code = (
+        "import sys, textenv, gymnasium as g; "
+        "assert not {'torch', 'transformers', 'stable_baselines3'} & set(sys.modules); "
+        "assert {'textenv/Micro-v0', 'textenv/Assistant-v0', 'textenv/Text-v0'} <= set(g.registry)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_id_with_its_module_can_be_made_without_importing_it():
+    subprocess.run(
+        [sys.executable, "-c", "import gymnasium as g; g.make('textenv:textenv/Micro-v0')"], check=True
+    )
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_a_spec_survives_json_and_re_makes_the_same_trajectory(env_id, text_options):
+    env = gymnasium.make(env_id, **options_for(env_id, text_options))
+    again = gymnasium.make(gymnasium.envs.registration.EnvSpec.from_json(env.spec.to_json()))
+    first, second = random_episode(env, 5), random_episode(again, 5)
+    assert len(first) == len(second)
+    np.testing.assert_array_equal(first[-1][0]["input_ids"], second[-1][0]["input_ids"])
+    assert first[-1][1] == second[-1][1]
+
+
+def test_make_and_spec_share_one_model_and_copy_none(text_options):
+    first = gymnasium.make("textenv/Text-v0", **text_options).unwrapped
+    second = gymnasium.make("textenv/Text-v0", **text_options).unwrapped
+    assert first.reference is second.reference
+    copy.deepcopy(first.spec)
+    json.loads(first.spec.to_json())
+
+
+def test_the_prompt_is_left_padded_and_the_response_starts_at_its_column(text_options):
+    env = gymnasium.make("textenv/Text-v0", **text_options).unwrapped
+    observation, info = env.reset(options={"prompt": "the grass"})
+    assert info == {"prompt": "the grass", "prompt_id": -1}
+    np.testing.assert_array_equal(observation["input_ids"], [0, 0, 0, 0, 0, 7, 5] + [0] * 6)
+    np.testing.assert_array_equal(observation["attention_mask"], [0, 0, 0, 0, 0, 1, 1] + [0] * 6)
+    observation, reward, terminated, truncated, info = env.step(6)
+    assert (reward, terminated, truncated, info) == (0.0, False, False, {})
+    np.testing.assert_array_equal(observation["input_ids"], [0, 0, 0, 0, 0, 7, 5, 6, 0, 0, 0, 0, 0])
+    np.testing.assert_array_equal(observation["attention_mask"], [0, 0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0])
+    assert observation["prompt_length"] == 2
+    assert observation["response_length"] == 1
+
+
+def test_tokens_mode_marks_padding_by_minus_one_even_beside_real_eos_tokens(text_options):
+    env = gymnasium.make("textenv/Text-v0", obs_mode="tokens", **text_options).unwrapped
+    observation, _ = env.reset(options={"prompt": "is the <eos> not green"})
+    np.testing.assert_array_equal(observation, [-1, -1, 6, 7, 0, 10, 2, -1, -1, -1, -1, -1, -1])
+
+
+@pytest.mark.parametrize(
+    ("actions", "stop_tokens", "reason", "length"),
+    [([3, 0], (), "eos", 2), ([3, 9], ("?",), "stop", 2), ([1, 2, 3, 4, 5, 6], (), "length", 6), ([0], (), "eos", 1)],
+)
+def test_episodes_end_on_eos_a_stop_token_or_the_budget(text_options, actions, stop_tokens, reason, length):
+    env = gymnasium.make("textenv/Text-v0", stop_tokens=stop_tokens, **text_options).unwrapped
+    env.reset(seed=0)
+    for action in actions[:-1]:
+        assert not env.step(action)[2]
+    *_, terminated, truncated, info = env.step(actions[-1])
+    assert terminated
+    assert not truncated
+    assert (info["finish_reason"], info["response_length"]) == (reason, length)
+    with pytest.raises(ValueError, match="Call reset first"):
+        env.step(1)
+
+
+@torch.no_grad()
+def sequence_logprob(model, prompt_ids, response_ids):
+    """Plain transformers, one row, no padding: Σ and list of log p(token)."""
+    ids = torch.tensor([prompt_ids + response_ids])
+    logprobs = torch.log_softmax(model(ids, attention_mask=torch.ones_like(ids)).logits[0].double(), -1)
+    return [float(logprobs[len(prompt_ids) + t - 1, token]) for t, token in enumerate(response_ids)]
+
+
+def test_the_reward_is_the_score_minus_beta_times_the_kl_of_reported_logprobs(text_options):
+    env = gymnasium.make("textenv/Text-v0", **text_options).unwrapped
+    actions, own = [3, 6, 0], [-0.5, -1.25, -2.0]
+    env.reset(options={"prompt": "the grass"})
+    for action, logprob in zip(actions, own, strict=True):
+        env.report_logprobs(logprob)
+        _, reward, terminated, _, info = env.step(action)
+    assert terminated
+    reference = sequence_logprob(env.reference.model, [7, 5], actions)
+    kl = np.array(own) - np.array(reference)
+    score = colour_score(["the grass"], ["blue is"], finish_reason=["eos"])[0]
+    assert info["rm_score"] == pytest.approx(score)
+    assert info["kl"] == pytest.approx(kl.sum(), abs=1e-5)
+    np.testing.assert_allclose(info["kl_per_token"], [*kl, 0, 0, 0], atol=1e-5)
+    assert reward == pytest.approx(score - 0.1 * kl.sum(), abs=1e-5)
+    assert info["reward_terms"] == pytest.approx({"reward_model": score, "kl": -0.1 * kl.sum()}, abs=1e-5)
+    assert sum(info["reward_terms"].values()) == reward
+    assert info["kl_source"] == "reported"
+    assert info["response"] == "blue is"
+
+
+def test_an_attached_policy_pays_the_same_kl_as_reporting_it(text_options):
+    from tests.conftest import tiny_model
+
+    policy = tiny_model(seed=3)
+    env = gymnasium.make("textenv/Text-v0", **text_options).unwrapped
+    env.attach_policy(policy.model)
+    env.reset(options={"prompt": "the grass"})
+    for action in (3, 6, 0):
+        *_, info = env.step(action)
+    own = sequence_logprob(policy.model, [7, 5], [3, 6, 0])
+    reference = sequence_logprob(env.reference.model, [7, 5], [3, 6, 0])
+    assert info["kl_source"] == "policy"
+    assert info["kl"] == pytest.approx(sum(own) - sum(reference), abs=1e-5)
+
+
+def test_the_kl_of_the_reference_to_itself_is_zero(text_options):
+    env = gymnasium.make("textenv/Text-v0", **text_options).unwrapped
+    env.attach_policy(env.reference.model)
+    assert random_episode(env, 1)[-1][4]["kl"] == 0.0
+
+
+def test_source_reference_pays_beta_times_the_references_logprob(text_options):
+    env = gymnasium.make("textenv/Text-v0", kl_source="reference", **text_options).unwrapped
+    env.reset(options={"prompt": "the grass"})
+    env.step(3)
+    _, reward, _, _, info = env.step(0)
+    expected = 0.1 * sum(sequence_logprob(env.reference.model, [7, 5], [3, 0]))
+    assert info["reward_terms"]["reference_logprob"] == pytest.approx(expected, abs=1e-5)
+    assert reward == pytest.approx(info["rm_score"] + expected, abs=1e-5)
+    assert "kl" not in info
+
+
+def test_unknown_logprobs_count_as_no_kl_with_one_warning_and_a_flag(text_options, caplog):
+    env = gymnasium.make("textenv/Text-v0", **text_options).unwrapped
+    with caplog.at_level("WARNING", logger="textenv"):
+        infos = [random_episode(env, seed)[-1][4] for seed in (1, 2)]
+    assert len(caplog.records) == 1
+    assert all(info["kl"] == 0.0 and info["kl_source"] == "none" for info in infos)
+
+
+def test_temperature_divides_the_logits_of_policy_and_reference_alike(text_options):
+    from tests.conftest import tiny_model
+
+    policy = tiny_model(seed=3)
+    env = gymnasium.make("textenv/Text-v0", temperature=0.5, **text_options).unwrapped
+    env.attach_policy(policy.model)
+    env.reset(options={"prompt": "red"})
+    env.step(4)
+    *_, info = env.step(0)
+
+    @torch.no_grad()
+    def at_half(model):
+        logprobs = torch.log_softmax(model(torch.tensor([[1, 4]])).logits[0].double() / 0.5, -1)
+        return float(logprobs[0, 4] + logprobs[1, 0])
+
+    assert info["kl"] == pytest.approx(at_half(policy.model) - at_half(env.reference.model), abs=1e-5)
+
+
+def test_before_min_new_tokens_ending_is_masked_refused_and_left_out_of_the_distribution(text_options):
+    env = gymnasium.make("textenv/Text-v0", min_new_tokens=2, **text_options).unwrapped
+    env.attach_policy(env.reference.model)
+    env.reset(options={"prompt": "red"})
+    assert not env.action_masks()[0]
+    assert env.action_masks()[1:].all()
+    with pytest.raises(ValueError, match="action_masks"):
+        env.step(0)
+    env.step(1)
+    assert not env.action_masks()[0]
+    env.step(1)
+    assert env.action_masks().all()
+    env.step(0)
+    batch = Responses(torch.tensor([[1]]), torch.tensor([1]), torch.tensor([[1, 1, 0]]), torch.tensor([3]))
+    got = response_logprobs(env.reference.model, batch, env.task.rule)[0]
+    with torch.no_grad():
+        logits = env.reference.model(torch.tensor([[1, 1, 1]])).logits[0].double()
+    want = [torch.log_softmax(logits[t, 1:], -1)[0] for t in (0, 1)] + [torch.log_softmax(logits[2], -1)[0]]
+    torch.testing.assert_close(got.double(), torch.stack(want), atol=1e-5, rtol=0)
+
+
+def test_a_missing_eos_is_paid_for_as_a_term_of_its_own(text_options):
+    env = gymnasium.make("textenv/Text-v0", missing_eos_penalty=2.0, **text_options).unwrapped
+    env.reset(seed=0)
+    for _ in range(6):
+        _, reward, _, _, info = env.step(1)
+    assert info["reward_terms"]["missing_eos"] == -2.0
+    assert reward == sum(info["reward_terms"].values())
+    env.reset()
+    assert env.step(0)[4]["reward_terms"]["missing_eos"] == 0.0
+
+
+def test_mutating_everything_returned_changes_nothing_that_follows(text_options):
+    def spoil(value):
+        if isinstance(value, dict):
+            for part in list(value.values()):
+                spoil(part)
+            value.clear()
+        elif isinstance(value, np.ndarray):
+            value[...] = 1
+
+    env = gymnasium.make("textenv/Text-v0", **text_options).unwrapped
+    clean = random_episode(env, 7)
+    rng = np.random.default_rng(7)
+    spoil(env.reset(seed=7)[0])
+    for expected in clean[1:]:
+        got = env.step(int(rng.integers(env.action_space.n)))
+        np.testing.assert_array_equal(got[0]["input_ids"], expected[0]["input_ids"])
+        assert got[1] == expected[1]
+        spoil(got[0])
+        spoil(got[4])
+
+
+def test_ansi_rendering_shows_prompt_response_and_ending(text_options):
+    env = gymnasium.make("textenv/Text-v0", render_mode="ansi", **text_options).unwrapped
+    env.reset(options={"prompt": "the grass"})
+    env.step(2)
+    assert env.render() == "the grass → green"
+    env.step(0)
+    assert env.render().startswith("the grass → green [eos] reward ")
+
+
+def test_the_global_generators_are_left_alone(text_options):
+    np_before, torch_before = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
+    env = gymnasium.make("textenv/Text-v0", **text_options).unwrapped
+    random_episode(env, 3)
+    np.testing.assert_array_equal(np.random.get_state()[1], np_before)  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), torch_before)
+
+
+def test_prompts_are_drawn_evenly(text_options):
+    env = gymnasium.make("textenv/Text-v0", **text_options).unwrapped
+    env.reset(seed=0)
+    counts = np.bincount([env.reset()[1]["prompt_id"] for _ in range(2000)], minlength=len(PROMPTS))
+    assert (abs(counts - 500) < 4 * np.sqrt(2000 * 0.25 * 0.75)).all()
+
+
+def test_chat_prompts_go_through_the_template(text_options, tmp_path):
+    from tests.conftest import tiny_model
+
+    model = tiny_model()
+    model.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}{% if add_generation_prompt %}is{% endif %}"
+    model.save_pretrained(tmp_path / "chat")
+    chat = [{"role": "user", "content": "the sky"}]
+    env = gymnasium.make(
+        "textenv/Text-v0", **{**text_options, "reference": str(tmp_path / "chat"), "prompts": [{"prompt": chat}]}
+    ).unwrapped
+    observation, info = env.reset(seed=0)
+    assert info["prompt"] == "the sky is"
+    np.testing.assert_array_equal(observation["input_ids"][4:7], [7, 4, 6])
+
+
+BAD = [
+    ({"reward_model": "colours"}, "Did you mean 'colour'"),
+    ({"reward_model": colour_score}, "register_reward_model"),
+    ({"reward_model": "no_such_module:f"}, "importable"),
+    ({"reference": None}, "the KL and the vocabulary come from it"),
+    ({"reference": "micro-referense"}, "Did you mean 'micro-reference'"),
+    ({"prompts": None}, "prompts must be given"),
+    ({"prompts": []}, "at least one prompt"),
+    ({"prompts": [""]}, "prompt number 0"),
+    ({"prompts": ["the the the the the the the the"]}, "of 8.*Raise max_prompt_tokens"),
+    ({"max_new_tokens": 0}, "max_new_tokens must be ≥ 1, with max_new_tokens \\(=0\\)"),
+    ({"max_new_tokens": 60}, "must fit the context of the reference \\(=64\\)"),
+    ({"min_new_tokens": 9}, "min_new_tokens"),
+    ({"kl_coef": -1.0}, "kl_coef must be finite"),
+    ({"kl_source": "guess"}, "kl_source must be one of"),
+    ({"temperature": 0.0}, "temperature"),
+    ({"obs_mode": "image"}, "obs_mode"),
+    ({"top_k": 5}, "option \\(='top_k'\\)"),
+    ({"kl_coeff": 5}, "Did you mean 'kl_coef'"),
+    ({"stop_tokens": ("sky grass",)}, "one token"),
+]
+
+
+@pytest.mark.parametrize(("bad", "message"), BAD, ids=[next(iter(b)) + str(i) for i, (b, _) in enumerate(BAD)])
+def test_a_bad_option_gets_one_clear_error(text_options, bad, message):
+    with pytest.raises(ValueError, match=message):
+        gymnasium.make("textenv/Text-v0", **{**text_options, **bad})
+
+
+def test_an_unknown_id_is_an_error_of_gymnasium():
+    with pytest.raises(gymnasium.error.NameNotFound, match="Micr"):
+        gymnasium.make("textenv/Micr-v0")
+
+
+def test_bad_reset_options_and_actions_are_errors(text_options):
+    env = gymnasium.make("textenv/Text-v0", **text_options).unwrapped
+    for options, message in [
+        ({"promt": "red"}, "reset options"),
+        ({"prompt": "red", "prompt_id": 1}, "one of the two"),
+        ({"prompt_id": 4}, "prompt_id must lie in"),
+        ({"prompt": "the " * 8}, "Raise max_prompt_tokens"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            env.reset(seed=0, options=options)
+    env.reset(seed=0)
+    for action in (-1, 12):
+        with pytest.raises(ValueError, match="token of the vocabulary"):
+            env.step(action)
+    with pytest.raises(ValueError, match="must be ≤ 0"):
+        env.report_logprobs(0.5)
+    env.report_logprobs(-1.0)
+    env.step(1)
+    with pytest.raises(ValueError, match="every token of an episode or for none"):
+        env.step(0)
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [([float("nan")], "score \\(=nan\\) for prompt \\(='red'\\)"), ([1.0, 2.0], "one score an episode")],
+)
+def test_a_reward_model_that_returns_nonsense_is_named_with_its_prompt(text_options, scores, message):
+    textenv.register_reward_model("broken", lambda prompts, completions: scores)
+    env = gymnasium.make("textenv/Text-v0", **{**text_options, "reward_model": "broken"}).unwrapped
+    env.reset(options={"prompt": "red"})
+    with pytest.raises(ValueError, match=message):
+        env.step(0)
+
+
+def test_a_required_kl_source_that_is_missing_is_an_error(text_options):
+    for source, message in [("reported", "report_logprobs"), ("policy", "attach_policy")]:
+        env = gymnasium.make("textenv/Text-v0", kl_source=source, **text_options).unwrapped
+        env.reset(seed=0)
+        with pytest.raises(ValueError, match=message):
+            env.step(0)
+
+
+def test_prompt_columns_reach_the_reward_model_that_names_them(text_options):
+    seen = {}
+
+    def reads_answer(prompts, completions, answer):
+        seen["answer"] = answer
+        return [0.0] * len(prompts)
+
+    textenv.register_reward_model("reads-answer", reads_answer)
+    prompts = [{"prompt": "red", "answer": "blue"}]
+    env = gymnasium.make("textenv/Text-v0", **{**text_options, "reward_model": "reads-answer", "prompts": prompts})
+    env.reset(seed=0)
+    env.step(0)
+    assert seen["answer"] == ["blue"]

@@ -1,0 +1,142 @@
+"""Evaluate any agent on any id: every prompt answered, every answer scored, means with confidence intervals."""
+
+from typing import Any, NamedTuple, Protocol
+
+import gymnasium
+import numpy as np
+from jaxtyping import Float, Int
+
+from textenv.vector import TextVectorEnv
+
+
+class Agent(Protocol):
+    """Stable-Baselines3's verb. An agent that also has ``respond(observation, deterministic) -> Sampled`` (whole
+    responses) is evaluated through ``play``, many times faster."""
+
+    def predict(self, observation: Any, /) -> tuple[Any, Any]: ...
+
+
+class Mean(NamedTuple):
+    """A mean over independent episodes with half the width of its 95 % interval (normal approximation)."""
+
+    mean: float
+    ci95: float
+
+
+class Evaluation(NamedTuple):
+    """Finished episodes of one agent, one entry an episode."""
+
+    prompts: list[str]
+    responses: list[str]
+    prompt_ids: Int[np.ndarray, " B"]
+    rewards: Float[np.ndarray, " B"]
+    rm_scores: Float[np.ndarray, " B"]
+    kl: Float[np.ndarray, " B"] | None
+    """k1 summed over the response, nats; None when the environment knows no KL for this agent."""
+    gold: Float[np.ndarray, " B"] | None
+    lengths: Int[np.ndarray, " B"]
+    """Response tokens, EOS included."""
+    finish_reasons: list[str]
+
+    def summary(self) -> dict[str, Mean | float]:
+        """Means of everything measured."""
+        out: dict[str, Mean | float] = {
+            "reward": mean_ci95(self.rewards),
+            "rm_score": mean_ci95(self.rm_scores),
+            "response_tokens": mean_ci95(self.lengths),
+            "eos_rate": float(np.mean([reason != "length" for reason in self.finish_reasons])),
+            "episodes": float(len(self.rewards)),
+        }
+        if self.kl is not None:
+            out["kl"] = mean_ci95(self.kl)
+        if self.gold is not None:
+            out["gold_score"] = mean_ci95(self.gold)
+        return out
+
+
+def mean_ci95(values: Any) -> Mean:
+    """Mean and 1.96 standard errors."""
+    values = np.asarray(values, dtype=np.float64)
+    spread = values.std(ddof=1) if len(values) > 1 else 0.0
+    return Mean(float(values.mean()), float(1.96 * spread / np.sqrt(len(values))))
+
+
+def evaluate(
+    agent: Any,
+    env: TextVectorEnv | str,
+    *,
+    prompt_ids: Any = None,
+    deterministic: bool = False,
+    num_envs: int = 128,
+    **options: Any,
+) -> Evaluation:
+    """Answer the prompts ``prompt_ids`` (default: every prompt of the environment, once) and score the answers.
+
+    Args:
+        agent: has ``predict(observation, deterministic=…)`` or ``respond(observation, deterministic)``.
+        env: a vector environment, or an id to make one of, with ``options`` for ``gymnasium.make_vec``.
+        num_envs: slots, when ``env`` is an id.
+    """
+    if isinstance(env, str):
+        made = gymnasium.make_vec(env, num_envs=num_envs, **options).unwrapped
+        if not isinstance(made, TextVectorEnv):
+            raise ValueError(f"evaluate needs a text environment, with id (={env!r}) of {type(made).__name__}.")
+        env = made
+    elif options:
+        raise ValueError(f"options go with an id, with options (={sorted(options)}) for an environment already made.")
+    ids = np.arange(len(env.task.prompts.ids)) if prompt_ids is None else np.asarray(prompt_ids)
+    run = _play if hasattr(agent, "respond") else _step
+    parts = []
+    for start in range(0, len(ids), env.num_envs):
+        chunk = ids[start : start + env.num_envs]
+        filled = np.concatenate([chunk, np.resize(ids, env.num_envs - len(chunk))])
+        parts.append(_take(run(agent, env, filled, deterministic), len(chunk)))
+    return _concatenate(parts, ids)
+
+
+def _play(agent: Any, env: TextVectorEnv, ids: np.ndarray, deterministic: bool) -> dict[str, Any]:
+    observation, _ = env.reset(options={"prompt_id": ids})
+    sampled = agent.respond(observation, deterministic)
+    _, rewards, _, _, infos = env.play(sampled.response_ids, sampled.response_lengths, sampled.logprobs)
+    return {**infos.get("final_info", infos), "reward": rewards}
+
+
+def _step(agent: Any, env: TextVectorEnv, ids: np.ndarray, deterministic: bool) -> dict[str, Any]:
+    """Step until the first episode of every slot has ended; what the others play meanwhile is thrown away."""
+    if env.autoreset_mode.value != "SameStep":
+        raise ValueError(
+            f"an agent without respond needs autoreset_mode 'SameStep', with autoreset_mode "
+            f"(={env.autoreset_mode.value!r}). Make the environment without that keyword."
+        )
+    observation, _ = env.reset(options={"prompt_id": ids})
+    rows: list[dict[str, Any] | None] = [None] * env.num_envs
+    while any(row is None for row in rows):
+        actions, _ = agent.predict(observation, deterministic=deterministic)
+        observation, rewards, ended, _, infos = env.step(actions)
+        for slot in np.flatnonzero(ended):
+            if rows[slot] is None:
+                final = infos["final_info"]
+                rows[slot] = {key: final[key][slot] for key in final if not key.startswith("_")}
+                rows[slot]["reward"] = rewards[slot]  # type: ignore[index]
+    done = [row for row in rows if row is not None]
+    return {key: np.asarray([row[key] for row in done]) for key in done[0] if not isinstance(done[0][key], dict)}
+
+
+def _take(columns: dict[str, Any], count: int) -> dict[str, Any]:
+    return {key: value[:count] for key, value in columns.items() if isinstance(value, np.ndarray)}
+
+
+def _concatenate(parts: list[dict[str, Any]], ids: np.ndarray) -> Evaluation:
+    joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    known = set(joined["kl_source"]) <= {"reported", "policy"}
+    return Evaluation(
+        prompts=list(joined["prompt"]),
+        responses=list(joined["response"]),
+        prompt_ids=ids,
+        rewards=joined["reward"],
+        rm_scores=joined["rm_score"],
+        kl=joined["kl"] if known else None,
+        gold=joined.get("gold_score"),
+        lengths=joined["response_length"],
+        finish_reasons=list(joined["finish_reason"]),
+    )
