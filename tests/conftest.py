@@ -45,7 +45,7 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_model(family: str = "gpt2", seed: int = 0, spread: float = 0.4):
+def tiny_model(family: str = "gpt2", seed: int = 0, spread: float = 0.2):
     """A random causal language model over ``WORDS``, far from uniform, as a ``LanguageModel``."""
     config = tiny_config(
         family, vocab_size=len(WORDS), bos_token_id=0, eos_token_id=0, pad_token_id=0, **FAMILIES[family]
