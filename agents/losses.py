@@ -49,7 +49,7 @@ def ppo_policy_loss(
     loss = -masked_sum(torch.minimum(ratio * advantages, clipped * advantages), mask) / total
     with torch.no_grad():
         outside = ((ratio - 1.0).abs() > clip_range).to(ratio.dtype)
-        approx_kl = ratio - 1.0 - log_ratio
+        approx_kl = torch.expm1(log_ratio) - log_ratio
         return PolicyLoss(loss, masked_sum(outside, mask) / total, masked_sum(approx_kl, mask) / total)
 
 

@@ -36,14 +36,11 @@ class ActorCritic(nn.Module):
     """A policy and a value function: a scalar head on the policy's trunk, or on a trunk of its own."""
 
     def __init__(self, model: PreTrainedModel, hidden_size: int, critic: PreTrainedModel | None = None) -> None:
+        """``critic``: a language model whose trunk (not its LM head) becomes the value function's own."""
         super().__init__()
         self.model = model
         self.value_head = ScalarHead(hidden_size)
-        self.critic = critic
-        if critic is not None:
-            for parameter in critic.get_output_embeddings().parameters():
-                # An untied LM head of the critic is never used; a tied one is its embedding and trains.
-                parameter.requires_grad_(bool(critic.config.tie_word_embeddings))
+        self.critic = None if critic is None else critic.base_model
 
     def evaluate(self, batch: Responses, task: Task, *, entropy: bool = False) -> Evaluated:
         """Log-probabilities and values of given responses by teacher forcing, with gradient."""
@@ -70,12 +67,13 @@ class ActorCritic(nn.Module):
         return sampled._replace(values=values)
 
 
-def critic_hidden(critic: PreTrainedModel, batch: Responses) -> Float[Tensor, "n H"]:
+def critic_hidden(critic: nn.Module, batch: Responses) -> Float[Tensor, "n H"]:
     """Hidden states of a separate critic at the real response positions."""
     joined = rows(batch)
-    outputs, _ = run(critic, joined.input_ids, attention_mask=torch.ones_like(joined.input_ids), use_cache=False)
+    mask = torch.ones_like(joined.input_ids)
+    hidden = critic(input_ids=joined.input_ids, attention_mask=mask, use_cache=False).last_hidden_state
     row, step = batch.response_mask.nonzero(as_tuple=True)
-    return outputs.hidden[row, joined.predictors[row, step]]
+    return hidden[row, joined.predictors[row, step]]
 
 
 class LanguageModelAgent:

@@ -94,9 +94,11 @@ class PPOConfig:
     """Of the prompts drawn, the tokens sampled and the minibatches."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs", "minibatches", "learning_rate", "max_grad_norm"):
+        for name in ("batch_size", "epochs", "minibatches", "max_grad_norm"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be > 0, with {name} (={getattr(self, name)}).")
+        if self.learning_rate < 0:
+            raise ValueError(f"learning_rate must be ≥ 0, with learning_rate (={self.learning_rate}).")
         if self.minibatches > self.batch_size:
             raise ValueError(
                 f"minibatches (={self.minibatches}) must not exceed batch_size (={self.batch_size}): each needs an episode."

@@ -115,11 +115,10 @@ def _step(agent: Any, env: TextVectorEnv, ids: np.ndarray, deterministic: bool) 
         observation, rewards, ended, _, infos = env.step(actions)
         for slot in np.flatnonzero(ended):
             if rows[slot] is None:
-                final = infos["final_info"]
-                rows[slot] = {key: final[key][slot] for key in final if not key.startswith("_")}
-                rows[slot]["reward"] = rewards[slot]  # type: ignore[index]
+                columns = {**infos["final_info"], "reward": rewards}
+                rows[slot] = {key: values[slot] for key, values in columns.items() if isinstance(values, np.ndarray)}
     done = [row for row in rows if row is not None]
-    return {key: np.asarray([row[key] for row in done]) for key in done[0] if not isinstance(done[0][key], dict)}
+    return {key: np.asarray([row[key] for row in done]) for key in done[0]}
 
 
 def _take(columns: dict[str, Any], count: int) -> dict[str, Any]:

@@ -1,0 +1,216 @@
+"""PPO as software: ratios, micro-batches, checkpoints, determinism, errors. That it learns is tested on exact worlds."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from agents.ppo import PPO, PPOConfig
+from agents.rollout import Stream
+from tests.conftest import tiny_model
+from textenv.evaluation import evaluate
+
+CONFIG = {"batch_size": 32, "epochs": 2, "minibatches": 2, "learning_rate": 3e-3, "seed": 0}
+
+
+@pytest.fixture
+def agent(make_vector):
+    def make(policy=None, num_envs=16, env_options=(), **config):
+        env = make_vector(num_envs, **dict(env_options)).unwrapped
+        return PPO(env, PPOConfig(**{**CONFIG, **config}), policy)
+
+    return make
+
+
+def weights(agent):
+    return {name: tensor.clone() for name, tensor in agent.actor.state_dict().items()}
+
+
+def assert_equal_weights(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 1, 3, 16])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_with_learning_rate_zero_every_ratio_is_one_in_every_epoch(agent, micro_batch_size, temperature):
+    env_options = {"temperature": temperature, "min_new_tokens": 2}
+    learner = agent(tiny_model(seed=5), env_options=env_options, learning_rate=0.0, micro_batch_size=micro_batch_size)
+    learner.actor.train()  # dropout stays off even so
+    rollout = learner.collect()
+    for rows in torch.randperm(32).split(7):
+        with torch.no_grad():
+            new = learner.actor.evaluate(rollout.tokens.select(rows), learner.task)
+        old = rollout.logprobs[rows, : new.logprobs.shape[1]]
+        torch.testing.assert_close((new.logprobs - old).exp(), torch.ones_like(old), atol=1e-5, rtol=0)
+        torch.testing.assert_close(new.values, rollout.values[rows, : old.shape[1]], atol=1e-5, rtol=0)
+    log = learner.update(rollout)
+    assert log["clip_fraction"] == 0.0
+    assert log["approx_kl"] < 1e-8
+
+
+def test_the_size_of_micro_batches_changes_no_gradient(agent):
+    gradients = []
+    for micro in (None, 1, 5):
+        learner = agent(tiny_model(seed=5), micro_batch_size=micro, max_grad_norm=1e9)
+        rollout = learner.collect()
+        advantages = torch.randn(rollout.values.shape, generator=torch.Generator().manual_seed(0))
+        learner._step(rollout, advantages, advantages, torch.arange(20))
+        gradients.append(torch.cat([p.grad.flatten() for p in learner.actor.parameters() if p.grad is not None]))
+    for other in gradients[1:]:
+        torch.testing.assert_close(other, gradients[0], atol=1e-6, rtol=1e-4)
+
+
+def test_the_rewards_a_learner_sees_are_score_minus_beta_kl_on_the_last_token(agent):
+    from textenv.scoring import spread_kl
+
+    learner = agent(tiny_model(seed=5))
+    rollout = learner.collect()
+    assert (rollout.kl_per_token.sum(1).abs() > 0.01).float().mean() > 0.9
+    torch.testing.assert_close(rollout.scores, rollout.rm_scores, atol=1e-4, rtol=0)
+    lengths = rollout.tokens.response_lengths
+    for per_token in (False, True):
+        rewards = spread_kl(rollout.scores, rollout.kl_per_token, 0.1, lengths, per_token=per_token)
+        torch.testing.assert_close(rewards.sum(1), rollout.rewards, atol=1e-5, rtol=0)
+        after = torch.arange(rewards.shape[1]) >= lengths[:, None]
+        assert (rewards[after] == 0).all()
+        before = torch.arange(rewards.shape[1]) < (lengths - 1)[:, None]
+        if not per_token:
+            assert (rewards[before] == 0).all()
+        else:
+            torch.testing.assert_close(rewards[before], -0.1 * rollout.kl_per_token[before])
+
+
+def test_n_updates_saved_loaded_and_n_more_equal_two_n(agent, make_vector, tmp_path):
+    config = {"kl_target": 0.5, "kl_horizon": 100.0, "lr_decay_episodes": 500, "separate_critic": True}
+    whole = agent(**config)
+    whole.learn(128)
+    half = agent(**config)
+    half.learn(64)
+    half.save(tmp_path / "checkpoint")
+    resumed = PPO.load(tmp_path / "checkpoint", make_vector(16).unwrapped)
+    assert resumed.config == half.config
+    resumed.learn(64)
+    assert_equal_weights(weights(whole), weights(resumed))
+    assert whole.env.kl_coef == resumed.env.kl_coef != 0.1
+    assert whole.episodes == resumed.episodes == 128
+    timeless = lambda log: {k: v for k, v in log.items() if "seconds" not in k}  # noqa: E731
+    assert [timeless(log) for log in whole.history] == [timeless(log) for log in resumed.history]
+
+
+def test_the_saved_policy_is_a_plain_hugging_face_model(agent, tmp_path):
+    learner = agent().learn(32)
+    learner.save(tmp_path / "checkpoint")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint" / "policy")
+    ids = torch.tensor([[1, 2, 3]])
+    mask = torch.ones_like(ids)
+    assert torch.equal(plain(ids, attention_mask=mask).logits, learner.policy.model(ids, attention_mask=mask).logits)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_saving_again_replaces_the_checkpoint_and_a_failed_save_leaves_the_old_one(agent, tmp_path, monkeypatch):
+    learner = agent()
+    learner.save(tmp_path / "checkpoint")
+    learner.learn(32)
+    monkeypatch.setattr("agents.ppo.write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        learner.save(tmp_path / "checkpoint")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+    monkeypatch.undo()
+    learner.save(tmp_path / "checkpoint")
+    assert (tmp_path / "checkpoint" / "state.json").read_text().find('"episodes": 32') > 0
+
+
+def test_the_same_seed_learns_the_same_and_the_global_generators_are_left_alone(agent):
+    torch_before, np_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    one = weights(agent(seed=4).learn(64))
+    assert torch.equal(torch.get_rng_state(), torch_before)
+    np.testing.assert_array_equal(np.random.get_state()[1], np_before)  # noqa: NPY002
+    torch.rand(3)
+    assert_equal_weights(one, weights(agent(seed=4).learn(64)))
+
+
+def test_the_reference_is_not_trained(agent):
+    learner = agent()
+    before = [p.clone() for p in learner.env.reference.model.parameters()]
+    learner.learn(64)
+    assert all(torch.equal(a, b) for a, b in zip(before, learner.env.reference.model.parameters(), strict=True))
+    assert all(p.grad is None for p in learner.env.reference.model.parameters())
+
+
+@pytest.mark.parametrize("config", [{}, {"per_token_kl": True}, {"separate_critic": True}, {"entropy_coef": 0.01}])
+def test_a_few_updates_raise_the_reward(agent, config):
+    learner = agent(batch_size=128, learning_rate=1e-2, **config)
+    learner.learn(128 * 12)
+    rewards = [log["reward"] for log in learner.history]
+    assert np.mean(rewards[-3:]) > rewards[0] + 0.5
+
+
+def test_predict_speaks_single_and_batched_observations_of_both_modes(make_vector):
+    for obs_mode in ("dict", "tokens"):
+        env = make_vector(4, obs_mode=obs_mode).unwrapped
+        learner = PPO(env, PPOConfig(**{**CONFIG, "batch_size": 4}))
+        observation, _ = env.reset(seed=0)
+        observation, *_ = env.step(np.array([1, 2, 3, 4]))
+        tokens, _ = learner.predict(observation, deterministic=True)
+        assert tokens.shape == (4,)
+        for slot in range(4):
+            one = {k: v[slot] for k, v in observation.items()} if obs_mode == "dict" else observation[slot]
+            assert learner.predict(one, deterministic=True)[0] == tokens[slot]
+
+
+def test_evaluation_by_steps_and_by_whole_responses_agree_for_a_greedy_agent(agent, make_vector):
+    learner = agent(tiny_model(seed=6))
+
+    class StepsOnly:
+        predict = staticmethod(learner.predict)
+
+    env = make_vector(3).unwrapped
+    fast = evaluate(learner, env, deterministic=True)
+    slow = evaluate(StepsOnly(), make_vector(3).unwrapped, deterministic=True)
+    assert fast.prompts == slow.prompts
+    assert fast.responses == slow.responses
+    np.testing.assert_allclose(fast.rm_scores, slow.rm_scores)
+    assert fast.prompt_ids.tolist() == [0, 1, 2, 3]
+    assert slow.kl is None
+    assert fast.kl is not None
+    summary = fast.summary()
+    assert summary["rm_score"].mean == pytest.approx(fast.rm_scores.mean())
+    assert summary["rm_score"].ci95 == pytest.approx(1.96 * fast.rm_scores.std(ddof=1) / 2)
+
+
+def test_learning_stops_when_the_callback_says_so(agent):
+    assert len(agent().learn(32 * 10, callback=lambda log: log["episodes"] < 64).history) == 2
+
+
+def test_bad_input_gets_one_clear_error(agent, make_vector, tmp_path):
+    with pytest.raises(ValueError, match="multiple of the environment's slots"):
+        agent(num_envs=5).learn(32)
+    with pytest.raises(ValueError, match="SameStep"):
+        Stream(make_vector(2, autoreset_mode="Disabled").unwrapped, 0)
+    with pytest.raises(ValueError, match=r"minibatches \(=64\)"):
+        PPOConfig(batch_size=32, minibatches=64)
+    with pytest.raises(ValueError, match="gamma and lam"):
+        PPOConfig(lam=1.5)
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "state.json").write_text("{")
+    with pytest.raises(ValueError, match="Point to another checkpoint"):
+        PPO.load(tmp_path / "checkpoint", make_vector(2).unwrapped)
+    learner = agent()
+    learner.save(tmp_path / "good")
+    with pytest.raises(ValueError, match="num_envs=16"):
+        PPO.load(tmp_path / "good", make_vector(2).unwrapped)
+
+
+def test_a_policy_with_another_vocabulary_is_refused(make_vector):
+    from transformers import AutoModelForCausalLM as Auto
+
+    from tests.conftest import FAMILIES, word_tokenizer
+    from textenv.lm import tiny_config
+    from textenv.lm.load import wrap_language_model
+
+    config = tiny_config("gpt2", vocab_size=15, bos_token_id=0, eos_token_id=0, **FAMILIES["gpt2"])
+    other = wrap_language_model(Auto.from_config(config), word_tokenizer(), name="other")
+    with pytest.raises(ValueError, match=r"policy 'other' \(=15\) and reference .* \(=12\)"):
+        PPO(make_vector(2).unwrapped, PPOConfig(**CONFIG), other)
