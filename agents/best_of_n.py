@@ -14,7 +14,7 @@ from textenv.evaluation import Evaluation
 
 
 def best_of_n(samples: list[Evaluation]) -> Evaluation:
-    """Of n evaluations of the same prompts, the response of each prompt with the highest ``rm_score`` (first on ties)."""
+    """Of n evaluations of the same prompts, each prompt's response with the highest ``rm_score`` (first on ties)."""
     if not samples or any((s.prompt_ids != samples[0].prompt_ids).any() for s in samples):
         raise ValueError(f"best_of_n needs n ≥ 1 evaluations of the same prompts, with n (={len(samples)}).")
     best = np.argmax([s.rm_scores for s in samples], axis=0)

@@ -7,8 +7,8 @@ How this differs from the papers it follows:
 
 1. Log-probabilities and values are captured while decoding; no second pass of the policy over its own samples.
 2. γ = 1 and the reward is terminal: GAE only spreads the value function's surprise.
-3. The KL is the environment's (k1, summed over the response). ``per_token_kl`` moves each token's share onto that token:
-   same return, other credit (Ziegler et al. 2019 do this).
+3. The KL is the environment's (k1, summed over the response). ``per_token_kl`` moves each token's share onto that
+   token: same return, other credit (Ziegler et al. 2019 do this).
 4. Losses are sums over real tokens divided by the minibatch's token count, so micro-batches change nothing.
 5. Advantages are whitened over the real tokens of the batch; scores never are, since that would rescale β.
 6. Dropout is off, so the first ratio is 1.
@@ -101,7 +101,8 @@ class PPOConfig:
             raise ValueError(f"learning_rate must be ≥ 0, with learning_rate (={self.learning_rate}).")
         if self.minibatches > self.batch_size:
             raise ValueError(
-                f"minibatches (={self.minibatches}) must not exceed batch_size (={self.batch_size}): each needs an episode."
+                f"minibatches (={self.minibatches}) must not exceed batch_size (={self.batch_size}): each needs "
+                "an episode."
             )
         if not (0 <= self.gamma <= 1 and 0 <= self.lam <= 1):
             raise ValueError(f"gamma and lam must lie in [0, 1], with gamma (={self.gamma}), lam (={self.lam}).")
@@ -110,7 +111,9 @@ class PPOConfig:
 class PPO:
     """A language model that learns in a :class:`textenv.vector.TextVectorEnv`."""
 
-    def __init__(self, env: TextVectorEnv, config: PPOConfig | None = None, policy: LanguageModel | None = None) -> None:
+    def __init__(
+        self, env: TextVectorEnv, config: PPOConfig | None = None, policy: LanguageModel | None = None
+    ) -> None:
         """``policy`` None starts from a copy of the environment's reference."""
         config = config or PPOConfig()
         self.env, self.config, self.task = env, config, env.task
@@ -191,7 +194,11 @@ class PPO:
         return self.config.learning_rate * (1.0 if decay is None else max(0.0, 1.0 - self.episodes / decay))
 
     def _step(
-        self, rollout: Rollout, advantages: Float[Tensor, "B T"], returns: Float[Tensor, "B T"], index: Int[Tensor, " n"]
+        self,
+        rollout: Rollout,
+        advantages: Float[Tensor, "B T"],
+        returns: Float[Tensor, "B T"],
+        index: Int[Tensor, " n"],
     ) -> dict[str, float]:
         """One optimiser step on the episodes of ``index``, micro-batch by micro-batch."""
         config = self.config

@@ -8,10 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from agents.policy import observation_tokens
 from textenv.lm import Responses, Sampled
 from textenv.vector import TextVectorEnv
-
-from agents.policy import observation_tokens
 
 
 class Rollout(NamedTuple):

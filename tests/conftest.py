@@ -41,7 +41,11 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<eos>", pad_token="<eos>", unk_token="<unk>", clean_up_tokenization_spaces=False
+        tokenizer_object=core,
+        eos_token="<eos>",
+        pad_token="<eos>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
     )
 
 
@@ -79,7 +83,10 @@ def colour_score(prompts, completions, **columns):
     """A reward that reads prompt, text and ending, so that a mix-up of any of them shows."""
     reasons = columns["finish_reason"]
     return [
-        completion.split().count("blue") - 0.3 * len(completion.split()) + 0.01 * len(prompt) - 0.5 * (reason == "length")
+        completion.split().count("blue")
+        - 0.3 * len(completion.split())
+        + 0.01 * len(prompt)
+        - 0.5 * (reason == "length")
         for prompt, completion, reason in zip(prompts, completions, reasons, strict=True)
     ]
 

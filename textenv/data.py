@@ -27,7 +27,9 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
             try:
                 record = json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(f"{file}, line {number}: not valid JSON ({error.msg}, column {error.colno}).") from None
+                raise ValueError(
+                    f"{file}, line {number}: not valid JSON ({error.msg}, column {error.colno})."
+                ) from None
             if not isinstance(record, dict):
                 raise ValueError(f"{file}, line {number}: must be a JSON object, not {type(record).__name__}.")
             records.append(record)

@@ -1,6 +1,6 @@
 """Text generation as a Gymnasium environment: one token a step."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -30,7 +30,7 @@ class TextEnv(gymnasium.Env):
     Keyword arguments are those of :class:`textenv.episode.TaskConfig`, plus ``render_mode`` (None or "ansi").
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 4}
+    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 4}  # noqa: RUF012
 
     def __init__(self, *, render_mode: str | None = None, **options: Any) -> None:
         if render_mode not in (None, "ansi"):

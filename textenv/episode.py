@@ -26,9 +26,9 @@ class TaskConfig:
     prompts: Any
     """Start states: a registered name, a JSONL path, ``"module:function"``, or a list of strings or records."""
     reference: str
-    """The SFT model that the KL is measured against; its tokenizer and LM head define the vocabulary. A name or path."""
+    """The SFT model (name or path) that the KL is measured against; its tokenizer and LM head define the vocabulary."""
     reward_model: str
-    """Scores finished texts: a registered name, ``"module:callable"``, or a sequence-classification folder or hub id."""
+    """Scores finished texts: a registered name, ``"module:callable"``, or a sequence classifier (folder, hub id)."""
     max_prompt_tokens: int
     """Width of the prompt part of an observation, in tokens."""
     max_new_tokens: int
@@ -38,7 +38,7 @@ class TaskConfig:
     kl_coef: float = 0.05
     """β: reward paid for each nat of KL. Higher holds the policy nearer to the reference."""
     kl_source: KLSource = "auto"
-    """Who tells the policy's log-probabilities: "reported", "policy", "reference" (reward pays β·log π_ref) or "auto"."""
+    """Who tells the policy's log-probabilities: "reported", "policy", "auto"; "reference" pays β·log π_ref instead."""
     temperature: float = 1.0
     """Of policy and reference alike; > 0."""
     stop_tokens: Sequence[str] = ()
@@ -208,7 +208,8 @@ class Episodes:
         slots = np.flatnonzero(active)
         if self.ended[slots].any():
             raise ValueError(
-                f"an episode must be running, with ended slots (={slots[self.ended[slots]].tolist()}). Call reset first."
+                f"an episode must be running, with ended slots (={slots[self.ended[slots]].tolist()}). "
+                "Call reset first."
             )
         self._check_tokens(actions[slots], self.response_lengths[slots])
         steps = self.response_lengths[slots]
@@ -367,9 +368,7 @@ def _check_prompt(text: str, ids: list[int], width: int) -> None:
         )
 
 
-def _chosen_prompt(
-    task: Task, rng: np.random.Generator, options: dict[str, Any] | None
-) -> tuple[int, str, list[int]]:
+def _chosen_prompt(task: Task, rng: np.random.Generator, options: dict[str, Any] | None) -> tuple[int, str, list[int]]:
     options = options or {}
     unknown = options.keys() - {"prompt", "prompt_id"}
     if unknown or len(options) > 1:

@@ -52,8 +52,8 @@ def register(
 ) -> None:
     """Register a text-generation environment, single and vector, under a Gymnasium id.
 
-    ``prompts``, ``reference`` and ``reward_model`` are what :class:`textenv.env.TextEnv` takes; ``defaults`` are more of
-    its keyword arguments. All of them can be overridden in ``gym.make``.
+    ``prompts``, ``reference`` and ``reward_model`` are what :class:`textenv.env.TextEnv` takes; ``defaults`` are more
+    of its keyword arguments. All of them can be overridden in ``gym.make``.
     """
     _descriptions[id] = description
     gymnasium.register(

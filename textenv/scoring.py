@@ -116,7 +116,9 @@ class Scorer:
                 "Call report_logprobs(...) before each step, or pass logprobs= to play."
             )
         if self.kl_source == "policy" and self.policy is None:
-            raise ValueError("kl_source (='policy') needs a policy. Call attach_policy(model) before the first episode.")
+            raise ValueError(
+                "kl_source (='policy') needs a policy. Call attach_policy(model) before the first episode."
+            )
         if self.kl_source != "auto":
             return self.kl_source
         if episodes.logprobs is not None:
@@ -186,4 +188,3 @@ def spread_kl(
     if per_token:
         return torch.where(last, score[:, None], 0.0) - kl_coef * kl
     return torch.where(last, (score - kl_coef * kl.sum(1))[:, None], 0.0)
-

@@ -1,6 +1,6 @@
 """N text-generation episodes at once: one batched scorer, and whole responses in one call (``play``)."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from gymnasium.utils import seeding
@@ -18,11 +18,11 @@ class TextVectorEnv(VectorEnv):
     A reset with seed s seeds slot i with s + i. ``autoreset_mode`` is "SameStep" (default), "NextStep" or "Disabled". A
     step on which nothing ends makes no model call.
 
-    :meth:`play` is the fast engine of the same task: it takes whole responses and returns what the last ``step`` of each
-    would have returned.
+    :meth:`play` is the fast engine of the same task: it takes whole responses and returns what the last ``step`` of
+    each would have returned.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 4}
+    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 4}  # noqa: RUF012
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class TextVectorEnv(VectorEnv):
         self.num_envs = num_envs
         self.render_mode = render_mode
         self.autoreset_mode = AutoresetMode(autoreset_mode)
-        self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}  # type: ignore[misc]
+        self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
         self.task = Task(TaskConfig.checked(**options))
         self.single_observation_space = self.task.observation_space
         self.single_action_space = self.task.action_space
@@ -113,7 +113,7 @@ class TextVectorEnv(VectorEnv):
             )
         infos = []
         slots = np.flatnonzero(mask)
-        for slot in slots:
+        for slot in map(int, slots):
             if seeds[slot] is not None:
                 self._rngs[slot], self._seeds[slot] = seeding.np_random(seeds[slot])
             infos.append(self._episodes.begin(slot, self._rng(slot), self._slot_options(options, slot)))

@@ -1,4 +1,4 @@
-"""PPO as software: ratios, micro-batches, checkpoints, determinism, errors. That it learns is tested on exact worlds."""
+"""PPO as software: ratios, micro-batches, checkpoints, determinism, errors. Exact worlds test that it learns."""
 
 import numpy as np
 import pytest

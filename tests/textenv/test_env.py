@@ -54,9 +54,7 @@ def test_importing_the_package_loads_no_torch_and_registers_the_ids():
 
 
 def test_an_id_with_its_module_can_be_made_without_importing_it():
-    subprocess.run(
-        [sys.executable, "-c", "import gymnasium as g; g.make('textenv:textenv/Micro-v0')"], check=True
-    )
+    subprocess.run([sys.executable, "-c", "import gymnasium as g; g.make('textenv:textenv/Micro-v0')"], check=True)
 
 
 @pytest.mark.parametrize("env_id", IDS)
@@ -282,7 +280,9 @@ def test_chat_prompts_go_through_the_template(text_options, tmp_path):
     from tests.conftest import tiny_model
 
     model = tiny_model()
-    model.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}{% if add_generation_prompt %}is{% endif %}"
+    model.tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] }} {% endfor %}{% if add_generation_prompt %}is{% endif %}"
+    )
     model.save_pretrained(tmp_path / "chat")
     chat = [{"role": "user", "content": "the sky"}]
     env = gymnasium.make(

@@ -122,9 +122,7 @@ def test_play_equals_step_for_sampled_responses_and_their_kl(make_vector):
         first = ended & np.isnan(got)
         got[first] = step_rewards[first]
     np.testing.assert_allclose(got, rewards, atol=1e-5)
-    np.testing.assert_allclose(
-        rewards, infos["final_info"]["rm_score"] - 0.1 * infos["final_info"]["kl"], atol=1e-6
-    )
+    np.testing.assert_allclose(rewards, infos["final_info"]["rm_score"] - 0.1 * infos["final_info"]["kl"], atol=1e-6)
 
 
 @pytest.mark.parametrize(

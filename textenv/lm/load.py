@@ -56,7 +56,7 @@ class LanguageModel:
         return [*ids, self.eos_id] if eos else ids
 
     def decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self.decode_batch([ids])[0]
 
     def decode_batch(self, ids: list[list[int]]) -> list[str]:
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -83,12 +83,11 @@ def load_language_model(
             f"a language model must be a registered name, a folder or a hub id, with name (={str(name)!r}). "
             f"Loading it as a Hugging Face causal language model failed: {error}"
         ) from error
-    return wrap_language_model(model.to(device), tokenizer, name=str(name))
+    model.to(torch.device(device))  # type: ignore[arg-type]
+    return wrap_language_model(model, tokenizer, name=str(name))
 
 
-def wrap_language_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str = "unnamed"
-) -> LanguageModel:
+def wrap_language_model(model: PreTrainedModel, tokenizer: Any, *, name: str = "unnamed") -> LanguageModel:
     """Bind a model in memory to its tokenizer, dropout off."""
     eos_id = tokenizer.eos_token_id
     if eos_id is None:

@@ -1,0 +1,94 @@
+"""The exact world: small enough to write down every response, so that the best policy is known and not guessed.
+
+Eight tokens (``<eos>`` and the letters a … g), six prompts of 1 to 4 letters, responses of at most 4 tokens: 2,801
+strings a prompt. :mod:`textenv.tasks.exact` enumerates them.
+
+A prompt asks for two letters: those that follow its first and its last letter in the alphabet (g is followed by a).
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from textenv.lm import LanguageModel
+
+LETTERS = "abcdefg"
+PROMPTS = ("a", "c e", "e b", "f d a", "b g e c", "d a c f")
+
+WANTED_SCORE = 1.6
+"""What an endless supply of wanted letters would earn; the first one earns half of it."""
+REPETITION_COST = 0.5
+"""Of every letter that the response has used before."""
+
+_SEED = 5
+_SPREAD = 0.4  # standard deviation of the weights: far from uniform, with no token out of reach
+
+
+def prompts() -> list[str]:
+    """The six start states, of 1, 2, 2, 3, 4 and 4 tokens."""
+    return list(PROMPTS)
+
+
+def wanted_letters(prompt: str) -> set[str]:
+    """The letters that follow the first and the last letter of a prompt; none for a prompt without letters."""
+    letters = [word for word in prompt.split() if word in tuple(LETTERS)]
+    return {LETTERS[(LETTERS.index(letter) + 1) % len(LETTERS)] for letter in (*letters[:1], *letters[-1:])}
+
+
+def gold_scores(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    """``WANTED_SCORE · (1 − 2^−wanted) − REPETITION_COST · repeated`` for each completion.
+
+    ``wanted`` counts the words that the prompt asks for: each is worth half as much as the one before. ``repeated``
+    counts the words used before: ``words − distinct words``. A model that only counts words sees the first part rise
+    and misses that it flattens and then costs: optimising it too far makes the true score fall. Any text has a score;
+    an empty one earns 0.
+    """
+    return [_gold(prompt, completion.split()) for prompt, completion in zip(prompts, completions, strict=True)]
+
+
+def _gold(prompt: str, words: list[str]) -> float:
+    wanted = sum(word in wanted_letters(prompt) for word in words)
+    repeated = len(words) - len(set(words))
+    return WANTED_SCORE * (1.0 - 0.5**wanted) - REPETITION_COST * repeated
+
+
+def tokenizer() -> "PreTrainedTokenizerFast":
+    """One letter, one token. The padding token is ``<eos>`` itself, as in many real models."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(("<eos>", *LETTERS))}))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<eos>", pad_token="<eos>", clean_up_tokenization_spaces=False
+    )
+
+
+def reference() -> "LanguageModel":
+    """A random GPT-2 (2 layers × 16), the same on every call. No global random state is touched."""
+    import numpy as np
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from textenv.lm.load import wrap_language_model
+
+    words = tokenizer()
+    config = GPT2Config(
+        vocab_size=len(words),
+        n_positions=16,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        bos_token_id=words.eos_token_id,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):  # the constructor draws weights, which the next lines replace
+        model = GPT2LMHeadModel(config)
+    rng = np.random.default_rng(_SEED)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:  # biases stay 0 and layer-norm scales 1
+                parameter.copy_(torch.from_numpy(rng.normal(0.0, _SPREAD, tuple(parameter.shape))))
+    return wrap_language_model(model, words, name="micro-reference")
