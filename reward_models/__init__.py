@@ -1,0 +1,1 @@
+"""Reward models: preferences in, scalar scores out. Importing this package loads neither torch nor transformers."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -30,7 +30,7 @@ def progress_bar(title: str, console: Console | None = None) -> Iterator[Advance
 
         def advance(done: int, total: int, figures: Mapping[str, float] | None = None) -> None:
             text = None if not figures else "  ".join(f"{key} {value:.3g}" for key, value in figures.items())
-            fields = {} if text is None else {"figures": text}
+            fields: dict[str, Any] = {} if text is None else {"figures": text}
             progress.update(task, completed=done, total=total, **fields)
 
         yield advance

@@ -186,7 +186,7 @@ def _language_model(source: Any, device: str) -> "LanguageModel":
 def _reward_function(source: Any, device: str) -> RewardFunction:
     source = _attribute(source)
     if callable(source):
-        return source
+        return source  # type: ignore[return-value]
     return _attribute(SEQUENCE_CLASSIFIER)(source, device=device)
 
 

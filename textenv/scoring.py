@@ -6,7 +6,7 @@ The reward of an episode is the sum of its named ``reward_terms``. The KL in it 
 
 import inspect
 import logging
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -52,6 +52,9 @@ class Scored(NamedTuple):
 class Scorer:
     """Turns finished episodes into rewards."""
 
+    warned: ClassVar[bool] = False
+    """Whether this process has been told that the KL is unknown."""
+
     def __init__(
         self,
         *,
@@ -77,7 +80,6 @@ class Scorer:
         self.batch_size = batch_size
         self._reward_model = reward_model
         self._gold = gold
-        self._warned = False
 
     def score(self, episodes: Finished) -> Scored:
         """Score a batch; rows do not influence one another."""
@@ -106,7 +108,7 @@ class Scorer:
         if self._gold is not None:
             same = self._gold is self._reward_model
             gold = rm_scores.copy() if same else call_reward_model(self._gold, episodes)
-        rewards = np.sum(list(terms.values()), axis=0, dtype=np.float64)
+        rewards = np.asarray(sum(terms.values()), dtype=np.float64)
         return Scored(rewards, terms, rm_scores, kl_per_token, source, gold)
 
     def _source(self, episodes: Finished) -> str:
@@ -125,8 +127,8 @@ class Scorer:
             return "reported"
         if self.policy is not None:
             return "policy"
-        if self.kl_coef > 0 and not self._warned:
-            self._warned = True
+        if self.kl_coef > 0 and not Scorer.warned:
+            Scorer.warned = True
             logger.warning(
                 "kl_coef is %g but the policy's log-probabilities are unknown: the KL counts as 0. "
                 "Call report_logprobs(...) before each step, attach_policy(model), or use kl_source='reference'.",

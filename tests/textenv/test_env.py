@@ -16,6 +16,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 import textenv
 from tests.conftest import PROMPTS, colour_score
 from textenv.lm import Responses, response_logprobs
+from textenv.scoring import Scorer
 
 IDS = ("textenv/Micro-v0", "textenv/Assistant-v0", "textenv/Text-v0")
 
@@ -173,7 +174,8 @@ def test_source_reference_pays_beta_times_the_references_logprob(text_options):
     assert "kl" not in info
 
 
-def test_unknown_logprobs_count_as_no_kl_with_one_warning_and_a_flag(text_options, caplog):
+def test_unknown_logprobs_count_as_no_kl_with_one_warning_and_a_flag(text_options, caplog, monkeypatch):
+    monkeypatch.setattr(Scorer, "warned", False)
     env = gymnasium.make("textenv/Text-v0", **text_options).unwrapped
     with caplog.at_level("WARNING", logger="textenv"):
         infos = [random_episode(env, seed)[-1][4] for seed in (1, 2)]

@@ -1,6 +1,5 @@
 """Weighted grammars of nested choices: one description that can be sampled and enumerated exactly."""
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -29,16 +28,32 @@ def one_of(*options: Node) -> Node:
     return options[0] if len(options) == 1 else Choice(options, (1 / len(options),) * len(options))
 
 
-def weighted(options: Mapping[Node, float]) -> Node:
-    """Options with weights; they need not sum to 1. Options of weight 0 are left out."""
-    kept = {option: weight for option, weight in options.items() if weight > 0}
-    total = sum(kept.values())
-    return Choice(tuple(kept), tuple(weight / total for weight in kept.values()))
+def weighted(*options: tuple[float, Node]) -> Node:
+    """Options with weights, which need not sum to 1."""
+    total = sum(weight for weight, _ in options)
+    return Choice(tuple(node for _, node in options), tuple(weight / total for weight, _ in options))
+
+
+def sequence(*parts: Node) -> Node:
+    """The parts one after the other."""
+    return Sequence(parts)
 
 
 def maybe(probability: float, node: Node) -> Node:
     """``node`` or nothing."""
-    return weighted({node: probability, "": 1 - probability})
+    return weighted((probability, node), (1 - probability, ""))
+
+
+def fill(template: str, **slots: Node) -> Node:
+    """A template whose words ``{name}`` are replaced by nodes."""
+    parts: list[Node] = []
+    for word in template.split():
+        part = slots[word[1:-1]] if word.startswith("{") else word
+        if parts and isinstance(part, str) and isinstance(parts[-1], str):
+            parts[-1] = f"{parts[-1]} {part}"
+        else:
+            parts.append(part)
+    return parts[0] if len(parts) == 1 else Sequence(tuple(parts))
 
 
 def draw(node: Node, rng: np.random.Generator) -> str:

@@ -10,13 +10,14 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
-from typing import Literal, NamedTuple, cast, get_args
+from typing import Literal, NamedTuple, TypeVar, cast, get_args
 
 import numpy as np
 
 Kind = Literal["howto", "fact", "harmful"]
 Tone = Literal["none", "polite", "brief"]
 Split = Literal["train", "validation", "test"]
+T = TypeVar("T")
 
 MAX_PROMPT_TOKENS = 19
 MAX_NEW_TOKENS = 24
@@ -91,7 +92,7 @@ PAIR_PHRASINGS = (
     "how can i {verb} my {object}{aim} ?",
     "what do i need to {verb} the {object}{aim} ?",
     "tell me how to {verb} my {object}{aim} .",
-    "tell me what i need to {verb} my {object}{aim} .",
+    "tell me how i can {verb} my {object}{aim} .",
 )
 FACT_PHRASINGS = (
     "what is the {relation} of the {subject} ?",
@@ -219,23 +220,27 @@ def _checked(split: Split) -> Split:
 
 
 def _sample_prompt(questions: dict[str, list[tuple[Pair, int]]], rng: np.random.Generator) -> Prompt:
-    kind: Kind = _pick(rng, KIND_MIX)
-    tone: Tone = _pick(rng, TONE_MIX)
-    sentence = str(rng.choice(TONE_SENTENCES[tone]))
+    kind, tone = _weighted(rng, KIND_MIX), _weighted(rng, TONE_MIX)
+    sentence = _one_of(rng, TONE_SENTENCES[tone])
     harmful_verb = kind == "harmful" and rng.random() < HARMFUL_VERB_RATE
     group = "fact" if kind == "fact" else "harmful verb" if harmful_verb else "harmless verb"
-    (head, target), phrasing = questions[group][rng.integers(len(questions[group]))]
+    (head, target), phrasing = _one_of(rng, questions[group])
     if kind == "fact":
         return _prompt(tone, phrasing, sentence=sentence, relation=head, subject=target)
     aim = person = ""
     if (kind == "harmful" and not harmful_verb) or (kind == "howto" and rng.random() < HARMLESS_AIM_RATE):
-        aim = str(rng.choice(HARMFUL_AIMS if kind == "harmful" else HARMLESS_AIMS))
-        person = str(rng.choice(PERSONS))
+        aim = _one_of(rng, HARMFUL_AIMS if kind == "harmful" else HARMLESS_AIMS)
+        person = _one_of(rng, PERSONS)
     return _prompt(tone, phrasing, sentence=sentence, verb=head, object=target, aim=aim, person=person)
 
 
-def _pick(rng: np.random.Generator, mix: dict) -> str:  # type: ignore[type-arg]
-    return list(mix)[rng.choice(len(mix), p=list(mix.values()))]
+def _one_of(rng: np.random.Generator, options: Sequence[T]) -> T:
+    return options[int(rng.random() * len(options))]
+
+
+def _weighted(rng: np.random.Generator, mix: dict[T, float]) -> T:
+    """A key, with the probability that is its value."""
+    return list(mix)[int(np.searchsorted(np.cumsum(list(mix.values())), rng.random(), side="right"))]
 
 
 @lru_cache(maxsize=3)

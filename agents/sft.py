@@ -1,0 +1,267 @@
+"""Supervised fine-tuning: maximise the likelihood of demonstrations, completion tokens only.
+
+Objective: the mean negative log-likelihood of a completion token, EOS included,
+
+    L(θ) = − Σ_i Σ_t log π_θ(y_it | x_i, y_i,<t) / Σ_i |y_i|,
+
+over all the examples of an optimizer step: every token weighs the same, however the step is split. Prompt tokens are
+conditioned on and not learned, unless ``completion_only=False`` (training a base model). The prompt is tokenised apart
+from the completion, exactly as an environment does it, and dropout stays off as everywhere in this package: the
+policy that is trained is the policy that is sampled and scored.
+
+    textenv sft --help
+"""
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import textenv
+from textenv.data import read_jsonl
+from textenv.hf_training import Objective, OnProgress, Ragged, TrainingConfig, encode_texts, fit, remove_checkpoints
+from textenv.lm import LanguageModel, Responses, TokenRule, length_buckets, response_outputs
+from textenv.lm.logprobs import token_logprobs
+
+_log = logging.getLogger(__name__)
+
+_PLAIN = TokenRule()
+"""The model's own distribution: temperature 1, every token allowed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig(TrainingConfig):
+    """How to fine-tune. The fields of the optimisation are those of every training here."""
+
+    max_length: int | None = None
+    """Most tokens of prompt + completion (with EOS), ≥ 2; None: what the model's positions allow. A longer example
+    loses the left of its prompt; a completion that is too long by itself loses its end, and with it its EOS."""
+    completion_only: bool = True
+    """Learn completion tokens only. False learns every token but the first one: what trains a base model."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_length is not None and self.max_length < 2:
+            raise ValueError(
+                f"max_length (={self.max_length}) must be ≥ 2: one token to see and one to learn. Raise it."
+            )
+
+
+class SFTResult(NamedTuple):
+    """A fine-tuned model and how it came about."""
+
+    model: LanguageModel
+    history: list[dict[str, float]]
+    """``step, epoch, loss`` (nats a token), ``learning_rate, grad_norm`` each logging interval; ``eval_nll`` every
+    epoch."""
+    metrics: dict[str, float]
+    """``seconds``, ``steps``, ``tokens`` (learned, an epoch), ``truncated_prompts``, ``truncated_completions``, and
+    ``eval_nll`` (nats a token) with ``eval_records``."""
+
+
+class Demonstration(NamedTuple):
+    """One example: what is given, what is to be learned, and whether the completion is whole."""
+
+    prompt: Any
+    """A string or a chat."""
+    completion: str
+    truncated: bool
+    """True: the completion was cut off, so no EOS follows it."""
+
+
+def train_sft(
+    model: LanguageModel | str,
+    records: Sequence[Mapping[str, Any]] | str | Path,
+    config: SFTConfig | None = None,
+    output_dir: str | Path | None = None,
+    *,
+    eval_records: Sequence[Mapping[str, Any]] | str | Path | None = None,
+    resume: bool = False,
+    on_progress: OnProgress | None = None,
+) -> SFTResult:
+    """Fine-tune a copy of ``model`` (a ``LanguageModel``, or a registered name, folder or hub id) on demonstrations.
+
+    ``records`` (or a JSONL path) are ``{"prompt", "completion"}`` or ``{"messages": [...]}``, of which the last
+    assistant turn is learned; ``"truncated": true`` marks a completion that was cut off and gets no EOS. With
+    ``output_dir`` the result is a Hugging Face folder there; checkpoints, resume and Ctrl-C are those of
+    :func:`textenv.hf_training.fit`. ``eval_records`` are held out: their NLL enters the history after every epoch.
+
+    Raises:
+        ValueError: a record is malformed (names its number), or the output folder holds an unfinished run.
+    """
+    config = config or SFTConfig()
+    demonstrations = load_demonstrations(records)
+    held_out = None if eval_records is None else load_demonstrations(eval_records)
+    if isinstance(model, str):
+        learner = textenv.fresh_language_model(model)
+    else:
+        learner = replace(model, model=copy.deepcopy(model.model))
+    examples = _tokenise(learner, demonstrations, config)
+    held_out_examples = None if held_out is None else _tokenise(learner, held_out, config)
+
+    def evaluate() -> dict[str, float]:
+        if held_out_examples is None:
+            return {}
+        return {"eval_nll": _mean_nll(learner.model, held_out_examples, config.batch_size)}
+
+    run = fit(
+        Objective(learner.model, _summed_loss),
+        examples.lengths,
+        examples.collate,
+        config,
+        save=learner.save_pretrained,
+        fingerprint=examples.prompts.digest() + examples.responses.digest(),
+        output_dir=output_dir,
+        resume=resume,
+        on_progress=on_progress,
+        evaluate=None if held_out_examples is None else evaluate,
+    )
+    if output_dir is not None:
+        learner.save_pretrained(output_dir)
+        remove_checkpoints(output_dir)
+    metrics = {
+        "seconds": run.seconds,
+        "steps": float(run.steps),
+        "tokens": float(examples.responses.lengths.sum()),
+        "truncated_prompts": float(examples.truncated_prompts),
+        "truncated_completions": float(examples.truncated_completions),
+        **run.evaluation,
+    }
+    return SFTResult(learner, run.history, metrics)
+
+
+def sft_loss(model: PreTrainedModel, batch: Responses) -> Float[Tensor, ""]:
+    """Mean negative log-likelihood of a response token (nats): the objective, on one batch, with gradient."""
+    return _summed_nll(model, batch) / batch.response_lengths.sum()
+
+
+def completion_nll(
+    model: LanguageModel,
+    records: Sequence[Mapping[str, Any]] | str | Path,
+    *,
+    completion_only: bool = True,
+    batch_size: int = 64,
+) -> float:
+    """Mean negative log-likelihood (nats a token, EOS included) of demonstrations. No gradient."""
+    examples = _tokenise(model, load_demonstrations(records), SFTConfig(completion_only=completion_only))
+    return _mean_nll(model.model, examples, batch_size)
+
+
+def load_demonstrations(records: Sequence[Mapping[str, Any]] | str | Path) -> list[Demonstration]:
+    """Read ``{"prompt", "completion"}`` and ``{"messages"}`` records, in memory or from JSONL.
+
+    Raises:
+        ValueError: a record is malformed; names the file, if there is one, and the record's number from 1.
+    """
+    where = f"{records}, " if isinstance(records, str | Path) else ""
+    rows = read_jsonl(records) if isinstance(records, str | Path) else records
+    if not rows:
+        raise ValueError(
+            "demonstrations must hold at least one record, with records (=[]). Give a list or a JSONL file."
+        )
+    return [_demonstration(row, f"{where}record {number}") for number, row in enumerate(rows, start=1)]
+
+
+def _demonstration(record: Mapping[str, Any], where: str) -> Demonstration:
+    if "messages" in record:
+        messages = record["messages"]
+        if not isinstance(messages, list) or len(messages) < 2 or not _is_answer(messages[-1]):
+            raise ValueError(f"{where}: 'messages' must be a chat that ends with an assistant turn, with {messages!r}.")
+        prompt, completion = messages[:-1], messages[-1:]
+    elif "prompt" in record and "completion" in record:
+        prompt, completion = record["prompt"], record["completion"]
+    else:
+        raise ValueError(
+            f"{where}: a demonstration must have 'prompt' and 'completion', or 'messages', with keys {sorted(record)}."
+        )
+    if isinstance(completion, list) and len(completion) == 1 and _is_answer(completion[0]):
+        completion = completion[0].get("content")
+    if not isinstance(prompt, str | list):
+        raise ValueError(f"{where}: 'prompt' must be a string or a list of chat messages, with {prompt!r}.")
+    if not isinstance(completion, str):
+        raise ValueError(f"{where}: the completion must be a string or one assistant message, with {completion!r}.")
+    return Demonstration(prompt, completion, bool(record.get("truncated", False)))
+
+
+def _is_answer(message: Any) -> bool:
+    return isinstance(message, Mapping) and message.get("role") == "assistant"
+
+
+class _Examples(NamedTuple):
+    """Tokenised demonstrations."""
+
+    prompts: Ragged
+    """Tokens that are conditioned on, ≥ 1."""
+    responses: Ragged
+    """Tokens that are learned."""
+    truncated_prompts: int
+    truncated_completions: int
+
+    @property
+    def lengths(self) -> Int[Tensor, " N"]:
+        return self.prompts.lengths + self.responses.lengths
+
+    def batch(self, index: Int[Tensor, " B"]) -> Responses:
+        return Responses(*self.prompts.padded(index, left=True), *self.responses.padded(index))
+
+    def collate(self, index: Int[Tensor, " B"]) -> dict[str, Tensor]:
+        """The batch as Trainer wants it; ``labels`` has one entry a learned token, for Trainer to count."""
+        batch = self.batch(index)
+        return {**batch._asdict(), "labels": torch.zeros(int(batch.response_lengths.sum()))}
+
+
+def _tokenise(model: LanguageModel, demonstrations: list[Demonstration], config: SFTConfig) -> _Examples:
+    prompts, completions = encode_texts(
+        model.tokenizer, [d.prompt for d in demonstrations], [d.completion for d in demonstrations]
+    )
+    limit = config.max_length or model.max_tokens
+    cut_prompts = cut_completions = 0
+    for i, demonstration in enumerate(demonstrations):
+        prompt = prompts[i]
+        response = completions[i] if demonstration.truncated else [*completions[i], model.eos_id]
+        if not config.completion_only:
+            prompt, response = [], prompt + response
+        if not prompt:
+            if config.completion_only:
+                raise ValueError(
+                    f"record {i + 1}: a prompt must have at least one token, with {demonstration.prompt!r}."
+                )
+            prompt, response = response[:1], response[1:]
+        if not response:
+            raise ValueError(f"record {i + 1}: an example must have something to learn, with {demonstration!r}.")
+        if limit is not None and len(prompt) + len(response) > limit:
+            cut_completions += len(response) > limit - 1
+            cut_prompts += len(prompt) > 1
+            response = response[: limit - 1]
+            prompt = prompt[-(limit - len(response)) :]
+        prompts[i], completions[i] = prompt, response
+    if cut_prompts or cut_completions:
+        _log.warning("Over %s tokens: %d prompts and %d completions were cut.", limit, cut_prompts, cut_completions)
+    return _Examples(Ragged(prompts), Ragged(completions), cut_prompts, cut_completions)
+
+
+def _summed_nll(model: PreTrainedModel, batch: Responses) -> Float[Tensor, ""]:
+    logprobs, _ = response_outputs(model, batch, _PLAIN)
+    return -token_logprobs(logprobs, batch).sum()
+
+
+def _summed_loss(model: PreTrainedModel, **fields: Tensor) -> Float[Tensor, ""]:
+    return _summed_nll(model, Responses(**fields))
+
+
+@torch.no_grad()
+def _mean_nll(model: PreTrainedModel, examples: _Examples, batch_size: int) -> float:
+    training = model.training
+    model.eval()
+    total = 0.0
+    for index in length_buckets(examples.lengths, batch_size):
+        total += _summed_nll(model, examples.batch(index).to(model.device)).item()
+    model.train(training)
+    return total / int(examples.responses.lengths.sum())

@@ -1,0 +1,101 @@
+"""Human (or simulated) preferences: one record, a prompt with its responses from best to worst."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from textenv.data import read_jsonl
+
+
+class Ranking(NamedTuple):
+    """A prompt and two or more responses, the best one first. A pair is a ranking of two."""
+
+    prompt: Any
+    """A string, or a chat (list of ``{"role", "content"}``)."""
+    responses: tuple[str, ...]
+    """From best to worst."""
+    margin: float = 0.0
+    """By how much each response should outscore the next ones (score units); 0 without such a judgement."""
+
+
+def load_rankings(source: Sequence[Mapping[str, Any] | Ranking] | str | Path) -> list[Ranking]:
+    """Read records, in memory or from JSONL: ``{"prompt", "responses", "ranking"}`` or ``{"prompt", "chosen",
+    "rejected"}``, both optionally with a ``margin``.
+
+    ``ranking`` holds indices into ``responses``, best first. Responses are strings or single assistant messages.
+
+    Raises:
+        ValueError: a record is malformed; names the file, if there is one, and the record's number from 1.
+    """
+    where = f"{source}, " if isinstance(source, str | Path) else ""
+    records = read_jsonl(source) if isinstance(source, str | Path) else source
+    if not records:
+        raise ValueError("preferences must hold at least one record, with records (=[]). Give a list or a JSONL file.")
+    return [
+        record if isinstance(record, Ranking) else _ranking(record, f"{where}record {number}")
+        for number, record in enumerate(records, start=1)
+    ]
+
+
+def split_by_prompt(rankings: Sequence[Ranking], fraction: float, seed: int = 0) -> tuple[list[Ranking], list[Ranking]]:
+    """``(rest, held out)``: a ``fraction`` of the *prompts*, with all their rankings, is held out.
+
+    Splitting rankings instead would put responses of one prompt on both sides and flatter the model.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction (={fraction}) must be between 0 and 1, exclusive. It is the share held out.")
+    prompts = list(dict.fromkeys(prompt_key(ranking.prompt) for ranking in rankings))
+    count = round(fraction * len(prompts))
+    if not 0 < count < len(prompts):
+        raise ValueError(
+            f"fraction (={fraction}) of prompts (={len(prompts)}) must leave some on either side. Add prompts."
+        )
+    order = np.random.default_rng(seed).permutation(len(prompts))
+    held_out = {prompts[i] for i in order[:count]}
+    sides: tuple[list[Ranking], list[Ranking]] = ([], [])
+    for ranking in rankings:
+        sides[prompt_key(ranking.prompt) in held_out].append(ranking)
+    return sides
+
+
+def prompt_key(prompt: Any) -> str:
+    """What identifies a prompt, string or chat."""
+    return prompt if isinstance(prompt, str) else repr(prompt)
+
+
+def _ranking(record: Mapping[str, Any], where: str) -> Ranking:
+    prompt = record.get("prompt")
+    if not isinstance(prompt, str | list) or not prompt:
+        raise ValueError(f"{where}: 'prompt' must be a non-empty string or list of chat messages, with {prompt!r}.")
+    if "chosen" in record and "rejected" in record:
+        responses = tuple(_text(record[side], where) for side in ("chosen", "rejected"))
+        if responses[0] == responses[1]:
+            raise ValueError(f"{where}: 'chosen' and 'rejected' must differ, with both {responses[0]!r}.")
+    elif "responses" in record and "ranking" in record:
+        given, ranking = record["responses"], record["ranking"]
+        if not isinstance(given, list) or len(given) < 2:
+            raise ValueError(f"{where}: 'responses' must be a list of two or more, with {given!r}.")
+        if not isinstance(ranking, list) or sorted(map(repr, ranking)) != sorted(map(repr, range(len(given)))):
+            raise ValueError(
+                f"{where}: 'ranking' must be a permutation of 0…{len(given) - 1}, best first, with {ranking!r}."
+            )
+        responses = tuple(_text(given[index], where) for index in ranking)
+    else:
+        raise ValueError(
+            f"{where}: a preference must have 'responses' and 'ranking', or 'chosen' and 'rejected', "
+            f"with keys {sorted(record)}."
+        )
+    margin = record.get("margin")
+    if margin is not None and (not isinstance(margin, int | float) or not np.isfinite(margin)):
+        raise ValueError(f"{where}: 'margin' must be a finite number, with {margin!r}.")
+    return Ranking(prompt, responses, float(margin or 0.0))
+
+
+def _text(response: Any, where: str) -> str:
+    if isinstance(response, list) and len(response) == 1 and isinstance(response[0], Mapping):
+        response = response[0].get("content")
+    if not isinstance(response, str):
+        raise ValueError(f"{where}: a response must be a string or one assistant message, with {response!r}.")
+    return response

@@ -1,0 +1,66 @@
+"""The embedded world of ``textenv/Assistant-v0``: prompts, demonstrations, a gold judge and simulated annotators.
+
+Usable by itself: sample prompts, answers and rankings, score any text, and compute the limits of what can be learned.
+"""
+
+from typing import TYPE_CHECKING
+
+from textenv.tasks.assistant.annotators import ANNOTATOR_TEMPERATURE, bayes_accuracy, nll_floor, rank, sample_rankings
+from textenv.tasks.assistant.corpus import (
+    Entropy,
+    answer_distribution,
+    conditional_entropy,
+    sample_answer,
+    sample_corpus,
+)
+from textenv.tasks.assistant.judge import Judgement, gold_scores, judge, rates
+from textenv.tasks.assistant.phrases import VOCABULARY
+from textenv.tasks.assistant.world import (
+    MAX_NEW_TOKENS,
+    MAX_PROMPT_TOKENS,
+    Prompt,
+    parse_prompt,
+    prompts,
+    sample_prompts,
+    test_prompts,
+    train_prompts,
+    validation_prompts,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+__all__ = [
+    "ANNOTATOR_TEMPERATURE",
+    "MAX_NEW_TOKENS",
+    "MAX_PROMPT_TOKENS",
+    "VOCABULARY",
+    "Entropy",
+    "Judgement",
+    "Prompt",
+    "answer_distribution",
+    "bayes_accuracy",
+    "build_tokenizer",
+    "conditional_entropy",
+    "gold_scores",
+    "judge",
+    "nll_floor",
+    "parse_prompt",
+    "prompts",
+    "rank",
+    "rates",
+    "sample_answer",
+    "sample_corpus",
+    "sample_prompts",
+    "sample_rankings",
+    "test_prompts",
+    "train_prompts",
+    "validation_prompts",
+]
+
+
+def build_tokenizer() -> "PreTrainedTokenizerFast":
+    """The word-level tokenizer over ``VOCABULARY``; imports transformers."""
+    from textenv.tasks.assistant import tokenizer
+
+    return tokenizer.build_tokenizer()

@@ -1,0 +1,68 @@
+"""Simulated annotators: they rank answers by gold score plus Gumbel noise, which is the Plackett–Luce model.
+
+P(ranking) = Π_k exp(g_k / τ) / Σ_{j ≥ k} exp(g_j / τ), so the chance that answer a is ranked above answer b is
+σ((g_a − g_b) / τ) whatever else is ranked. Source: R. D. Luce (1959); R. L. Plackett (1975).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from textenv.tasks.assistant.judge import gold_scores
+
+ANNOTATOR_TEMPERATURE = 1.0
+"""τ, in units of gold. Larger is noisier."""
+
+
+def rank(gold: Sequence[float], rng: np.random.Generator, temperature: float = ANNOTATOR_TEMPERATURE) -> list[int]:
+    """One annotator's ranking: indices into ``gold``, best first."""
+    noisy = np.asarray(gold, dtype=np.float64) / _checked(temperature) + rng.gumbel(size=len(gold))
+    return [int(index) for index in np.argsort(-noisy)]
+
+
+def sample_rankings(
+    prompts: Sequence[str],
+    responses: Sequence[Sequence[str]],
+    seed: int,
+    *,
+    finish_reasons: Sequence[Sequence[str]] | None = None,
+    temperature: float = ANNOTATOR_TEMPERATURE,
+) -> list[dict[str, Any]]:
+    """Rank the responses to each prompt once: records ``{"prompt", "responses", "ranking"}``."""
+    rng = np.random.default_rng(seed)
+    records: list[dict[str, Any]] = []
+    for row, (prompt, answers) in enumerate(zip(prompts, responses, strict=True)):
+        reasons = None if finish_reasons is None else list(finish_reasons[row])
+        gold = gold_scores([prompt] * len(answers), list(answers), finish_reason=reasons)
+        records.append({"prompt": prompt, "responses": list(answers), "ranking": rank(gold, rng, temperature)})
+    return records
+
+
+def bayes_accuracy(gold: Float[np.ndarray, "B K"], temperature: float = ANNOTATOR_TEMPERATURE) -> float:
+    """The highest accuracy that any reward model can expect on annotated pairs: mean max(p, 1 − p)."""
+    p = _pair_probabilities(gold, temperature)
+    return float(np.maximum(p, 1 - p).mean())
+
+
+def nll_floor(gold: Float[np.ndarray, "B K"], temperature: float = ANNOTATOR_TEMPERATURE) -> float:
+    """The lowest mean negative log-likelihood of a pair, in nats: mean H(p)."""
+    p = np.clip(_pair_probabilities(gold, temperature), 1e-300, 1.0)
+    q = np.clip(1 - p, 1e-300, 1.0)
+    return float(-(p * np.log(p) + q * np.log(q)).mean())
+
+
+def _pair_probabilities(gold: Float[np.ndarray, "B K"], temperature: float) -> Float[np.ndarray, "B pairs"]:
+    """P(first of the pair is preferred), for all K(K − 1)/2 pairs of each prompt."""
+    gold = np.asarray(gold, dtype=np.float64)
+    if gold.ndim != 2 or gold.shape[1] < 2:
+        raise ValueError(f"gold must be [B, K] with K ≥ 2, with shape (={gold.shape}). Give K scores a prompt.")
+    first, second = np.triu_indices(gold.shape[1], k=1)
+    return 1 / (1 + np.exp(-(gold[:, first] - gold[:, second]) / _checked(temperature)))
+
+
+def _checked(temperature: float) -> float:
+    if not temperature > 0:
+        raise ValueError(f"temperature must be > 0, with temperature (={temperature}). Use a small one for no noise.")
+    return temperature

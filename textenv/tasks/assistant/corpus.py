@@ -1,0 +1,256 @@
+"""What people (and the web) answer in this world: a grammar of answers, sampled for training and enumerated for limits.
+
+An answer is drawn by mode (good, wrong, vague, …), then by style (plain, polite, brief), then by sentence. Two sources
+differ in their mixes: ``base``, everything that can be found, and ``demonstrations``, mostly good but not perfect.
+"""
+
+import math
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+
+from textenv.tasks.assistant.grammar import Node, draw, expand, fill, maybe, one_of, sequence, weighted
+from textenv.tasks.assistant.phrases import (
+    ALTERNATIVE,
+    BRIEF_FACT_ANSWERS,
+    BRIEF_REFUSALS,
+    BRIEF_STEPS,
+    CLOSERS,
+    FACT_ANSWERS,
+    OPENERS,
+    REFUSALS,
+    RUDE,
+    STEPS,
+    TIPS,
+    VAGUE,
+)
+from textenv.tasks.assistant.world import (
+    ALTERNATIVES,
+    FACTS,
+    HARMLESS_VERBS,
+    MAX_NEW_TOKENS,
+    OBJECTS,
+    RELATIONS,
+    VALUES,
+    VERBS,
+    Kind,
+    Prompt,
+    Split,
+    Tone,
+    pair_split,
+    sample_prompts,
+)
+
+Source = Literal["base", "demonstrations"]
+
+# Shares of the modes of an answer, by source and kind of prompt; they need not sum to 1.
+MODES: dict[Source, dict[Kind, dict[str, float]]] = {
+    "base": {
+        "howto": {"good": 45, "wrong": 22, "vague": 9, "off topic": 8, "rude": 5, "refusal": 6, "rambling": 5},
+        "fact": {"good": 45, "wrong": 24, "vague": 9, "off topic": 8, "rude": 5, "refusal": 4, "rambling": 5},
+        "harmful": {"good": 34, "complying": 42, "vague": 6, "off topic": 6, "rude": 5, "rambling": 7},
+    },
+    "demonstrations": {
+        "howto": {"good": 74, "wrong": 18, "vague": 2, "off topic": 2, "rude": 1, "refusal": 2, "rambling": 1},
+        "fact": {"good": 74, "wrong": 18, "vague": 2, "off topic": 2, "rude": 1, "refusal": 2, "rambling": 1},
+        "harmful": {"good": 68, "complying": 24, "vague": 3, "off topic": 2, "rude": 2, "rambling": 1},
+    },
+}
+TONE_KEPT: dict[Source, float] = {"base": 0.6, "demonstrations": 0.75}
+"""Share of answers in the style that the prompt requests."""
+
+
+class Entropy(NamedTuple):
+    """Conditional entropy of answers given prompts, in nats: the lowest negative log-likelihood a model can reach."""
+
+    per_answer: float
+    per_token: float
+    """EOS counts as a token; an answer cut off at the budget has none."""
+
+
+def answer_distribution(prompt: Prompt, source: Source) -> dict[str, float]:
+    """Every answer to a prompt with its probability. An answer of ``MAX_NEW_TOKENS`` words has no EOS."""
+    merged: dict[str, float] = {}
+    for text, p in expand(_answers(prompt, source)).items():
+        cut = _cut(text)
+        merged[cut] = merged.get(cut, 0.0) + p
+    return merged
+
+
+def sample_answer(prompt: Prompt, source: Source, rng: np.random.Generator) -> str:
+    """One draw from :func:`answer_distribution`."""
+    return _cut(draw(_answers(prompt, source), rng))
+
+
+def sample_corpus(count: int, seed: int, *, source: Source, split: Split = "train") -> list[dict[str, Any]]:
+    """Records ``{"prompt", "completion"}`` for supervised training; answers cut off also have ``"truncated": True``."""
+    rng = np.random.default_rng(seed)
+    records: list[dict[str, Any]] = []
+    for prompt in sample_prompts(split, count, rng):
+        completion = sample_answer(prompt, source, rng)
+        record: dict[str, Any] = {"prompt": prompt.text, "completion": completion}
+        if len(completion.split()) == MAX_NEW_TOKENS:
+            record["truncated"] = True
+        records.append(record)
+    return records
+
+
+def conditional_entropy(prompts: Iterable[Prompt], source: Source) -> Entropy:
+    """H = −Σ_y p(y|x) log p(y|x), mean over prompts; a token: Σ H / Σ E[tokens]."""
+    values = np.array([_entropy_and_tokens(_question(prompt), source) for prompt in prompts])
+    entropy, tokens = values.mean(0)
+    return Entropy(float(entropy), float(entropy / tokens))
+
+
+@lru_cache(maxsize=4096)
+def _entropy_and_tokens(prompt: Prompt, source: Source) -> tuple[float, float]:
+    answers = answer_distribution(prompt, source)
+    entropy = -math.fsum(p * math.log(p) for p in answers.values())
+    tokens = math.fsum(p * min(len(answer.split()) + 1, MAX_NEW_TOKENS) for answer, p in answers.items())
+    return entropy, tokens
+
+
+def _cut(text: str) -> str:
+    words = text.split()
+    return text if len(words) <= MAX_NEW_TOKENS else " ".join(words[:MAX_NEW_TOKENS])
+
+
+def _question(prompt: Prompt) -> Prompt:
+    """The prompt without what its answers do not depend on, so that caches are small."""
+    person, aim = (prompt.person, prompt.aim) if prompt.harmful else ("", "")
+    return prompt._replace(text="", phrasing=0, aim=aim, person=person)
+
+
+def _answers(prompt: Prompt, source: Source) -> Node:
+    if source not in get_args(Source):
+        raise ValueError(f"source must be one of {get_args(Source)}, with source (={source!r}).")
+    return _grammar(_question(prompt), source)
+
+
+@lru_cache(maxsize=4096)
+def _grammar(prompt: Prompt, source: Source) -> Node:
+    mix = MODES[source][prompt.kind]
+    return weighted(*((share, _mode(mode, prompt, TONE_KEPT[source])) for mode, share in mix.items()))
+
+
+def _mode(mode: str, prompt: Prompt, tone_kept: float) -> Node:
+    right, brief = _right(prompt)
+    match mode:
+        case "good" if prompt.harmful:
+            return _styled(prompt.tone, tone_kept, *_refusal(prompt))
+        case "good" | "complying":
+            return _styled(prompt.tone, tone_kept, right, brief)
+        case "wrong":
+            return _styled(prompt.tone, tone_kept, *_wrong(prompt))
+        case "vague":
+            return sequence(one_of(*VAGUE), maybe(0.3, one_of(*TIPS)))
+        case "off topic":
+            return sequence(maybe(0.2, one_of(*OPENERS)), _off_topic(prompt))
+        case "rude":
+            return sequence(one_of(*RUDE), maybe(0.4, one_of(*REFUSALS) if prompt.harmful else right))
+        case "refusal":
+            return one_of(*REFUSALS)
+        case "rambling":
+            return one_of(
+                sequence(*OPENERS, brief, one_of(*TIPS)),
+                sequence(one_of(*VAGUE), one_of(*TIPS), brief, one_of(*TIPS)),
+                sequence(brief, one_of(*TIPS), brief, one_of(*TIPS), brief),
+            )
+    raise AssertionError(mode)
+
+
+def _right(prompt: Prompt) -> tuple[Node, Node]:
+    """The full and the brief answers that do what is asked, harm included."""
+    if prompt.kind == "fact":
+        value = FACTS[prompt.subject][RELATIONS.index(prompt.relation)]
+        return _facts(prompt, FACT_ANSWERS, value), _facts(prompt, BRIEF_FACT_ANSWERS, value)
+    tool, part = VERBS[prompt.verb], OBJECTS[prompt.object]
+    return _steps(prompt, STEPS, tool, part), _steps(prompt, BRIEF_STEPS, tool, part)
+
+
+def _wrong(prompt: Prompt) -> tuple[Node, Node]:
+    """The same with another value; with another tool or part, seldom both."""
+    if prompt.kind == "fact":
+        value = FACTS[prompt.subject][RELATIONS.index(prompt.relation)]
+        others = one_of(*(other for other in VALUES[prompt.relation] if other != value))
+        return _facts(prompt, FACT_ANSWERS, others), _facts(prompt, BRIEF_FACT_ANSWERS, others)
+    tool, part = VERBS[prompt.verb], OBJECTS[prompt.object]
+    other_tool = one_of(*(other for other in HARMLESS_VERBS.values() if other != tool))
+    other_part = one_of(*(other for other in OBJECTS.values() if other != part))
+
+    def mixed(forms: tuple[str, ...]) -> Node:
+        return weighted(
+            (0.45, _steps(prompt, forms, other_tool, part)),
+            (0.45, _steps(prompt, forms, tool, other_part)),
+            (0.10, _steps(prompt, forms[:1], other_tool, other_part)),
+        )
+
+    return mixed(STEPS), mixed(BRIEF_STEPS)
+
+
+def _refusal(prompt: Prompt) -> tuple[Node, Node]:
+    """A refusal, mostly with the fitting alternative."""
+    fitting, target = alternative(prompt)
+    others = one_of(*(other for other in ALTERNATIVES.values() if other != fitting))
+    offer = weighted(
+        (0.55, fill(ALTERNATIVE, alternative=fitting, target=target)),
+        (0.15, fill(ALTERNATIVE, alternative=others, target=target)),
+        (0.30, ""),
+    )
+    return sequence(one_of(*REFUSALS), offer), sequence(one_of(*BRIEF_REFUSALS), offer)
+
+
+def alternative(prompt: Prompt) -> tuple[str, str]:
+    """What one could do instead of a harm, and to what or whom: ("buy", "bike"), ("forgive", "boss")."""
+    if prompt.verb in ALTERNATIVES:
+        return ALTERNATIVES[prompt.verb], prompt.object
+    return ALTERNATIVES[prompt.aim], prompt.person
+
+
+def _off_topic(prompt: Prompt) -> Node:
+    """The right answer to another question, of pairs and facts that are not held out."""
+    own = (prompt.verb, prompt.object) if prompt.verb else (prompt.relation, prompt.subject)
+    steps, facts = (one_of(*(node for asked, node in group if asked != own)) for group in _all_answers())
+    return one_of(steps, facts)
+
+
+@lru_cache(maxsize=1)
+def _all_answers() -> tuple[list[tuple[tuple[str, str], Node]], ...]:
+    """What was asked and the full right answer: harmless training pairs, and facts."""
+    steps = [
+        ((verb, object), fill(STEPS[-1], verb=verb, object=object, tool=tool, part=part))
+        for verb, tool in HARMLESS_VERBS.items()
+        for object, part in OBJECTS.items()
+        if pair_split(verb, object) == "train"
+    ]
+    facts = [
+        ((relation, subject), fill(FACT_ANSWERS[-1], relation=relation, subject=subject, value=value))
+        for subject, values in FACTS.items()
+        for relation, value in zip(RELATIONS, values, strict=True)
+    ]
+    return steps, facts
+
+
+def _styled(tone: Tone, tone_kept: float, full: Node, brief: Node) -> Node:
+    """An answer in the requested style with probability ``tone_kept``; unasked, mostly plain."""
+    plain = sequence(full, maybe(0.2, one_of(*TIPS)))
+    opener, closer = one_of(*OPENERS), one_of(*CLOSERS)
+    polite = weighted(
+        (0.5, sequence(opener, full)), (0.35, sequence(full, closer)), (0.15, sequence(opener, brief, closer))
+    )
+    missed = 1 - tone_kept
+    if tone == "polite":
+        return weighted((tone_kept, polite), (0.8 * missed, plain), (0.2 * missed, brief))
+    if tone == "brief":
+        return weighted((tone_kept, brief), (0.7 * missed, plain), (0.3 * missed, polite))
+    return weighted((0.75, plain), (0.12, brief), (0.13, polite))
+
+
+def _steps(prompt: Prompt, forms: tuple[str, ...], tool: Node, part: Node) -> Node:
+    return one_of(*(fill(form, verb=prompt.verb, object=prompt.object, tool=tool, part=part) for form in forms))
+
+
+def _facts(prompt: Prompt, forms: tuple[str, ...], value: Node) -> Node:
+    return one_of(*(fill(form, relation=prompt.relation, subject=prompt.subject, value=value) for form in forms))
