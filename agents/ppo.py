@@ -41,8 +41,10 @@ from agents.returns import generalized_advantages, whiten
 from agents.rollout import Rollout, Stream
 from textenv import registry
 from textenv.data import write_json
+from textenv.interrupt import deferred_interrupt
 from textenv.kl import AdaptiveKL, FixedKL, KLController
 from textenv.lm import LanguageModel, Sampled, length_buckets, load_language_model
+from textenv.progress import Advance
 from textenv.scoring import spread_kl
 from textenv.vector import TextVectorEnv
 
@@ -310,6 +312,32 @@ class PPO:
         agent.stream.prompt_ids = infos["prompt_id"]
         env.random_states = state["random_states"]
         return agent
+
+
+def learn_with_checkpoints(
+    agent: PPO, total_episodes: int, folder: str | Path, *, every: int = 10, advance: Advance | None = None
+) -> None:
+    """Learn until the agent has played ``total_episodes`` in all, saving on the way and at the end.
+
+    Ctrl-C finishes the running update, saves, and raises KeyboardInterrupt: loading goes on from there.
+    """
+    size = agent.config.batch_size
+    total = math.ceil(total_episodes / size)
+
+    def after_update(log: dict[str, float]) -> bool:
+        done = len(agent.history)
+        if advance is not None:
+            shown = ("rm_score", "kl", "gold_score")
+            advance(done, total, {key: log[key] for key in shown if key in log})
+        if done % every == 0 and done < total and not stopped.is_set():
+            agent.save(folder)
+        return not stopped.is_set()
+
+    with deferred_interrupt() as stopped:
+        agent.learn(max(0, total - len(agent.history)) * size, callback=after_update)
+        agent.save(folder)
+    if stopped.is_set() and len(agent.history) < total:
+        raise KeyboardInterrupt
 
 
 def rollout_log(rollout: Rollout) -> dict[str, float]:

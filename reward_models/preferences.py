@@ -17,7 +17,7 @@ class Ranking(NamedTuple):
     responses: tuple[str, ...]
     """From best to worst."""
     margin: float = 0.0
-    """By how much each response should outscore the next ones (score units); 0 without such a judgement."""
+    """By how much each response should outscore the ones after it (log-odds); 0 without such a judgement."""
 
 
 def load_rankings(source: Sequence[Mapping[str, Any] | Ranking] | str | Path) -> list[Ranking]:

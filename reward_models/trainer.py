@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from reward_models.losses import ranking_accuracy, ranking_nll
 from reward_models.preferences import Ranking, load_rankings, prompt_key
-from reward_models.transformer import TransformerRewardModel, score_rows
+from reward_models.transformer import TransformerRewardModel, score_rows, score_unit
 from textenv.hf_training import Objective, OnProgress, Ragged, TrainingConfig, fit, remove_checkpoints
 from textenv.lm import LanguageModel
 
@@ -179,7 +179,7 @@ def _summed_loss(
 ) -> Float[Tensor, ""]:
     """Sum over prompts; every response passes the trunk once."""
     scores, mask = table(score_rows(model, input_ids, lengths), counts)
-    return ranking_nll(scores, mask, margins).sum()
+    return ranking_nll(scores * score_unit(model), mask, margins).sum()
 
 
 def _copy(model: TransformerRewardModel) -> TransformerRewardModel:

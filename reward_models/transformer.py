@@ -15,6 +15,7 @@ from typing import Any, final
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -86,7 +87,7 @@ class TransformerRewardModel:
     def score_unit(self) -> float:
         """Log-odds in one unit of score: the model holds ``P(a ≻ b) = σ(score_unit · (s_a − s_b))``. 1 as trained,
         then what normalisation divided by; saved in the config."""
-        return float(getattr(self.model.config, "score_unit", 1.0))
+        return score_unit(self.model)
 
     @property
     def max_tokens(self) -> int | None:
@@ -101,6 +102,7 @@ class TransformerRewardModel:
         """
         prompt_ids, completion_ids = encode_texts(self.tokenizer, prompts, completions, rendered=True)
         limit, cut = self.max_tokens, 0
+        eos_id: Any = self.tokenizer.eos_token_id
         texts: list[list[int]] = []
         for prompt, completion in zip(prompt_ids, completion_ids, strict=True):
             room = None if limit is None else limit - len(completion) - 1
@@ -111,7 +113,7 @@ class TransformerRewardModel:
                         f"(={len(completion) + 1}) > limit (={limit}). Shorten it or take another model."
                     )
                 prompt, cut = prompt[len(prompt) - room :], cut + 1
-            texts.append([*prompt, *completion, self.tokenizer.eos_token_id])
+            texts.append([*prompt, *completion, eos_id])
         if cut and not self.truncated_prompts:
             _log.warning("Reward model %s (≤ %s tokens): %d prompts were cut on the left.", self.name, limit, cut)
         self.truncated_prompts += cut
@@ -194,7 +196,7 @@ def load_reward_model(
     try:
         model = AutoModelForSequenceClassification.from_pretrained(str(name), dtype=dtype, use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(str(name))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ValueError(
             f"a reward model must be a registered name, 'module:callable', a folder or a hub id, with name "
             f"(={str(name)!r}). Loading it as a Hugging Face sequence classifier failed: {error}"
@@ -222,6 +224,11 @@ def score_head(model: PreTrainedModel) -> nn.Linear:
             f"(={type(model).__name__}) and head (={head}). Train one, or convert it with num_labels=1."
         )
     return head
+
+
+def score_unit(model: PreTrainedModel) -> float:
+    """Log-odds in one unit of score."""
+    return float(getattr(model.config, "score_unit", 1.0))
 
 
 def score_offset(model: PreTrainedModel) -> float:

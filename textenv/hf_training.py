@@ -10,7 +10,6 @@ import hashlib
 import json
 import random
 import shutil
-import signal
 import tempfile
 import threading
 import time
@@ -21,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
@@ -28,6 +28,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import logging as hf_logging
 
 from textenv.data import write_json
+from textenv.interrupt import deferred_interrupt
 
 OnProgress = Callable[[int, int, dict[str, float]], None]
 """``(step, total steps, latest logged numbers)``, after every optimizer step."""
@@ -203,7 +204,7 @@ def fit(
     with contextlib.ExitStack() as stack:
         stack.enter_context(untouched_globals())
         folder = Path(output_dir or stack.enter_context(tempfile.TemporaryDirectory()))
-        interrupt = stack.enter_context(_deferred_interrupt(active=output_dir is not None))
+        interrupt = stack.enter_context(deferred_interrupt(active=output_dir is not None))
         trainer = _Trainer(objective, config, lengths, collate, steps, folder, save, identity)
         watcher = _Watcher(trainer, on_progress, evaluate, interrupt, may_save=output_dir is not None)
         trainer.add_callback(watcher)
@@ -337,7 +338,7 @@ class _Trainer(Trainer):
         own: Any = self._objective.model
         try:
             saved = type(own).from_pretrained(resume_from_checkpoint, dtype=own.dtype, use_safetensors=True)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise ValueError(
                 f"a checkpoint must be readable, with path (={resume_from_checkpoint!r}): {error}"
             ) from error
@@ -382,26 +383,6 @@ class _Watcher(TrainerCallback):
         if self._evaluate is not None:
             self.evaluation = self._evaluate()
             self._trainer.log(dict(self.evaluation))
-
-
-@contextlib.contextmanager
-def _deferred_interrupt(*, active: bool) -> Iterator[threading.Event]:
-    """The first Ctrl-C sets the event, which the end of the running step reads; a second one acts at once."""
-    event = threading.Event()
-    if not active or threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    previous = signal.getsignal(signal.SIGINT)
-
-    def on_interrupt(number: int, frame: Any) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, previous)
-
-    signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 def _checkpoints(output_dir: str | Path) -> list[Path]:

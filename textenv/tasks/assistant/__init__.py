@@ -13,7 +13,7 @@ from textenv.tasks.assistant.corpus import (
     sample_answer,
     sample_corpus,
 )
-from textenv.tasks.assistant.judge import Judgement, gold_scores, judge, rates
+from textenv.tasks.assistant.gold import Judgement, gold_scores, judge, rates
 from textenv.tasks.assistant.phrases import VOCABULARY
 from textenv.tasks.assistant.world import (
     MAX_NEW_TOKENS,

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from textenv.tasks.assistant.judge import gold_scores
+from textenv.tasks.assistant.gold import gold_scores
 
-ANNOTATOR_TEMPERATURE = 1.0
+ANNOTATOR_TEMPERATURE = 0.8
 """τ, in units of gold. Larger is noisier."""
 
 

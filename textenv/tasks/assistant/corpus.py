@@ -23,7 +23,9 @@ from textenv.tasks.assistant.phrases import (
     REFUSALS,
     RUDE,
     STEPS,
+    SURE,
     TIPS,
+    UNSURE,
     VAGUE,
 )
 from textenv.tasks.assistant.world import (
@@ -48,9 +50,9 @@ Source = Literal["base", "demonstrations"]
 # Shares of the modes of an answer, by source and kind of prompt; they need not sum to 1.
 MODES: dict[Source, dict[Kind, dict[str, float]]] = {
     "base": {
-        "howto": {"good": 45, "wrong": 22, "vague": 9, "off topic": 8, "rude": 5, "refusal": 6, "rambling": 5},
-        "fact": {"good": 45, "wrong": 24, "vague": 9, "off topic": 8, "rude": 5, "refusal": 4, "rambling": 5},
-        "harmful": {"good": 34, "complying": 42, "vague": 6, "off topic": 6, "rude": 5, "rambling": 7},
+        "howto": {"good": 48, "wrong": 20, "vague": 9, "off topic": 8, "rude": 5, "refusal": 6, "rambling": 5},
+        "fact": {"good": 48, "wrong": 21, "vague": 9, "off topic": 8, "rude": 5, "refusal": 4, "rambling": 5},
+        "harmful": {"good": 36, "complying": 40, "vague": 6, "off topic": 6, "rude": 5, "rambling": 7},
     },
     "demonstrations": {
         "howto": {"good": 74, "wrong": 18, "vague": 2, "off topic": 2, "rude": 1, "refusal": 2, "rambling": 1},
@@ -58,8 +60,12 @@ MODES: dict[Source, dict[Kind, dict[str, float]]] = {
         "harmful": {"good": 68, "complying": 24, "vague": 3, "off topic": 2, "rude": 2, "rambling": 1},
     },
 }
-TONE_KEPT: dict[Source, float] = {"base": 0.6, "demonstrations": 0.75}
+TONE_KEPT: dict[Source, float] = {"base": 0.7, "demonstrations": 0.85}
 """Share of answers in the style that the prompt requests."""
+
+# Those who are right mostly say so: what follows an answer tells a language model whether it was right.
+RIGHT_TAIL = weighted((0.50, ""), (0.35, SURE), (0.03, UNSURE), (0.12, one_of(*TIPS[:2])))
+WRONG_TAIL = weighted((0.50, ""), (0.03, SURE), (0.35, UNSURE), (0.12, one_of(*TIPS[:2])))
 
 
 class Entropy(NamedTuple):
@@ -141,9 +147,9 @@ def _mode(mode: str, prompt: Prompt, tone_kept: float) -> Node:
         case "good" if prompt.harmful:
             return _styled(prompt.tone, tone_kept, *_refusal(prompt))
         case "good" | "complying":
-            return _styled(prompt.tone, tone_kept, right, brief)
+            return _styled(prompt.tone, tone_kept, right, brief, RIGHT_TAIL)
         case "wrong":
-            return _styled(prompt.tone, tone_kept, *_wrong(prompt))
+            return _styled(prompt.tone, tone_kept, *_wrong(prompt), WRONG_TAIL)
         case "vague":
             return sequence(one_of(*VAGUE), maybe(0.3, one_of(*TIPS)))
         case "off topic":
@@ -233,13 +239,12 @@ def _all_answers() -> tuple[list[tuple[tuple[str, str], Node]], ...]:
     return steps, facts
 
 
-def _styled(tone: Tone, tone_kept: float, full: Node, brief: Node) -> Node:
+def _styled(tone: Tone, tone_kept: float, full: Node, brief: Node, tail: Node = "") -> Node:
     """An answer in the requested style with probability ``tone_kept``; unasked, mostly plain."""
-    plain = sequence(full, maybe(0.2, one_of(*TIPS)))
+    plain = sequence(full, tail)
     opener, closer = one_of(*OPENERS), one_of(*CLOSERS)
-    polite = weighted(
-        (0.5, sequence(opener, full)), (0.35, sequence(full, closer)), (0.15, sequence(opener, brief, closer))
-    )
+    both = sequence(opener, brief, closer)
+    polite = weighted((0.50, sequence(opener, full)), (0.35, sequence(full, closer)), (0.15, both))
     missed = 1 - tone_kept
     if tone == "polite":
         return weighted((tone_kept, polite), (0.8 * missed, plain), (0.2 * missed, brief))

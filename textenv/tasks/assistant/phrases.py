@@ -6,12 +6,12 @@ from typing import Literal, NamedTuple
 
 from textenv.tasks.assistant.world import (
     ALTERNATIVES,
+    FACT_PHRASINGS,
     FACTS,
     HARMFUL_AIMS,
     HARMLESS_AIMS,
     OBJECTS,
     PAIR_PHRASINGS,
-    FACT_PHRASINGS,
     PERSONS,
     RELATIONS,
     TONE_SENTENCES,
@@ -47,7 +47,8 @@ BRIEF_REFUSALS = REFUSALS[:2]
 ALTERNATIVE = "you could {alternative} the {target} instead ."
 OPENERS = ("of course .", "sure , happy to help .", "thank you for asking .")
 CLOSERS = ("i hope this helps .", "have a nice day .")
-TIPS = ("be careful .", "take your time .", "that should do .")
+SURE, UNSURE = "that should do .", "i am not sure ."
+TIPS = ("be careful .", "take your time .", SURE, UNSURE)
 VAGUE = ("it depends .", "i do not know .", "there are many ways .", "that is a good question .")
 RUDE = ("go away .", "do it yourself .", "what a silly question .")
 

@@ -1,0 +1,398 @@
+"""The three steps of RLHF on the embedded world, from nothing: SFT → reward model → PPO, each measured.
+
+1. **base**: a small GPT-2 learns a mixed corpus (good, wrong, rude, complying, rambling answers).
+2. **sft**: it is fine-tuned on a few demonstrations.
+3. **rankings**: the SFT model answers each prompt K times; simulated annotators rank the answers.
+4. **reward_model**: a copy of the SFT trunk with a scalar head learns the rankings.
+5. **ppo**: PPO optimises the reward model's score, held near the SFT model by the KL.
+6. **evaluate**: base, SFT, best-of-K and PPO answer held-out prompts; a gold judge scores, on which nothing was trained.
+
+Every step leaves its result in the run folder; an interrupted run continues where it stopped, with the same result.
+
+Command: ``textenv demo``.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from jaxtyping import Float
+from rich.console import Console
+from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.utils import logging as hf_logging
+
+from agents.best_of_n import best_of_n, kl_bound
+from agents.policy import LanguageModelAgent
+from agents.ppo import PPO, PPOConfig, learn_with_checkpoints
+from agents.report import summary_table, write_report
+from agents.sft import SFTConfig, train_sft
+from reward_models.preferences import load_rankings
+from reward_models.trainer import RewardConfig, evaluate_reward_model, train_reward_model
+from reward_models.transformer import load_reward_model
+from textenv.data import read_jsonl, write_json, write_jsonl
+from textenv.evaluation import Evaluation, evaluate, mean_ci95
+from textenv.lm import LanguageModel, load_language_model
+from textenv.lm.load import wrap_language_model
+from textenv.progress import progress_bar
+from textenv.tasks import assistant
+from textenv.vector import TextVectorEnv
+
+STEPS = ("base", "sft", "rankings", "reward_model", "ppo", "evaluate")
+TITLES = {
+    "base": "1 base model",
+    "sft": "2 supervised fine-tuning",
+    "rankings": "3 annotators rank answers",
+    "reward_model": "4 reward model",
+    "ppo": "5 PPO",
+    "evaluate": "6 evaluation on held-out prompts",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """Settings of the demo. The defaults were chosen on validation prompts."""
+
+    run_dir: Path = Path("runs/demo")
+    """Where models, data and the report go. An unfinished run of the same settings is continued."""
+    seed: int = 0
+    """Of everything: initial weights, data, annotators, sampling."""
+    base_examples: int = 24_000
+    """Texts of the base corpus."""
+    demonstrations: int = 600
+    """Demonstrations for SFT: few, so that it leaves head-room."""
+    preference_prompts: int = 2_000
+    """Training prompts whose answers are ranked."""
+    responses_per_prompt: int = 4
+    """K: answers ranked together; also the n of best-of-n."""
+    ppo_updates: int = 60
+    """PPO updates, of ``ppo.batch_size`` episodes each."""
+    kl_coef: float = 0.2
+    """β: what a nat of KL costs, in units of the reward model's spread within a prompt."""
+    eval_split: str = "test"
+    """Held-out prompts: "validation" to choose settings, "test" to report."""
+    base: SFTConfig = field(
+        default_factory=lambda: SFTConfig(learning_rate=3e-3, epochs=2, batch_size=64, completion_only=False)
+    )
+    sft: SFTConfig = field(default_factory=lambda: SFTConfig(learning_rate=1e-3, epochs=3, batch_size=32))
+    reward: RewardConfig = field(default_factory=lambda: RewardConfig(learning_rate=1e-3, epochs=3, batch_size=32))
+    ppo: PPOConfig = field(default_factory=lambda: PPOConfig(learning_rate=1e-3))
+
+    def __post_init__(self) -> None:
+        if self.eval_split not in ("validation", "test"):
+            raise ValueError(f"eval_split must be 'validation' or 'test', with eval_split (={self.eval_split!r}).")
+        available = len(assistant.prompts("train"))
+        if not 0 < self.preference_prompts <= available:
+            raise ValueError(
+                f"preference_prompts must lie in [1, {available}], with preference_prompts "
+                f"(={self.preference_prompts})."
+            )
+        if self.responses_per_prompt < 2:
+            raise ValueError(
+                f"responses_per_prompt must be ≥ 2, with responses_per_prompt (={self.responses_per_prompt})."
+            )
+
+
+class Run:
+    """A run folder: what is done, and what was measured."""
+
+    def __init__(self, config: DemoConfig, console: Console) -> None:
+        self.config, self.folder, self.console = config, config.run_dir, console
+        settings = json.loads(json.dumps(asdict(config), default=str))
+        state = self._read("progress.json", {})
+        if state.get("settings") != settings or set(state.get("seconds", {})) >= set(STEPS):
+            for name in (*STEPS, "data"):
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+            for name in ("history.json", "summary.json", "report.html"):
+                (self.folder / name).unlink(missing_ok=True)
+            state = {"settings": settings, "seconds": {}}
+        self.state = state
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / "progress.json", state)
+
+    def _read(self, name: str, default: Any) -> Any:
+        path = self.folder / name
+        return json.loads(path.read_text("utf-8")) if path.is_file() else default
+
+    def step(self, name: str, work: Callable[[Any], list[dict[str, float]] | None]) -> None:
+        """Do a step unless it is done; keep its learning curve and its time."""
+        if name in self.state["seconds"]:
+            self.console.print(f"{TITLES[name]}: done before", style="dim")
+            return
+        start = time.perf_counter()
+        with progress_bar(TITLES[name], self.console) as advance:
+            curve = work(advance)
+        if curve is not None:
+            write_json(self.folder / "history.json", {**self._read("history.json", {}), name: curve})
+        self.state["seconds"][name] = time.perf_counter() - start
+        write_json(self.folder / "progress.json", self.state)
+
+
+def run_demo(config: DemoConfig, console: Console | None = None) -> dict[str, Any]:
+    """Run what is not done yet; write ``summary.json`` and ``report.html``; return the summary."""
+    hf_logging.disable_progress_bar()
+    console = console or Console(stderr=True)
+    run = Run(config, console)
+    run.step("base", lambda advance: train_base(run, advance))
+    run.step("sft", lambda advance: train_demonstrations(run, advance))
+    run.step("rankings", lambda advance: collect_rankings(run, advance))
+    run.step("reward_model", lambda advance: train_rewards(run, advance))
+    run.step("ppo", lambda advance: train_ppo(run, advance))
+    run.step("evaluate", lambda advance: evaluate_stages(run, advance))
+    summary = json.loads((run.folder / "summary.json").read_text("utf-8"))
+    summary["seconds"] = run.state["seconds"]
+    write_json(run.folder / "summary.json", summary)
+    report = write_report(run.folder)
+    Console().print(summary_table(summary))
+    console.print(f"report: {report}")
+    return summary
+
+
+def new_base_model(seed: int) -> LanguageModel:
+    """An untrained GPT-2 of about 0.17 M parameters over the world's vocabulary."""
+    tokenizer = assistant.build_tokenizer()
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=48,
+        n_embd=64,
+        n_layer=3,
+        n_head=4,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return wrap_language_model(GPT2LMHeadModel(config), tokenizer, name="base")
+
+
+def train_base(run: Run, advance: Any) -> list[dict[str, float]]:
+    """A base model from scratch on the mixed corpus, prompts included."""
+    config = run.config
+    corpus = assistant.sample_corpus(config.base_examples, config.seed, source="base")
+    settings = replace(config.base, seed=config.seed)
+    model = new_base_model(config.seed)
+    return train_sft(model, corpus, settings, run.folder / "base", resume=True, on_progress=_figures(advance)).history
+
+
+def train_demonstrations(run: Run, advance: Any) -> list[dict[str, float]]:
+    """SFT of the base model."""
+    config = run.config
+    records = assistant.sample_corpus(config.demonstrations, config.seed + 1, source="demonstrations")
+    write_jsonl(run.folder / "data" / "demonstrations.jsonl", records)
+    base = load_language_model(run.folder / "base")
+    settings = replace(config.sft, seed=config.seed)
+    return train_sft(base, records, settings, run.folder / "sft", resume=True, on_progress=_figures(advance)).history
+
+
+def collect_rankings(run: Run, advance: Any) -> None:
+    """K answers of the SFT model a prompt, ranked by simulated annotators: to train on, and held out to measure."""
+    config = run.config
+    for part, (split, count) in enumerate({"train": config.preference_prompts, config.eval_split: None}.items()):
+        env = assistant_env(split, reference=str(run.folder / "sft"), reward_model="assistant-gold")
+        agent = LanguageModelAgent(load_language_model(run.folder / "sft"), env.task, seed=config.seed + 10 + part)
+        ids = np.arange(count or len(env.task.prompts.ids))
+        samples = []
+        for k in range(config.responses_per_prompt):
+            samples.append(evaluate(agent, env, prompt_ids=ids))
+            advance(part * config.responses_per_prompt + k + 1, 2 * config.responses_per_prompt, {})
+        records = assistant.sample_rankings(
+            samples[0].prompts,
+            list(zip(*(s.responses for s in samples), strict=True)),
+            config.seed + 20 + part,
+            finish_reasons=list(zip(*(s.finish_reasons for s in samples), strict=True)),
+        )
+        gold = np.stack([gold_of(s) for s in samples], axis=1)
+        # Equal answers to one prompt teach nothing and would count as half-right pairs: keep each answer once.
+        rows = [distinct(record, scores) for record, scores in zip(records, gold.tolist(), strict=True)]
+        rows = [row for row in rows if len(row["responses"]) > 1]
+        write_jsonl(run.folder / "data" / f"rankings-{'train' if split == 'train' else 'held-out'}.jsonl", rows)
+
+
+def distinct(record: Mapping[str, Any], gold: list[float]) -> dict[str, Any]:
+    """A ranking with equal responses merged (the better rank stays), and the gold score of each response."""
+    kept = list(dict.fromkeys(record["responses"]))
+    order = dict.fromkeys(record["responses"][i] for i in record["ranking"])
+    scores = dict(zip(record["responses"], gold, strict=True))
+    return {
+        "prompt": record["prompt"],
+        "responses": kept,
+        "ranking": [kept.index(response) for response in order],
+        "gold": [scores[response] for response in kept],
+    }
+
+
+def train_rewards(run: Run, advance: Any) -> list[dict[str, float]]:
+    """A reward model from the SFT trunk and the rankings."""
+    config = run.config
+    result = train_reward_model(
+        load_language_model(run.folder / "sft"),
+        run.folder / "data" / "rankings-train.jsonl",
+        replace(config.reward, seed=config.seed),
+        run.folder / "reward_model",
+        resume=True,
+        on_progress=_figures(advance),
+    )
+    return result.history
+
+
+def train_ppo(run: Run, advance: Any) -> list[dict[str, float]]:
+    """PPO from the SFT model against the reward model."""
+    config = run.config
+    settings = replace(config.ppo, seed=config.seed)
+    env = assistant_env(
+        "train",
+        reference=str(run.folder / "sft"),
+        reward_model=str(run.folder / "reward_model"),
+        kl_coef=config.kl_coef,
+        num_envs=settings.batch_size,
+    )
+    folder = run.folder / "ppo"
+    agent = PPO.load(folder, env) if (folder / "state.json").is_file() else PPO(env, settings)
+
+    learn_with_checkpoints(agent, config.ppo_updates * settings.batch_size, folder, advance=advance)
+    return agent.history
+
+
+def evaluate_stages(run: Run, advance: Any) -> None:
+    """Answer every held-out prompt with every stage, K times; judge; write the summary and the report's data."""
+    config, folder = run.config, run.folder
+    env = assistant_env(
+        config.eval_split,
+        reference=str(folder / "sft"),
+        reward_model=str(folder / "reward_model"),
+        kl_coef=config.kl_coef,
+    )
+    repeats = config.responses_per_prompt
+    stages: dict[str, list[Evaluation]] = {}
+    for part, name in enumerate(("base", "sft", "ppo")):
+        model = load_language_model(folder / name / "policy" if name == "ppo" else folder / name)
+        agent = LanguageModelAgent(model, env.task, seed=config.seed + 30 + part)
+        stages[name] = []
+        for k in range(repeats):
+            stages[name].append(evaluate(agent, env))
+            advance(part * repeats + k + 1, 3 * repeats, {})
+    best = {n: best_of_n(stages["sft"][:n]) for n in range(1, repeats + 1)}
+    stages[f"best_of_{repeats}"] = [best[repeats]]
+    unit = float(np.concatenate([gold_of(e) for e in stages["sft"]]).std(ddof=1))
+    order = ("base", "sft", f"best_of_{repeats}", "ppo")
+    summary: dict[str, Any] = {name: stage_summary(stages[name], unit) for name in order}
+    summary[f"best_of_{repeats}"]["kl_bound"] = kl_bound(repeats)
+    summary["reward_model"] = measure_reward_model(run)
+    summary["gold_unit"] = unit
+    summary["seed"] = config.seed
+    summary["eval_split"] = config.eval_split
+    summary["versions"] = {name: version(name) for name in ("torch", "transformers", "gymnasium", "numpy")}
+    summary["config"] = run.state["settings"]
+    write_json(folder / "best_of_n.json", [best_point(n, evaluation, unit) for n, evaluation in best.items()])
+    write_json(
+        folder / "samples.json", side_by_side({name: stages[name][0] for name in order}, config.eval_split, unit)
+    )
+    write_json(folder / "summary.json", summary)
+
+
+def assistant_env(split: str, *, num_envs: int = 256, **options: Any) -> TextVectorEnv:
+    """The embedded world on one part of its prompts."""
+    env = gymnasium.make_vec("textenv/Assistant-v0", num_envs=num_envs, prompts=f"assistant-{split}", **options)
+    assert isinstance(env, TextVectorEnv)
+    return env
+
+
+def gold_of(evaluation: Evaluation) -> Float[np.ndarray, " B"]:
+    assert evaluation.gold is not None
+    return evaluation.gold
+
+
+def stage_summary(repeats: list[Evaluation], unit: float) -> dict[str, Any]:
+    """What the answers of one stage are worth; intervals over prompts (repeats of a prompt are averaged first)."""
+
+    def mean(columns: list[Any], scale: float = 1.0) -> dict[str, float]:
+        return mean_ci95(np.mean(columns, axis=0) / scale)._asdict()
+
+    judged = [
+        assistant.judge(*texts) for e in repeats for texts in zip(e.prompts, e.responses, e.finish_reasons, strict=True)
+    ]
+    kl = [e.kl for e in repeats if e.kl is not None]
+    return {
+        "gold_score": mean([gold_of(e) for e in repeats], unit),
+        "rm_score": mean([e.rm_scores for e in repeats]),
+        "kl": mean(kl) if len(kl) == len(repeats) else None,
+        **assistant.rates(judged),
+        "eos_rate": float(np.mean([reason != "length" for e in repeats for reason in e.finish_reasons])),
+        "response_tokens": float(np.mean([e.lengths for e in repeats])),
+    }
+
+
+def best_point(n: int, evaluation: Evaluation, unit: float) -> dict[str, float]:
+    """A point of the best-of-n curve; its KL is an upper bound."""
+    gold = mean_ci95(gold_of(evaluation) / unit)
+    return {"n": n, "gold": gold.mean, "ci95": gold.ci95, "kl_bound": kl_bound(n)}
+
+
+def measure_reward_model(run: Run) -> dict[str, float]:
+    """Accuracy and NLL on held-out rankings, beside the best that any model could expect; writes the calibration."""
+    path = run.folder / "data" / "rankings-held-out.jsonl"
+    model = load_reward_model(run.folder / "reward_model")
+    rankings, rows = load_rankings(path), read_jsonl(path)
+    measured = evaluate_reward_model(model, rankings)
+    columns: dict[str, list[float]] = {"margin": [], "agreed": [], "prompt": []}
+    bayes, floor = [], []
+    for number, (ranking, row) in enumerate(zip(rankings, rows, strict=True)):
+        scores = model([ranking.prompt] * len(ranking.responses), list(ranking.responses))
+        for better in range(len(scores)):
+            for worse in range(better + 1, len(scores)):
+                margin = (scores[better] - scores[worse]) * model.score_unit
+                columns["margin"].append(abs(margin))
+                columns["agreed"].append(float(margin > 0))
+                columns["prompt"].append(number)
+        bayes.append(assistant.bayes_accuracy(np.array([row["gold"]])))
+        floor.append(assistant.nll_floor(np.array([row["gold"]])))
+    write_json(run.folder / "calibration.json", columns)
+    return {
+        "accuracy": measured["accuracy"],
+        "accuracy_ci95": 1.96 * measured["accuracy_se"],
+        "bayes_accuracy": float(np.mean(bayes)),
+        "nll": measured["nll"],
+        "nll_floor": float(np.mean(floor)),
+        "pairs": measured["pairs"],
+    }
+
+
+def side_by_side(stages: Mapping[str, Evaluation], split: str, unit: float) -> list[dict[str, Any]]:
+    """The first held-out prompt of three kinds, answered by every stage: picked by place, not by looks."""
+    prompts = assistant.prompts(split)  # type: ignore[arg-type]
+    kinds: dict[str, Callable[[assistant.Prompt], bool]] = {
+        "Helpful": lambda p: p.kind == "howto" and p.tone == "none",
+        "Harmful": lambda p: p.harmful and p.tone == "none",
+        "Requested tone": lambda p: p.kind == "howto" and p.tone == "polite",
+    }
+    samples = []
+    for title, fits in kinds.items():
+        index = next(i for i, prompt in enumerate(prompts) if fits(prompt))
+        answers = [
+            {
+                "stage": name.replace("_", " "),
+                "text": stage.responses[index],
+                "gold": float(gold_of(stage)[index]) / unit,
+                "rm_score": float(stage.rm_scores[index]),
+            }
+            for name, stage in stages.items()
+        ]
+        samples.append({"title": title, "prompt": prompts[index].text, "answers": answers})
+    return samples
+
+
+def _figures(advance: Any) -> Callable[[int, int, Mapping[str, float]], None]:
+    """Show the loss of a training beside its bar."""
+
+    def on_progress(done: int, total: int, metrics: Mapping[str, float]) -> None:
+        advance(done, total, {"loss": metrics["loss"]} if "loss" in metrics else None)
+
+    return on_progress

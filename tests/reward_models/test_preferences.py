@@ -1,0 +1,87 @@
+"""Preference records: every form reads as one ranking, and malformed ones are named."""
+
+import json
+
+import pytest
+
+from reward_models.preferences import Ranking, load_rankings, split_by_prompt
+
+CHAT = [{"role": "user", "content": "hello"}]
+
+
+def test_responses_are_put_in_order_from_best_to_worst():
+    (ranking,) = load_rankings([{"prompt": "p", "responses": ["a", "b", "c"], "ranking": [2, 0, 1]}])
+    assert ranking == Ranking("p", ("c", "a", "b"), 0.0)
+
+
+def test_a_pair_is_a_ranking_of_two_and_may_have_a_margin():
+    records = [
+        {"prompt": "p", "chosen": "good", "rejected": "bad"},
+        {"prompt": CHAT, "chosen": [{"role": "assistant", "content": "good"}], "rejected": "bad", "margin": 2},
+    ]
+    assert load_rankings(records) == [Ranking("p", ("good", "bad"), 0.0), Ranking(CHAT, ("good", "bad"), 2.0)]
+    assert load_rankings(load_rankings(records)) == load_rankings(records)
+
+
+def test_a_ranking_may_hold_the_same_response_twice():
+    """Samples of one prompt do coincide; only a pair of equals says nothing at all."""
+    assert load_rankings([{"prompt": "p", "responses": ["a", "a", "b"], "ranking": [1, 2, 0]}])[0].responses == (
+        "a",
+        "b",
+        "a",
+    )
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"responses": ["a", "b"], "ranking": [0, 1]}, "'prompt' must be a non-empty string"),
+        ({"prompt": "", "chosen": "a", "rejected": "b"}, "'prompt' must be a non-empty string"),
+        ({"prompt": "p", "responses": ["a", "b"]}, "must have 'responses' and 'ranking', or 'chosen' and 'rejected'"),
+        ({"prompt": "p", "responses": ["a"], "ranking": [0]}, "two or more"),
+        ({"prompt": "p", "responses": ["a", "b"], "ranking": [0, 0]}, "permutation of 0…1"),
+        ({"prompt": "p", "responses": ["a", "b"], "ranking": [1, 2]}, "permutation of 0…1"),
+        ({"prompt": "p", "responses": ["a", "b"], "ranking": [0]}, "permutation of 0…1"),
+        ({"prompt": "p", "responses": ["a", "b"], "ranking": [False, True]}, "permutation of 0…1"),
+        ({"prompt": "p", "responses": ["a", 3], "ranking": [0, 1]}, "a response must be a string"),
+        ({"prompt": "p", "chosen": "a", "rejected": "a"}, "'chosen' and 'rejected' must differ"),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": "wide"}, "'margin' must be a finite number"),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": float("nan")}, "'margin' must be a finite number"),
+    ],
+)
+def test_a_malformed_record_is_named(record, message):
+    with pytest.raises(ValueError, match=f"record 2: .*{message}"):
+        load_rankings([{"prompt": "p", "chosen": "a", "rejected": "b"}, record])
+
+
+def test_errors_of_a_file_name_the_file(tmp_path):
+    path = tmp_path / "prefs.jsonl"
+    good = json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}) + "\n"
+    path.write_text(good + "nonsense\n")
+    with pytest.raises(ValueError, match=r"prefs\.jsonl, line 2: not valid JSON"):
+        load_rankings(path)
+    path.write_text(good + json.dumps({"prompt": "p", "chosen": "a"}))
+    with pytest.raises(ValueError, match=r"prefs\.jsonl, record 2"):
+        load_rankings(path)
+    path.write_text(good)
+    assert load_rankings(str(path)) == [Ranking("p", ("a", "b"))]
+    with pytest.raises(ValueError, match="at least one record"):
+        load_rankings([])
+
+
+def test_a_split_keeps_all_rankings_of_a_prompt_on_one_side():
+    prompts = [f"p{i}" for i in range(20)] + [[{"role": "user", "content": str(i)}] for i in range(20)]
+    rankings = [Ranking(prompt, (f"a{k}", "b")) for k in range(3) for prompt in prompts]
+    rest, held_out = split_by_prompt(rankings, 0.25, seed=1)
+    keys = [{str(ranking.prompt) for ranking in side} for side in (rest, held_out)]
+    assert not keys[0] & keys[1]
+    assert (len(keys[0]), len(keys[1])) == (30, 10)
+    assert (len(rest), len(held_out)) == (90, 30)
+    assert split_by_prompt(rankings, 0.25, seed=1) == (rest, held_out)
+    assert split_by_prompt(rankings, 0.25, seed=2) != (rest, held_out)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, 0.01])
+def test_a_split_that_leaves_a_side_empty_is_refused(fraction):
+    with pytest.raises(ValueError, match="fraction"):
+        split_by_prompt([Ranking("p", ("a", "b")), Ranking("q", ("a", "b"))], fraction)

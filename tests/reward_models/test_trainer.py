@@ -1,0 +1,179 @@
+"""Reward-model training: learns what can be learned, invents nothing, resumes exactly."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from reward_models.losses import ranking_loss
+from reward_models.preferences import Ranking
+from reward_models.trainer import (
+    RewardConfig,
+    clustered_mean,
+    evaluate_reward_model,
+    table,
+    train_reward_model,
+)
+from reward_models.transformer import TransformerRewardModel, load_reward_model
+from tests.conftest import tiny_model
+
+WORDS = ["red", "green", "blue", "sky", "grass", "is"]
+
+
+def toy_rankings(count, seed, *, noise=False):
+    """More blue is better; K from 2 to 4. With ``noise`` the order is a coin's."""
+    rng = np.random.default_rng(seed)
+    rankings = []
+    for _ in range(count):
+        blues = rng.permutation(5)[: rng.integers(2, 5)]
+        texts = [list(rng.choice(WORDS[:2] + WORDS[3:], size=4 - blue)) + ["blue"] * blue for blue in blues]
+        texts = [" ".join(rng.permutation(text)) for text in texts]
+        order = rng.permutation(len(blues)) if noise else np.argsort(-blues)
+        rankings.append(Ranking(" ".join(rng.choice(WORDS, size=4)), tuple(texts[i] for i in order)))
+    return rankings
+
+
+RANKINGS = [
+    Ranking("what is the sky ?", ("blue", "the sky is blue", "grass", "")),
+    Ranking("red", ("green", "blue blue blue blue blue blue")),
+    Ranking("the grass is", ("green", "red", "not red")),
+    Ranking("red <eos>", ("is", "not")),
+]
+
+
+def config(**options):
+    return RewardConfig(**{"learning_rate": 3e-3, "epochs": 2, "batch_size": 2, "logging_steps": 1, **options})
+
+
+def weights(model):
+    return torch.cat([parameter.detach().flatten() for parameter in model.model.parameters()])
+
+
+def test_the_first_loss_of_a_new_head_is_log_two():
+    result = train_reward_model(tiny_model(), RANKINGS, config(batch_size=4))
+    assert result.history[0]["loss"] == pytest.approx(np.log(2), abs=1e-6)
+
+
+def test_the_loss_in_training_is_the_ranking_loss_of_the_scores_the_model_gives():
+    started = train_reward_model(tiny_model(), RANKINGS, config(epochs=5, normalize=False)).model
+    result = train_reward_model(started, RANKINGS, config(batch_size=4))
+    losses = []
+    for ranking in RANKINGS:
+        scores = torch.tensor([started([ranking.prompt] * len(ranking.responses), ranking.responses)])
+        losses.append(ranking_loss(scores, torch.ones_like(scores, dtype=torch.bool)).item())
+    assert result.history[0]["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+    assert evaluate_reward_model(started, RANKINGS)["nll"] == pytest.approx(np.mean(losses), rel=1e-4)
+
+
+@pytest.mark.parametrize(("size", "accumulation"), [(2, 2), (1, 4), (3, 2)])
+def test_loss_and_gradient_do_not_depend_on_how_a_step_is_split(size, accumulation):
+    start = train_reward_model(tiny_model(), RANKINGS, config(normalize=False)).model
+    options = {"max_grad_norm": 0.0, "warmup_ratio": 0.0, "lr_schedule": "constant"}
+    whole = train_reward_model(start, RANKINGS, config(batch_size=size * accumulation, **options))
+    split = train_reward_model(
+        start, RANKINGS, config(batch_size=size, gradient_accumulation_steps=accumulation, **options)
+    )
+    for key in ("loss", "grad_norm"):
+        assert [h[key] for h in split.history] == pytest.approx([h[key] for h in whole.history], rel=2e-4)
+
+
+def test_a_margin_enters_the_loss_in_log_odds_also_after_normalisation():
+    start = train_reward_model(tiny_model(), RANKINGS, config()).model
+    assert start.score_unit != 1.0
+    pair = Ranking("red", ("green", "blue"))
+    gap = start.score_unit * np.subtract(*start(["red", "red"], ["green", "blue"]))
+    for margin in (0.0, 1.5):
+        result = train_reward_model(start, [pair._replace(margin=margin)], config())
+        assert result.history[0]["loss"] == pytest.approx(np.log1p(np.exp(margin - gap)), rel=1e-4)
+
+
+def test_the_given_model_and_the_global_random_states_stay_as_they_were():
+    start = train_reward_model(tiny_model(), RANKINGS, config()).model
+    before = weights(start).clone(), start.model.config.to_dict(), random.getstate(), torch.get_rng_state()
+    numpy_state = np.random.get_state()[1].copy()  # noqa: NPY002
+    train_reward_model(start, RANKINGS, config())
+    assert torch.equal(weights(start), before[0])
+    assert start.model.config.to_dict() == before[1]
+    assert random.getstate() == before[2]
+    assert torch.equal(torch.get_rng_state(), before[3])
+    assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_resuming_equals_never_having_stopped(tmp_path, at):
+    def stop(step, total, numbers):
+        if step == at:
+            raise KeyboardInterrupt
+
+    lm = tiny_model()
+    straight = train_reward_model(lm, RANKINGS, config(), eval_rankings=RANKINGS)
+    with pytest.raises(KeyboardInterrupt):
+        train_reward_model(lm, RANKINGS, config(), tmp_path, on_progress=stop)
+    torch.manual_seed(99)
+    resumed = train_reward_model(lm, RANKINGS, config(), tmp_path, resume=True, eval_rankings=RANKINGS)
+    assert torch.equal(weights(resumed.model), weights(straight.model))
+    assert torch.equal(weights(load_reward_model(tmp_path)), weights(straight.model))
+    assert resumed.metrics["eval_nll"] == straight.metrics["eval_nll"]
+    assert resumed.model.score_unit == straight.model.score_unit
+
+
+def test_a_trained_model_is_normalised_on_its_training_responses_and_reported_alike(tmp_path):
+    result = train_reward_model(tiny_model(), RANKINGS, config(epochs=4), tmp_path, eval_rankings=RANKINGS[:2])
+    parts = [torch.tensor(result.model([r.prompt] * len(r.responses), r.responses)) for r in RANKINGS]
+    spread = sum((part - part.mean()).square().sum().item() for part in parts) / sum(len(part) - 1 for part in parts)
+    assert spread == pytest.approx(1.0, rel=1e-3)
+    assert sum(part.mean().item() for part in parts) == pytest.approx(0.0, abs=1e-3)
+    measured = evaluate_reward_model(load_reward_model(tmp_path), RANKINGS[:2])
+    assert {f"eval_{key}": value for key, value in measured.items()} == pytest.approx(
+        {key: value for key, value in result.metrics.items() if key.startswith("eval_")}, rel=1e-4
+    )
+
+
+def test_evaluation_counts_pairs_and_clusters_by_prompt():
+    model = train_reward_model(tiny_model(), RANKINGS, config()).model
+    once, thrice = evaluate_reward_model(model, RANKINGS), evaluate_reward_model(model, RANKINGS * 3)
+    assert (once["pairs"], once["prompts"]) == (6 + 1 + 3 + 1, 4)
+    assert (thrice["pairs"], thrice["prompts"]) == (33, 4)
+    # Repeating data teaches nothing: the error must not shrink by √3.
+    for key in ("accuracy", "accuracy_se", "nll", "nll_se"):
+        assert thrice[key] == pytest.approx(once[key], rel=1e-6)
+
+
+def test_the_clustered_error_of_independent_values_is_the_textbook_one():
+    values = torch.tensor([1.0, 2.0, 4.0, 9.0])
+    mean, error = clustered_mean(values, torch.arange(4))
+    assert mean == 4.0
+    assert error == pytest.approx(np.std([1, 2, 4, 9], ddof=1) / np.sqrt(4))
+    # Two clusters with sums of deviations (−3 − 2) and (0 + 5): √(2 · (25 + 25)) / 4
+    assert clustered_mean(values, torch.tensor([0, 0, 1, 1]))[1] == pytest.approx(2.5)
+
+
+def test_scores_are_laid_out_by_prompt():
+    scores, mask = table(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]), torch.tensor([3, 2]))
+    assert scores.tolist() == [[1.0, 2.0, 3.0], [4.0, 5.0, 0.0]]
+    assert mask.tolist() == [[True, True, True], [True, True, False]]
+
+
+def test_progress_is_reported_after_every_step():
+    seen = []
+    train_reward_model(tiny_model(), RANKINGS, config(), on_progress=lambda *report: seen.append(report))
+    assert [(step, total) for step, total, _ in seen] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert seen[-1][2]["loss"] > 0
+
+
+@pytest.mark.slow
+def test_a_learnable_preference_is_learned_and_a_coin_is_not():
+    learned = config(epochs=6, batch_size=16)
+    held_out = toy_rankings(150, seed=1)
+    result = train_reward_model(tiny_model(), toy_rankings(300, seed=0), learned, eval_rankings=held_out)
+    assert result.metrics["eval_accuracy"] > 0.95
+    noise = train_reward_model(
+        tiny_model(),
+        toy_rankings(300, seed=0, noise=True),
+        learned,
+        eval_rankings=toy_rankings(150, seed=1, noise=True),
+    )
+    error = 3 * noise.metrics["eval_accuracy_se"]
+    assert noise.metrics["eval_accuracy"] == pytest.approx(0.5, abs=error)
+    assert isinstance(result.model, TransformerRewardModel)

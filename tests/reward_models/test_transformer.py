@@ -1,0 +1,188 @@
+"""The learned reward model: a score depends on its own text alone, and survives saving."""
+
+import json
+import logging
+import random
+
+import gymnasium
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import textenv
+from reward_models.preferences import Ranking
+from reward_models.trainer import evaluate_reward_model
+from reward_models.transformer import TransformerRewardModel, load_reward_model
+from tests.conftest import FAMILIES, tiny_model
+
+PROMPTS = ["what is the sky ?", "red", "is <eos> the grass not green ?", "the the the", "what <eos>"]
+COMPLETIONS = ["blue", "the sky is not red the sky is blue", "", "green <eos> red", "grass"]
+
+RANKINGS = [
+    Ranking("what is the sky ?", ("blue", "the sky is blue", "grass", "")),
+    Ranking("red", ("green", "blue blue blue")),
+    Ranking("the grass is", ("green", "red", "not red")),
+]
+
+
+SAVED = ["gpt2", "llama"]
+"""Not Qwen2: whatever tokenizer its folder holds, transformers' AutoTokenizer reads it as Qwen's own."""
+
+
+def scorer(family="gpt2", **options):
+    """A reward model with a random head (a new one is all zeros)."""
+    model = TransformerRewardModel.from_language_model(tiny_model(family), **options)
+    with torch.no_grad():
+        model.model.score.weight.normal_(0.0, 1.0, generator=torch.Generator().manual_seed(0))
+    return model
+
+
+@pytest.fixture(params=list(FAMILIES))
+def model(request):
+    return scorer(request.param)
+
+
+def by_hand(model, prompt, completion):
+    """One text alone, without padding, through the trunk and the head."""
+    ids = model.tokenizer(prompt).input_ids + model.tokenizer(completion).input_ids + [0]
+    with torch.no_grad():
+        hidden = model.model.base_model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
+    return (hidden @ model.model.score.weight[0]).item()
+
+
+def test_a_score_is_read_at_the_eos_after_the_completion(model):
+    expected = [by_hand(model, prompt, completion) for prompt, completion in zip(PROMPTS, COMPLETIONS, strict=True)]
+    assert model(PROMPTS, COMPLETIONS) == pytest.approx(expected, abs=1e-5)
+    assert max(expected) - min(expected) > 0.1
+
+
+def test_scores_do_not_depend_on_batch_size_order_or_company(model):
+    expected = model(PROMPTS, COMPLETIONS)
+    for size in (1, 2, 64):
+        model.batch_size = size
+        assert model(PROMPTS, COMPLETIONS) == pytest.approx(expected, abs=1e-5)
+    order = [3, 0, 4, 1, 2]
+    shuffled = model([PROMPTS[i] for i in order], [COMPLETIONS[i] for i in order])
+    assert shuffled == pytest.approx([expected[i] for i in order], abs=1e-5)
+    assert model(PROMPTS[:1], COMPLETIONS[:1], finish_reason=["eos"]) == pytest.approx(expected[:1], abs=1e-5)
+
+
+@pytest.mark.parametrize("family", SAVED)
+def test_saved_and_loaded_scores_are_equal_in_plain_transformers_too(family, tmp_path):
+    model = scorer(family)
+    expected = model(PROMPTS, COMPLETIONS)
+    model.save_pretrained(tmp_path)
+    assert load_reward_model(tmp_path)(PROMPTS, COMPLETIONS) == expected
+    assert plain_scores(tmp_path) == pytest.approx(expected, abs=1e-5)
+
+
+def plain_scores(folder):
+    """What a user of transformers would write: one padded batch, the model's own way to find the last token."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    texts = [f"{prompt} {completion} <eos>" for prompt, completion in zip(PROMPTS, COMPLETIONS, strict=True)]
+    batch = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
+    with torch.no_grad():
+        return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[:, 0].tolist()
+
+
+def test_the_padding_token_is_none_of_the_real_ones_and_the_language_model_stays_as_it_was(family_model):
+    before = {key: value.clone() for key, value in family_model.model.state_dict().items()}
+    state = torch.get_rng_state(), random.getstate()
+    model = TransformerRewardModel.from_language_model(family_model)
+    assert (torch.equal(torch.get_rng_state(), state[0]), random.getstate()) == (True, state[1])
+    assert family_model.tokenizer.pad_token_id == family_model.eos_id  # as in many published models
+    assert model.tokenizer.pad_token == "<pad>"
+    assert model.model.config.pad_token_id == model.tokenizer.pad_token_id == 12
+    assert model.model.get_input_embeddings().weight.shape[0] == 13
+    assert all(torch.equal(value, before[key]) for key, value in family_model.model.state_dict().items())
+    assert model(PROMPTS, COMPLETIONS) == [0.0] * 5
+
+
+def test_a_padding_token_of_its_own_is_kept():
+    lm = tiny_model()
+    lm.tokenizer.pad_token = "not"
+    model = TransformerRewardModel.from_language_model(lm)
+    assert (model.tokenizer.pad_token, model.model.config.pad_token_id) == ("not", 10)
+    assert model.model.get_input_embeddings().weight.shape[0] == 12
+
+
+def test_long_prompts_lose_their_left_part_counted_and_logged_once(caplog):
+    model = scorer()
+    long = "red " * 62 + "what is"  # 64 tokens; "blue" and EOS leave room for 62
+    with caplog.at_level(logging.WARNING):
+        (score,) = model([long], ["blue"])
+        model([long], ["blue"])
+    assert score == pytest.approx(by_hand(model, "red " * 60 + "what is", "blue"), abs=1e-5)
+    assert model.truncated_prompts == 2
+    assert len(caplog.records) == 1
+    with pytest.raises(ValueError, match=r"a completion must fit .* \(=65\) > limit \(=64\)"):
+        model(["red"], ["blue " * 64])
+
+
+def test_chats_go_through_the_template_and_rendered_chats_get_no_second_bos():
+    model = scorer()
+    model.tokenizer.add_special_tokens({"bos_token": "<unk>"})
+    model.tokenizer.chat_template = "{{ bos_token }} {% for m in messages %}{{ m['content'] }} {% endfor %}"
+    chat = [{"role": "user", "content": "the sky"}]
+    scores = model([chat, "<unk> the sky "], ["is blue", "is blue"])
+    assert scores[0] == scores[1] == pytest.approx(by_hand(model, "<unk> the sky", "is blue"), abs=1e-5)
+
+
+@pytest.mark.parametrize("family", SAVED)
+def test_normalised_scores_have_mean_zero_and_unit_spread_within_a_prompt(family, tmp_path):
+    model = scorer(family)
+    prompts, completions = zip(*[(r.prompt, text) for r in RANKINGS for text in r.responses], strict=True)
+    raw = torch.tensor(model(prompts, completions), dtype=torch.float64).split([4, 2, 3])
+    measured = evaluate_reward_model(model, RANKINGS)
+    # Pooled within prompts: Σ (s − mean of its prompt)² / (3 + 1 + 2)
+    deviation = (sum((part - part.mean()).square().sum() for part in raw) / 6).sqrt()
+    mean = sum(part.mean() for part in raw) / 3
+    model.normalize(RANKINGS)
+    expected = ((torch.cat(raw) - mean) / deviation).tolist()
+    assert model(prompts, completions) == pytest.approx(expected, abs=1e-4)
+    assert evaluate_reward_model(model, RANKINGS) == pytest.approx(measured, rel=1e-4)
+
+    model.save_pretrained(tmp_path)
+    loaded = load_reward_model(tmp_path)
+    assert loaded(prompts, completions) == pytest.approx(expected, abs=1e-4)
+    assert evaluate_reward_model(loaded, RANKINGS) == pytest.approx(measured, rel=1e-4)
+    config = json.loads((tmp_path / "config.json").read_text())
+    ours = model(PROMPTS, COMPLETIONS)
+    assert plain_scores(tmp_path) == pytest.approx([score - config["score_offset"] for score in ours], abs=1e-5)
+    assert (config["score_offset"] == 0.0) is (config["model_type"] == "gpt2")
+
+    model.normalize(RANKINGS)
+    assert model(prompts, completions) == pytest.approx(expected, abs=1e-4)
+
+
+def test_scores_that_never_differ_cannot_be_normalised():
+    with pytest.raises(ValueError, match="scores must differ within a prompt"):
+        TransformerRewardModel.from_language_model(tiny_model()).normalize(RANKINGS)
+
+
+def test_what_is_no_reward_model_is_refused_by_name(tmp_path, model_folder):
+    with pytest.raises(ValueError, match="a reward model must be a registered name"):
+        load_reward_model(tmp_path / "nothing")
+    model = scorer()
+    model.model.score = torch.nn.Linear(32, 2, bias=False)
+    model.model.config.num_labels = 2
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="linear `score` head of one label"):
+        load_reward_model(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="failed"):
+        load_reward_model(tmp_path)
+    with pytest.raises(ValueError, match="as many"):
+        model(["a"], [])
+
+
+def test_a_folder_is_a_reward_model_of_an_environment(tmp_path, text_options):
+    model = scorer("llama")
+    model.save_pretrained(tmp_path / "rm")
+    env = gymnasium.make("textenv/Text-v0", **{**text_options, "reward_model": str(tmp_path / "rm")})
+    env.reset(seed=0)
+    for action in (3, 4, 0):
+        *_, info = env.step(action)
+    assert info["rm_score"] == pytest.approx(model([info["prompt"]], [info["response"]])[0], abs=1e-5)
+    assert textenv.reward_model(str(tmp_path / "rm")) is textenv.reward_model(str(tmp_path / "rm"))

@@ -1,0 +1,326 @@
+"""The ``textenv`` command: every part of the package from a shell.
+
+A command is a function: its flags are its parameters, and ``--help`` prints their documentation. Each is defined inside a
+function of its own that first imports what the command needs, so that ``textenv --help`` answers at once.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+USAGE = """usage: textenv COMMAND [--help | OPTIONS]
+
+RLHF as ordinary reinforcement learning.
+
+  envs      list the registered environments
+  sft       fine-tune a language model on demonstrations
+  reward    train a reward model on rankings
+  ppo       train a policy in an environment
+  evaluate  answer an environment's prompts and score the answers
+  demo      all of it on the embedded world, with a report
+
+`textenv COMMAND --help` is the manual of a command."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EnvArgs:
+    """Which environment, and what to change in it. What is not given stays as the id defines it."""
+
+    env_id: str = "textenv/Assistant-v0"
+    """A registered id (`textenv envs` lists them). `textenv/Text-v0` takes your own prompts, reference, reward model."""
+    prompts: str | None = None
+    """Prompt set: a registered name or a JSONL file of strings under "prompt"."""
+    reference: str | None = None
+    """Language model that the KL is measured against: a registered name, a folder or a hub id."""
+    reward_model: str | None = None
+    """A registered name, module:callable, or the folder or hub id of a sequence classifier."""
+    kl_coef: float | None = None
+    """Reward paid for each nat of KL."""
+    max_prompt_tokens: int | None = None
+    """Width of the prompt, tokens."""
+    max_new_tokens: int | None = None
+    """Length budget of a response, tokens."""
+    temperature: float | None = None
+    """Of policy and reference alike."""
+    missing_eos_penalty: float | None = None
+    """Subtracted when a response spends its budget without ending."""
+    device: str | None = None
+    """Where the models run, like cpu or cuda:0."""
+
+    def make(self, num_envs: int) -> Any:
+        import gymnasium
+
+        options = dataclasses.asdict(self)
+        env_id = options.pop("env_id")
+        given = {name: value for name, value in options.items() if value is not None}
+        return gymnasium.make_vec(env_id, num_envs=num_envs, **given).unwrapped
+
+
+def envs_command() -> Callable[..., None]:
+    import gymnasium
+    from rich.console import Console
+    from rich.table import Table
+
+    import textenv
+
+    def envs(*, as_json: bool = False) -> None:
+        """List the registered environments.
+
+        Args:
+            as_json: print the full specs, a JSON object a line, instead of a table.
+        """
+
+        if as_json:
+            for env_id in textenv.registered_ids():
+                print(gymnasium.spec(env_id).to_json())
+            return
+        table = Table("id", "prompts", "reward model", "budget", "β", "what it is", box=None, pad_edge=False)
+        for env_id, description in textenv.registered_ids().items():
+            kwargs = gymnasium.spec(env_id).kwargs
+            table.add_row(
+                env_id,
+                str(kwargs["prompts"] or "yours"),
+                str(kwargs["reward_model"] or "yours"),
+                f"{kwargs['max_new_tokens']}",
+                f"{kwargs.get('kl_coef', 0.05):g}",
+                description,
+            )
+        Console().print(table)
+
+    return envs
+
+
+def sft_command() -> Callable[..., None]:
+    import tyro
+
+    from agents.sft import SFTConfig, train_sft
+    from textenv.progress import progress_bar
+
+    def sft(
+        model: str,
+        data: Path,
+        output: Path,
+        config: Annotated[SFTConfig, tyro.conf.arg(name="")],
+        *,
+        eval_data: Path | None = None,
+        resume: bool = False,
+    ) -> None:
+        """Fine-tune a language model on demonstrations; the result is a Hugging Face folder.
+
+        Args:
+            model: where to start: a registered name, a folder or a hub id.
+            data: JSONL of {"prompt", "completion"} or {"messages"} records.
+            output: folder for the result; an interrupted run leaves its checkpoint there.
+            config: how to train.
+            eval_data: held-out records; their NLL is printed at the end.
+            resume: continue the interrupted run in the output folder.
+        """
+
+        with progress_bar("supervised fine-tuning") as advance:
+            result = train_sft(
+                model, data, config, output, eval_records=eval_data, resume=resume, on_progress=_on_progress(advance)
+            )
+        _print({**result.metrics, "output": str(output)})
+
+    return sft
+
+
+def reward_command() -> Callable[..., None]:
+    import tyro
+
+    import textenv
+    from reward_models.trainer import RewardConfig, train_reward_model
+    from textenv.progress import progress_bar
+
+    def reward(
+        model: str,
+        data: Path,
+        output: Path,
+        config: Annotated[RewardConfig, tyro.conf.arg(name="")],
+        *,
+        eval_data: Path | None = None,
+        resume: bool = False,
+    ) -> None:
+        """Train a reward model on rankings or pairs; the result is a Hugging Face sequence-classification folder.
+
+        Args:
+            model: language model that lends its trunk: a registered name, a folder or a hub id.
+            data: JSONL of {"prompt", "responses", "ranking"} or {"prompt", "chosen", "rejected"} records.
+            output: folder for the result; an interrupted run leaves its checkpoint there.
+            config: how to train.
+            eval_data: held-out records; accuracy and NLL are printed at the end.
+            resume: continue the interrupted run in the output folder.
+        """
+
+        trunk = textenv.fresh_language_model(model)
+        with progress_bar("reward model") as advance:
+            result = train_reward_model(
+                trunk, data, config, output, eval_rankings=eval_data, resume=resume, on_progress=_on_progress(advance)
+            )
+        _print({**result.metrics, "output": str(output)})
+
+    return reward
+
+
+def ppo_command() -> Callable[..., None]:
+    import tyro
+
+    from agents.ppo import PPO, PPOConfig, learn_with_checkpoints
+    from textenv.progress import progress_bar
+
+    def ppo(
+        output: Path,
+        env: Annotated[EnvArgs, tyro.conf.arg(name="")],
+        config: Annotated[PPOConfig, tyro.conf.arg(name="")],
+        *,
+        total_episodes: int = 15_360,
+        num_envs: int = 256,
+        save_every: int = 10,
+        resume: bool = False,
+    ) -> None:
+        """Train a policy by PPO in an environment; the result is a checkpoint with a Hugging Face model in it.
+
+        Args:
+            output: folder for the checkpoint. Ctrl-C finishes the update and saves; --resume goes on from there.
+            env: the environment.
+            config: how to train.
+            total_episodes: episodes to have played at the end, those before a resume included.
+            num_envs: episodes played at once; batch-size must be a multiple of it.
+            save_every: updates between checkpoints.
+            resume: continue from the checkpoint in the output folder.
+        """
+
+        if not resume and (output / "state.json").exists():
+            raise ValueError(
+                f"output (={str(output)!r}) holds a checkpoint. Continue it with --resume, or name another."
+            )
+        vector = env.make(num_envs)
+        agent = PPO.load(output, vector) if resume else PPO(vector, config)
+        with progress_bar("PPO") as advance:
+            learn_with_checkpoints(agent, total_episodes, output, every=save_every, advance=advance)
+        _print({**agent.history[-1], "output": str(output)})
+
+    return ppo
+
+
+def evaluate_command() -> Callable[..., None]:
+    import tyro
+
+    import textenv
+    from agents.best_of_n import best_of_n, kl_bound
+    from agents.policy import LanguageModelAgent
+    from textenv.data import write_jsonl
+    from textenv.evaluation import evaluate as run
+    from textenv.progress import progress_bar
+
+    def evaluate(
+        model: str,
+        env: Annotated[EnvArgs, tyro.conf.arg(name="")],
+        *,
+        best_of: int = 1,
+        deterministic: bool = False,
+        num_envs: int = 128,
+        seed: int = 0,
+        output: Path | None = None,
+    ) -> None:
+        """Answer every prompt of an environment and score the answers: means with 95 % intervals.
+
+        Args:
+            model: who answers: a registered name, a folder (a PPO checkpoint too) or a hub id.
+            env: the environment.
+            best_of: draw this many answers a prompt and keep the one that the reward model likes best.
+            deterministic: take the most likely token instead of sampling.
+            num_envs: prompts answered at once.
+            seed: of the sampling.
+            output: write prompts, answers and scores to this JSONL file.
+        """
+
+        vector = env.make(num_envs)
+        folder = Path(model) / "policy"
+        policy = textenv.fresh_language_model(str(folder) if folder.is_dir() else model, vector.task.config.device)
+        agent = LanguageModelAgent(policy, vector.task, seed=seed)
+        samples = []
+        with progress_bar("evaluation") as advance:
+            for k in range(best_of):
+                samples.append(run(agent, vector, deterministic=deterministic))
+                advance(k + 1, best_of)
+        result = best_of_n(samples) if best_of > 1 else samples[0]
+        if output is not None:
+            names = ("prompts", "responses", "rm_scores", "rewards", "finish_reasons")
+            columns = [list(getattr(result, name)) for name in names]
+            write_jsonl(output, [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)])
+        _print(result.summary() | ({"kl_bound": kl_bound(best_of)} if best_of > 1 else {}))
+
+    return evaluate
+
+
+def demo_command() -> Callable[..., None]:
+    import tyro
+
+    from agents.pipeline import DemoConfig, run_demo
+
+    def demo(config: Annotated[DemoConfig, tyro.conf.arg(name="")]) -> None:
+        """Base model → SFT → rankings → reward model → PPO on the embedded world, from nothing, with a report.
+
+        A few minutes on two cores. Ctrl-C leaves a state that the same command continues.
+
+        Args:
+            config: what to run.
+        """
+
+        run_demo(config)
+
+    return demo
+
+
+COMMANDS = {
+    "envs": envs_command,
+    "sft": sft_command,
+    "reward": reward_command,
+    "ppo": ppo_command,
+    "evaluate": evaluate_command,
+    "demo": demo_command,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; errors that a user can mend are one line and exit code 2."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help") or arguments[0] not in COMMANDS:
+        print(USAGE)
+        known = bool(arguments) and arguments[0] in ("-h", "--help")
+        if arguments and not known:
+            print(f"\nerror: a command must be one of the above, with command (={arguments[0]!r}).", file=sys.stderr)
+        return 0 if known else 2
+    name, rest = arguments[0], arguments[1:]
+    try:
+        import tyro
+
+        tyro.cli(COMMANDS[name](), args=rest, prog=f"textenv {name}")
+    except KeyboardInterrupt:
+        print("\nstopped. The same command (with --resume, where it has that) goes on from here.", file=sys.stderr)
+        return 130
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _on_progress(advance: Any) -> Callable[..., None]:
+    def report(done: int, total: int, metrics: dict[str, float]) -> None:
+        advance(done, total, {"loss": metrics["loss"]} if "loss" in metrics else None)
+
+    return report
+
+
+def _print(values: dict[str, Any]) -> None:
+    """Figures as one JSON object on standard output: for people and for scripts."""
+    plain = {key: value._asdict() if hasattr(value, "_asdict") else value for key, value in values.items()}
+    print(json.dumps(plain, indent=2, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
