@@ -5,7 +5,7 @@
 3. **rankings**: the SFT model answers each prompt K times; simulated annotators rank the answers.
 4. **reward_model**: a copy of the SFT trunk with a scalar head learns the rankings.
 5. **ppo**: PPO optimises the reward model's score, held near the SFT model by the KL.
-6. **evaluate**: base, SFT, best-of-K and PPO answer held-out prompts; a gold judge scores, on which nothing was trained.
+6. **evaluate**: base, SFT, best-of-K and PPO answer held-out prompts; a gold judge, never trained on, scores.
 
 Every step leaves its result in the run folder; an interrupted run continues where it stopped, with the same result.
 

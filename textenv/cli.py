@@ -1,7 +1,7 @@
 """The ``textenv`` command: every part of the package from a shell.
 
-A command is a function: its flags are its parameters, and ``--help`` prints their documentation. Each is defined inside a
-function of its own that first imports what the command needs, so that ``textenv --help`` answers at once.
+A command is a function: its flags are its parameters, and ``--help`` prints their documentation. Each is defined inside
+a function of its own that first imports what the command needs, so that ``textenv --help`` answers at once.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ class EnvArgs:
     """Which environment, and what to change in it. What is not given stays as the id defines it."""
 
     env_id: str = "textenv/Assistant-v0"
-    """A registered id (`textenv envs` lists them). `textenv/Text-v0` takes your own prompts, reference, reward model."""
+    """A registered id (`textenv envs` lists them). `textenv/Text-v0` takes your prompts, reference, reward model."""
     prompts: str | None = None
     """Prompt set: a registered name or a JSONL file of strings under "prompt"."""
     reference: str | None = None

@@ -93,7 +93,9 @@ def test_annotators_see_that_an_answer_was_cut_off():
     prompt = "user: how do i clean the bike ? assistant:"
     answer = "use the soap on the chain ."
     reasons = [["length", "eos"]] * 50
-    records = assistant.sample_rankings([prompt] * 50, [[answer, answer]] * 50, 0, finish_reasons=reasons, temperature=0.01)
+    records = assistant.sample_rankings(
+        [prompt] * 50, [[answer, answer]] * 50, 0, finish_reasons=reasons, temperature=0.01
+    )
     assert all(r["ranking"] == [1, 0] for r in records)
 
 

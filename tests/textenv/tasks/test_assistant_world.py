@@ -109,7 +109,13 @@ def test_kind_and_harm_of_a_prompt_are_read_off_its_words(text, kind, tone, harm
 
 @pytest.mark.parametrize(
     "text",
-    ["", "hello", "user: how do i clean the moon ? assistant:", "user: how do i clean the bike ?", "how do i clean the bike ?"],
+    [
+        "",
+        "hello",
+        "user: how do i clean the moon ? assistant:",
+        "user: how do i clean the bike ?",
+        "how do i clean the bike ?",
+    ],
 )
 def test_a_text_that_is_no_prompt_is_refused(text):
     with pytest.raises(ValueError, match="prompt must read"):
