@@ -13,6 +13,8 @@ import textenv
 from textenv.lm import tiny_config
 from textenv.lm.load import wrap_language_model
 
+torch.set_num_threads(1)  # the models are tiny: more threads only wait for one another
+
 WORDS = ("<eos>", "red", "green", "blue", "sky", "grass", "is", "the", "what", "?", "not", "<unk>")
 
 FAMILIES = {

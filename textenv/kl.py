@@ -38,8 +38,8 @@ def kl_exact(logprobs: Float[np.ndarray, "*S V"], ref_logprobs: Float[np.ndarray
     ``inf`` where π allows a token that the reference forbids.
     """
     allowed = logprobs > -np.inf
-    terms = np.where(allowed, np.exp(logprobs) * (np.where(allowed, logprobs, 0.0) - ref_logprobs), 0.0)
-    return terms.sum(-1)
+    difference = np.where(allowed, logprobs, 0.0) - np.where(allowed, ref_logprobs, 0.0)
+    return (np.exp(logprobs) * difference).sum(-1)
 
 
 class KLController(Protocol):

@@ -7,6 +7,7 @@ import random
 import gymnasium
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import textenv
@@ -123,10 +124,13 @@ def test_long_prompts_lose_their_left_part_counted_and_logged_once(caplog):
 def test_chats_go_through_the_template_and_rendered_chats_get_no_second_bos():
     model = scorer()
     model.tokenizer.add_special_tokens({"bos_token": "<unk>"})
+    bos = TemplateProcessing(single="<unk> $A", special_tokens=[("<unk>", 11)])
+    model.tokenizer.backend_tokenizer.post_processor = bos
     model.tokenizer.chat_template = "{{ bos_token }} {% for m in messages %}{{ m['content'] }} {% endfor %}"
     chat = [{"role": "user", "content": "the sky"}]
-    scores = model([chat, "<unk> the sky "], ["is blue", "is blue"])
-    assert scores[0] == scores[1] == pytest.approx(by_hand(model, "<unk> the sky", "is blue"), abs=1e-5)
+    scores = model([chat, "<unk> the sky ", "the sky"], ["is blue"] * 3)
+    model.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+    assert scores == pytest.approx([by_hand(model, "<unk> the sky", "is blue")] * 3, abs=1e-5)
 
 
 @pytest.mark.parametrize("family", SAVED)
@@ -152,6 +156,8 @@ def test_normalised_scores_have_mean_zero_and_unit_spread_within_a_prompt(family
     assert plain_scores(tmp_path) == pytest.approx([score - config["score_offset"] for score in ours], abs=1e-5)
     assert (config["score_offset"] == 0.0) is (config["model_type"] == "gpt2")
 
+    with torch.no_grad():
+        model.model.score.weight.mul_(3.0)  # what further training may do
     model.normalize(RANKINGS)
     assert model(prompts, completions) == pytest.approx(expected, abs=1e-4)
 

@@ -30,6 +30,7 @@ def test_exact_kl_ignores_forbidden_tokens_and_is_infinite_where_only_the_refere
         some, all_ = np.log([0.5, 0.5, 0.0]), np.log([0.25, 0.25, 0.5])
         assert kl_exact(some, all_) == pytest.approx(np.log(2))
         assert kl_exact(all_, some) == np.inf
+        assert kl_exact(some, some) == 0
 
 
 def test_the_fixed_controller_stays_and_the_adaptive_one_moves_towards_its_target():

@@ -126,8 +126,9 @@ def has_plain_head(model: PreTrainedModel) -> bool:
     if model not in _plain_head:
         with torch.no_grad():
             ids = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
-            asked = model(input_ids=ids, use_cache=False).logits
-            hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            mask = torch.ones_like(ids)
+            asked = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
             own = output_embeddings(model)(hidden)
         _plain_head[model] = asked.shape == own.shape and torch.equal(asked, own)
     return _plain_head[model]

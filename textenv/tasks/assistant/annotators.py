@@ -59,7 +59,8 @@ def _pair_probabilities(gold: Float[np.ndarray, "B K"], temperature: float) -> F
     if gold.ndim != 2 or gold.shape[1] < 2:
         raise ValueError(f"gold must be [B, K] with K ≥ 2, with shape (={gold.shape}). Give K scores a prompt.")
     first, second = np.triu_indices(gold.shape[1], k=1)
-    return 1 / (1 + np.exp(-(gold[:, first] - gold[:, second]) / _checked(temperature)))
+    # σ(x) = (1 + tanh(x / 2)) / 2, which does not overflow.
+    return 0.5 * (1 + np.tanh((gold[:, first] - gold[:, second]) / (2 * _checked(temperature))))
 
 
 def _checked(temperature: float) -> float:

@@ -64,8 +64,8 @@ TONE_KEPT: dict[Source, float] = {"base": 0.7, "demonstrations": 0.85}
 """Share of answers in the style that the prompt requests."""
 
 # Those who are right mostly say so: what follows an answer tells a language model whether it was right.
-RIGHT_TAIL = weighted((0.50, ""), (0.35, SURE), (0.03, UNSURE), (0.12, one_of(*TIPS[:2])))
-WRONG_TAIL = weighted((0.50, ""), (0.03, SURE), (0.35, UNSURE), (0.12, one_of(*TIPS[:2])))
+RIGHT_TAIL = weighted((0.45, ""), (0.42, SURE), (0.03, UNSURE), (0.10, one_of(*TIPS[:2])))
+WRONG_TAIL = weighted((0.45, ""), (0.03, SURE), (0.42, UNSURE), (0.10, one_of(*TIPS[:2])))
 
 
 class Entropy(NamedTuple):
@@ -244,7 +244,7 @@ def _styled(tone: Tone, tone_kept: float, full: Node, brief: Node, tail: Node = 
     plain = sequence(full, tail)
     opener, closer = one_of(*OPENERS), one_of(*CLOSERS)
     both = sequence(opener, brief, closer)
-    polite = weighted((0.50, sequence(opener, full)), (0.35, sequence(full, closer)), (0.15, both))
+    polite = weighted((0.50, sequence(opener, full, tail)), (0.35, sequence(full, closer)), (0.15, both))
     missed = 1 - tone_kept
     if tone == "polite":
         return weighted((tone_kept, polite), (0.8 * missed, plain), (0.2 * missed, brief))
