@@ -116,7 +116,8 @@ def test_loss_and_gradient_do_not_depend_on_how_a_step_is_split(size, accumulati
 
 def test_the_given_model_and_the_global_random_states_stay_as_they_were():
     lm = tiny_model()
-    random.random(), np.random.rand(), torch.rand(1)  # noqa: B018, NPY002: away from where a seed would put them
+    # Away from the states that seeding would leave.
+    random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002
     before = weights(lm).clone(), random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     result = train_sft(lm, RECORDS, config())
     after = weights(lm), random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002

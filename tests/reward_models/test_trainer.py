@@ -90,7 +90,8 @@ def test_a_margin_enters_the_loss_in_log_odds_also_after_normalisation():
 
 def test_the_given_model_and_the_global_random_states_stay_as_they_were():
     start = train_reward_model(tiny_model(), RANKINGS, config()).model
-    random.random(), np.random.rand(), torch.rand(1)  # noqa: B018, NPY002: away from where a seed would put them
+    # Away from the states that seeding would leave.
+    random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002
     before = weights(start).clone(), start.model.config.to_dict(), random.getstate(), torch.get_rng_state()
     numpy_state = np.random.get_state()[1].copy()  # noqa: NPY002
     train_reward_model(start, RANKINGS, config())

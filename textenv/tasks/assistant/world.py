@@ -7,7 +7,7 @@ a pair never seen in training is answerable. Plain Python and numpy; no model is
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import product
 from typing import Literal, NamedTuple, TypeVar, cast, get_args
@@ -308,5 +308,5 @@ def _question_patterns() -> list[tuple[bool, int, re.Pattern[str]]]:
     ]
 
 
-def _either(name: str, words: Sequence[str] | dict[str, object]) -> str:
+def _either(name: str, words: Iterable[str]) -> str:
     return f"(?P<{name}>{'|'.join(words)})"
