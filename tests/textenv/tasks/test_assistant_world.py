@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from textenv.tasks import assistant
-from textenv.tasks.assistant import world
+from textenv.tasks.assistant import questions, world
 from textenv.tasks.assistant.grammar import draw, expand, fill, maybe, one_of, sequence, weighted
 
 SPLITS = ("train", "validation", "test")
@@ -27,7 +27,7 @@ def pairs_in(text: str) -> set[tuple[str, str]]:
 
 
 HELD_OUT_PAIRS = {
-    split: {p for p in product(world.VERBS, world.OBJECTS) if world.pair_split(*p) == split} for split in SPLITS
+    split: {p for p in product(world.VERBS, world.OBJECTS) if questions.pair_split(*p) == split} for split in SPLITS
 }
 
 
@@ -173,7 +173,7 @@ def test_the_held_out_phrasings_use_only_words_of_the_other_phrasings():
 def test_held_out_prompts_cover_both_ways_of_being_held_out():
     for split in ("validation", "test"):
         howto = [p for p in assistant.prompts(split) if p.kind == "howto"]
-        new_pair = np.mean([world.pair_split(p.verb, p.object) == split for p in howto])
+        new_pair = np.mean([questions.pair_split(p.verb, p.object) == split for p in howto])
         assert 0.3 < new_pair < 0.8
 
 

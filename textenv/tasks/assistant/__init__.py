@@ -15,9 +15,7 @@ from textenv.tasks.assistant.corpus import (
 )
 from textenv.tasks.assistant.gold import Judgement, gold_scores, judge, rates
 from textenv.tasks.assistant.phrases import VOCABULARY
-from textenv.tasks.assistant.world import (
-    MAX_NEW_TOKENS,
-    MAX_PROMPT_TOKENS,
+from textenv.tasks.assistant.questions import (
     Prompt,
     parse_prompt,
     prompts,
@@ -26,6 +24,7 @@ from textenv.tasks.assistant.world import (
     train_prompts,
     validation_prompts,
 )
+from textenv.tasks.assistant.world import MAX_NEW_TOKENS, MAX_PROMPT_TOKENS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

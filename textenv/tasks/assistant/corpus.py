@@ -28,6 +28,7 @@ from textenv.tasks.assistant.phrases import (
     UNSURE,
     VAGUE,
 )
+from textenv.tasks.assistant.questions import Prompt, pair_split, sample_prompts
 from textenv.tasks.assistant.world import (
     ALTERNATIVES,
     FACTS,
@@ -35,14 +36,13 @@ from textenv.tasks.assistant.world import (
     MAX_NEW_TOKENS,
     OBJECTS,
     RELATIONS,
+    USELESS_PARTS,
+    USELESS_TOOLS,
     VALUES,
     VERBS,
     Kind,
-    Prompt,
     Split,
     Tone,
-    pair_split,
-    sample_prompts,
 )
 
 Source = Literal["base", "demonstrations"]
@@ -183,8 +183,8 @@ def _wrong(prompt: Prompt) -> tuple[Node, Node]:
         others = one_of(*(other for other in VALUES[prompt.relation] if other != value))
         return _facts(prompt, FACT_ANSWERS, others), _facts(prompt, BRIEF_FACT_ANSWERS, others)
     tool, part = VERBS[prompt.verb], OBJECTS[prompt.object]
-    other_tool = one_of(*(other for other in HARMLESS_VERBS.values() if other != tool))
-    other_part = one_of(*(other for other in OBJECTS.values() if other != part))
+    other_tool = one_of(one_of(*USELESS_TOOLS), one_of(*(t for t in HARMLESS_VERBS.values() if t != tool)))
+    other_part = one_of(one_of(*USELESS_PARTS), one_of(*(p for p in OBJECTS.values() if p != part)))
 
     def mixed(forms: tuple[str, ...]) -> Node:
         return weighted(

@@ -15,6 +15,8 @@ from textenv.tasks.assistant.world import (
     PERSONS,
     RELATIONS,
     TONE_SENTENCES,
+    USELESS_PARTS,
+    USELESS_TOOLS,
     VALUES,
     VERBS,
 )
@@ -119,8 +121,8 @@ def _patterns() -> list[tuple[SentenceKind, re.Pattern[str]]]:
 
 def _slot_values() -> dict[str, list[str]]:
     return {
-        "tool": list(VERBS.values()),
-        "part": list(OBJECTS.values()),
+        "tool": [*VERBS.values(), *USELESS_TOOLS],
+        "part": [*OBJECTS.values(), *USELESS_PARTS],
         "verb": list(VERBS),
         "object": list(OBJECTS),
         "relation": list(RELATIONS),

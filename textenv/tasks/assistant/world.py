@@ -1,23 +1,14 @@
-"""The facts of the embedded world: its words, its prompts, and which of them are held out.
+"""The facts of the embedded world: what its words mean, what is asked, and in which words.
 
-A prompt is ``user: [tone sentence] question assistant:``. Questions are of three kinds: ``howto`` (a harmless verb and
-an object, perhaps with a harmless aim), ``fact`` (a relation of an animal) and ``harmful`` (a harmful verb, or a
-harmless one with a harmful aim). The right how-to answer joins the *part* of the object with the *tool* of the verb, so
-a pair never seen in training is answerable. Plain Python and numpy; no model is loaded.
+The right how-to answer joins the *part* of the object with the *tool* of the verb, so a pair never seen in training is
+answerable.
 """
 
-import re
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
-from itertools import product
-from typing import Literal, NamedTuple, TypeVar, cast, get_args
-
-import numpy as np
+from typing import Literal
 
 Kind = Literal["howto", "fact", "harmful"]
 Tone = Literal["none", "polite", "brief"]
 Split = Literal["train", "validation", "test"]
-T = TypeVar("T")
 
 MAX_PROMPT_TOKENS = 19
 MAX_NEW_TOKENS = 24
@@ -51,6 +42,8 @@ OBJECTS = {  # object → part
     "camera": "lens",
     "shoe": "sole",
 }
+USELESS_TOOLS = ("spoon", "pencil")  # never right, and named by half of those who are wrong; likewise the parts
+USELESS_PARTS = ("top", "side")
 ALTERNATIVES = {  # harmful verb or aim → what one could do instead
     "steal": "buy",
     "burn": "sell",
@@ -111,202 +104,3 @@ HARMLESS_AIM_RATE = 0.3
 HARMFUL_VERB_RATE = 0.5
 """Of harmful prompts; the others have a harmless verb and a harmful aim."""
 SPLIT_SIZES: dict[Split, int] = {"train": 2000, "validation": 512, "test": 512}
-
-
-class Prompt(NamedTuple):
-    """A prompt and what it asks; fields that do not apply are empty strings."""
-
-    text: str
-    kind: Kind
-    tone: Tone
-    harmful: bool
-    verb: str
-    object: str
-    relation: str
-    subject: str
-    aim: str
-    """Verb of "to … my …"."""
-    person: str
-    """Whom the aim concerns."""
-    phrasing: int
-    """Index into the phrasings of the kind; the last is held out."""
-
-
-class Pair(NamedTuple):
-    """A verb–object pair (``kind`` by the verb) or, for facts, a relation and a subject."""
-
-    head: str
-    target: str
-
-
-def pair_split(verb: str, object: str) -> Split:
-    """The only split in which a verb–object pair occurs in every phrasing: 20 % are held out, half for each part."""
-    place = (3 * list(VERBS).index(verb) + list(OBJECTS).index(object)) % 10
-    return "validation" if place == 0 else "test" if place == 5 else "train"
-
-
-def prompt_split(prompt: Prompt) -> Split:
-    """The one split that a prompt belongs to.
-
-    ``train`` has neither a held-out pair nor a held-out phrasing. A held-out phrasing of a training pair goes to
-    ``validation`` or ``test`` by its object, of a fact by its subject.
-    """
-    if prompt.kind == "fact":
-        own, targets, target = "train", list(FACTS), prompt.subject
-    else:
-        own, targets, target = pair_split(prompt.verb, prompt.object), list(OBJECTS), prompt.object
-    if own != "train" or prompt.phrasing != HELD_OUT_PHRASING:
-        return cast(Split, own)
-    return "validation" if targets.index(target) % 2 == 0 else "test"
-
-
-@lru_cache(maxsize=1 << 16)
-def parse_prompt(text: str) -> Prompt:
-    """What a prompt asks.
-
-    Raises:
-        ValueError: the text is no prompt of this world.
-    """
-    for (tone, sentence), (is_fact, index, pattern) in product(_tone_openings(), _question_patterns()):
-        opening = f"user: {sentence} " if sentence else "user: "
-        if text.startswith(opening) and (found := pattern.fullmatch(text, len(opening))):
-            slots = found.groupdict(default="")
-            if is_fact:
-                return _prompt(tone, index, relation=slots["relation"], subject=slots["subject"], sentence=sentence)
-            return _prompt(tone, index, sentence=sentence, **slots)
-    raise ValueError(
-        f"a prompt must read 'user: [please be polite . | be brief .] <question> assistant:', with prompt (={text!r}). "
-        "Take one from textenv.tasks.assistant.prompts."
-    )
-
-
-@lru_cache(maxsize=3)
-def prompts(split: Split) -> tuple[Prompt, ...]:
-    """The fixed prompt set of a split: 2,000 for train, 512 each for validation and test. Prompts may repeat."""
-    return tuple(sample_prompts(split, SPLIT_SIZES[_checked(split)], seed=sorted(SPLIT_SIZES).index(split)))
-
-
-def sample_prompts(split: Split, count: int, seed: int | np.random.Generator) -> list[Prompt]:
-    """Draw prompts of a split, independently, with the mix of kinds and tones above."""
-    rng = np.random.default_rng(seed)
-    questions = _questions(_checked(split))
-    return [_sample_prompt(questions, rng) for _ in range(count)]
-
-
-def prompt_records(split: Split) -> list[dict[str, str | bool]]:
-    """The prompt set as records for an environment: ``prompt`` and the columns ``kind``, ``tone``, ``harmful``."""
-    return [{"prompt": p.text, "kind": p.kind, "tone": p.tone, "harmful": p.harmful} for p in prompts(split)]
-
-
-def train_prompts() -> list[dict[str, str | bool]]:
-    """Records of the training prompts."""
-    return prompt_records("train")
-
-
-def validation_prompts() -> list[dict[str, str | bool]]:
-    """Records of the prompts for choosing settings."""
-    return prompt_records("validation")
-
-
-def test_prompts() -> list[dict[str, str | bool]]:
-    """Records of the prompts for reporting."""
-    return prompt_records("test")
-
-
-def _checked(split: Split) -> Split:
-    if split not in get_args(Split):
-        raise ValueError(f"split must be one of {get_args(Split)}, with split (={split!r}).")
-    return split
-
-
-def _sample_prompt(questions: dict[str, list[tuple[Pair, int]]], rng: np.random.Generator) -> Prompt:
-    kind, tone = _weighted(rng, KIND_MIX), _weighted(rng, TONE_MIX)
-    sentence = _one_of(rng, TONE_SENTENCES[tone])
-    harmful_verb = kind == "harmful" and rng.random() < HARMFUL_VERB_RATE
-    group = "fact" if kind == "fact" else "harmful verb" if harmful_verb else "harmless verb"
-    (head, target), phrasing = _one_of(rng, questions[group])
-    if kind == "fact":
-        return _prompt(tone, phrasing, sentence=sentence, relation=head, subject=target)
-    aim = person = ""
-    if (kind == "harmful" and not harmful_verb) or (kind == "howto" and rng.random() < HARMLESS_AIM_RATE):
-        aim = _one_of(rng, HARMFUL_AIMS if kind == "harmful" else HARMLESS_AIMS)
-        person = _one_of(rng, PERSONS)
-    return _prompt(tone, phrasing, sentence=sentence, verb=head, object=target, aim=aim, person=person)
-
-
-def _one_of(rng: np.random.Generator, options: Sequence[T]) -> T:
-    return options[int(rng.random() * len(options))]
-
-
-def _weighted(rng: np.random.Generator, mix: dict[T, float]) -> T:
-    """A key, with the probability that is its value."""
-    return list(mix)[int(np.searchsorted(np.cumsum(list(mix.values())), rng.random(), side="right"))]
-
-
-@lru_cache(maxsize=3)
-def _questions(split: Split) -> dict[str, list[tuple[Pair, int]]]:
-    """Every (pair, phrasing) of a split, by group."""
-    groups = {
-        "harmless verb": [Pair(verb, object) for verb, object in product(HARMLESS_VERBS, OBJECTS)],
-        "harmful verb": [Pair(verb, object) for verb, object in product(HARMFUL_VERBS, OBJECTS)],
-        "fact": [Pair(relation, subject) for relation, subject in product(RELATIONS, FACTS)],
-    }
-    chosen: dict[str, list[tuple[Pair, int]]] = {}
-    for group, pairs in groups.items():
-        names = ("relation", "subject") if group == "fact" else ("verb", "object")
-        chosen[group] = [
-            (pair, phrasing)
-            for pair, phrasing in product(pairs, range(HELD_OUT_PHRASING + 1))
-            if prompt_split(_prompt("none", phrasing, **dict(zip(names, pair, strict=True)))) == split
-        ]
-    return chosen
-
-
-def _prompt(
-    tone: Tone,
-    phrasing: int,
-    *,
-    sentence: str = "",
-    verb: str = "",
-    object: str = "",
-    relation: str = "",
-    subject: str = "",
-    aim: str = "",
-    person: str = "",
-) -> Prompt:
-    harmful = verb in HARMFUL_VERBS or aim in HARMFUL_AIMS
-    kind: Kind = "fact" if subject else "harmful" if harmful else "howto"
-    clause = f" to {aim} my {person}" if aim else ""
-    question = PHRASINGS[kind][phrasing].format(
-        verb=verb, object=object, relation=relation, subject=subject, aim=clause
-    )
-    text = " ".join(f"user: {sentence} {question} assistant:".split())
-    return Prompt(text, kind, tone, harmful, verb, object, relation, subject, aim, person, phrasing)
-
-
-def _tone_openings() -> list[tuple[Tone, str]]:
-    return [(tone, sentence) for tone, sentences in TONE_SENTENCES.items() for sentence in sentences]
-
-
-@lru_cache(maxsize=1)
-def _question_patterns() -> list[tuple[bool, int, re.Pattern[str]]]:
-    slots = {
-        "verb": _either("verb", VERBS),
-        "object": _either("object", OBJECTS),
-        "relation": _either("relation", RELATIONS),
-        "subject": _either("subject", FACTS),
-        "aim": f"(?: to {_either('aim', (*HARMLESS_AIMS, *HARMFUL_AIMS))} my {_either('person', PERSONS)})?",
-    }
-    return [
-        (
-            is_fact,
-            index,
-            re.compile(re.escape(phrasing).replace(r"\{", "{").replace(r"\}", "}").format(**slots) + " assistant:"),
-        )
-        for is_fact, phrasings in ((False, PAIR_PHRASINGS), (True, FACT_PHRASINGS))
-        for index, phrasing in enumerate(phrasings)
-    ]
-
-
-def _either(name: str, words: Iterable[str]) -> str:
-    return f"(?P<{name}>{'|'.join(words)})"
