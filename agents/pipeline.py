@@ -164,6 +164,7 @@ def new_base_model(seed: int) -> LanguageModel:
         n_embd=64,
         n_layer=3,
         n_head=4,
+        activation_function="gelu_pytorch_tanh",  # GPT-2's own, as one fused kernel
         bos_token_id=tokenizer.eos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -19,7 +19,6 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -27,6 +26,7 @@ from transformers import (
 from reward_models.preferences import Ranking
 from textenv.hf_training import Ragged, encode_texts, untouched_globals
 from textenv.lm import LanguageModel, disable_dropout, length_buckets
+from textenv.lm.load import load_tokenizer
 
 _log = logging.getLogger(__name__)
 
@@ -195,7 +195,7 @@ def load_reward_model(
     """
     try:
         model = AutoModelForSequenceClassification.from_pretrained(str(name), dtype=dtype, use_safetensors=True)
-        tokenizer = AutoTokenizer.from_pretrained(str(name))
+        tokenizer = load_tokenizer(name)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ValueError(
             f"a reward model must be a registered name, 'module:callable', a folder or a hub id, with name "

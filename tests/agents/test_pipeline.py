@@ -41,7 +41,7 @@ def finished(tmp_path_factory):
 
 
 def test_the_summary_has_every_figure_of_every_stage(finished):
-    folder, summary = finished
+    _, summary = finished
     for stage in ("base", "sft", "best_of_4", "ppo"):
         figures = summary[stage]
         for name in ("gold_score", "rm_score"):

@@ -18,9 +18,14 @@ def test_records_survive_writing_and_reading_and_a_folder_is_read_in_order(tmp_p
 
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
     write_json(tmp_path / "x.json", {"a": 1})
-    with pytest.raises(KeyboardInterrupt), atomic_path(tmp_path / "x.json") as temporary:
-        temporary.write_text("half")
-        raise KeyboardInterrupt
+
+    def interrupted():
+        with atomic_path(tmp_path / "x.json") as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert (tmp_path / "x.json").read_text() == '{\n  "a": 1\n}\n'
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
 

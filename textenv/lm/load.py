@@ -1,13 +1,22 @@
 """Loading Hugging Face causal language models by registered name, folder or hub id."""
 
+import json
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,14 +86,28 @@ def load_language_model(
     """
     try:
         model = AutoModelForCausalLM.from_pretrained(str(name), dtype=dtype, use_safetensors=True)
-        tokenizer = AutoTokenizer.from_pretrained(str(name))
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer = load_tokenizer(name)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ValueError(
             f"a language model must be a registered name, a folder or a hub id, with name (={str(name)!r}). "
             f"Loading it as a Hugging Face causal language model failed: {error}"
         ) from error
     model.to(torch.device(device))  # type: ignore[arg-type]
     return wrap_language_model(model, tokenizer, name=str(name))
+
+
+def load_tokenizer(name: str | Path) -> Any:
+    """The tokenizer of a folder or hub id, as it was saved.
+
+    Some families' own classes rebuild their pre-tokenizer whatever the file says; a folder that names the generic class
+    is read by the generic class.
+    """
+    settings = Path(name) / "tokenizer_config.json"
+    if settings.is_file():
+        saved = json.loads(settings.read_text("utf-8")).get("tokenizer_class")
+        if saved in ("TokenizersBackend", "PreTrainedTokenizerFast"):
+            return PreTrainedTokenizerFast.from_pretrained(str(name))
+    return AutoTokenizer.from_pretrained(str(name))
 
 
 def wrap_language_model(model: PreTrainedModel, tokenizer: Any, *, name: str = "unnamed") -> LanguageModel:

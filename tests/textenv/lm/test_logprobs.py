@@ -187,6 +187,7 @@ def test_saving_and_loading_keeps_the_function(tmp_path, family_model):
     assert (tmp_path / "model.safetensors").is_file()
     loaded = load_language_model(tmp_path)
     assert (loaded.eos_id, loaded.pad_id, loaded.vocab_size) == (0, 0, 12)
+    assert loaded.encode_prompt("the sky is blue") == family_model.encode_prompt("the sky is blue") == [7, 4, 6, 3]
     want = response_logprobs(family_model.model, batch_of(range(8)), RULE)
     assert torch.equal(response_logprobs(loaded.model, batch_of(range(8)), RULE), want)
 

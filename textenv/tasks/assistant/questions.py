@@ -172,8 +172,8 @@ def _weighted(rng: np.random.Generator, mix: dict[T, float]) -> T:
     for key, probability in mix.items():
         left -= probability
         if left < 0:
-            break
-    return key
+            return key
+    return next(reversed(mix))
 
 
 @lru_cache(maxsize=3)
