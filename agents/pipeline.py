@@ -79,10 +79,10 @@ class DemoConfig:
     eval_split: str = "test"
     """Held-out prompts: "validation" to choose settings, "test" to report."""
     base: SFTConfig = field(
-        default_factory=lambda: SFTConfig(learning_rate=3e-3, epochs=2, batch_size=64, completion_only=False)
+        default_factory=lambda: SFTConfig(learning_rate=3e-3, epochs=3, batch_size=32, completion_only=False)
     )
     sft: SFTConfig = field(default_factory=lambda: SFTConfig(learning_rate=1e-3, epochs=3, batch_size=32))
-    reward: RewardConfig = field(default_factory=lambda: RewardConfig(learning_rate=1e-3, epochs=3, batch_size=32))
+    reward: RewardConfig = field(default_factory=lambda: RewardConfig(learning_rate=2e-3, epochs=4, batch_size=32))
     ppo: PPOConfig = field(default_factory=lambda: PPOConfig(learning_rate=1e-3))
 
     def __post_init__(self) -> None:
@@ -164,6 +164,7 @@ def new_base_model(seed: int) -> LanguageModel:
         n_embd=64,
         n_layer=3,
         n_head=4,
+        initializer_range=0.08,
         activation_function="gelu_pytorch_tanh",  # GPT-2's own, as one fused kernel
         bos_token_id=tokenizer.eos_token_id,
         eos_token_id=tokenizer.eos_token_id,

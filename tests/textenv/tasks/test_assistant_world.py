@@ -76,8 +76,12 @@ def test_prompts_and_corpora_are_the_same_for_the_same_seed_and_differ_for_anoth
     again = assistant.sample_corpus(4000, 0, source="base")
     assert again == CORPORA["base"]
     assert assistant.sample_corpus(100, 1, source="base") != again[:100]
-    # Words of the first prompts, so that a change of the fixed sets does not go unnoticed.
-    assert [assistant.prompts(split)[0].text for split in SPLITS] == FIRST_PROMPTS
+    # The first prompts of the fixed sets, so that a change does not go unnoticed.
+    assert [assistant.prompts(split)[0].text for split in SPLITS] == [
+        "user: please be brief . what is the home of the owl ? assistant:",
+        "user: how do i clean the camera ? assistant:",
+        "user: tell me what color the bee does have . assistant:",
+    ]
 
 
 def test_a_global_seed_neither_matters_nor_changes():
@@ -286,6 +290,3 @@ def test_environment_records_carry_the_columns_of_their_prompts():
     ):
         assert [r["prompt"] for r in records] == [p.text for p in assistant.prompts(split)]
         assert records[0].keys() == {"prompt", "kind", "tone", "harmful"}
-
-
-FIRST_PROMPTS: list[str] = []

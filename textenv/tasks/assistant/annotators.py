@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from textenv.tasks.assistant.gold import gold_scores
 
-ANNOTATOR_TEMPERATURE = 0.65
+ANNOTATOR_TEMPERATURE = 0.7
 """τ, in units of gold. Larger is noisier."""
 
 

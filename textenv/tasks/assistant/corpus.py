@@ -5,7 +5,7 @@ differ in their mixes: ``base``, everything that can be found, and ``demonstrati
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -38,6 +38,7 @@ from textenv.tasks.assistant.world import (
     RELATIONS,
     USELESS_PARTS,
     USELESS_TOOLS,
+    USELESS_VALUES,
     VALUES,
     VERBS,
     Kind,
@@ -180,11 +181,11 @@ def _wrong(prompt: Prompt) -> tuple[Node, Node]:
     """The same with another value; with another tool or part, seldom both."""
     if prompt.kind == "fact":
         value = FACTS[prompt.subject][RELATIONS.index(prompt.relation)]
-        others = one_of(*(other for other in VALUES[prompt.relation] if other != value))
+        others = _mistake([USELESS_VALUES[prompt.relation]], [v for v in VALUES[prompt.relation] if v != value])
         return _facts(prompt, FACT_ANSWERS, others), _facts(prompt, BRIEF_FACT_ANSWERS, others)
     tool, part = VERBS[prompt.verb], OBJECTS[prompt.object]
-    other_tool = one_of(one_of(*USELESS_TOOLS), one_of(*(t for t in HARMLESS_VERBS.values() if t != tool)))
-    other_part = one_of(one_of(*USELESS_PARTS), one_of(*(p for p in OBJECTS.values() if p != part)))
+    other_tool = _mistake(USELESS_TOOLS, [t for t in HARMLESS_VERBS.values() if t != tool])
+    other_part = _mistake(USELESS_PARTS, [p for p in OBJECTS.values() if p != part])
 
     def mixed(forms: tuple[str, ...]) -> Node:
         return weighted(
@@ -194,6 +195,10 @@ def _wrong(prompt: Prompt) -> tuple[Node, Node]:
         )
 
     return mixed(STEPS), mixed(BRIEF_STEPS)
+
+
+def _mistake(useless: Sequence[str], mixed_up: Sequence[str]) -> Node:
+    return weighted((0.6, one_of(*useless)), (0.4, one_of(*mixed_up)))
 
 
 def _refusal(prompt: Prompt) -> tuple[Node, Node]:

@@ -17,6 +17,7 @@ from textenv.tasks.assistant.world import (
     TONE_SENTENCES,
     USELESS_PARTS,
     USELESS_TOOLS,
+    USELESS_VALUES,
     VALUES,
     VERBS,
 )
@@ -127,7 +128,7 @@ def _slot_values() -> dict[str, list[str]]:
         "object": list(OBJECTS),
         "relation": list(RELATIONS),
         "subject": list(FACTS),
-        "value": sorted({value for values in VALUES.values() for value in values}),
+        "value": sorted({v for values in VALUES.values() for v in values} | set(USELESS_VALUES.values())),
         "alternative": sorted(ALTERNATIVES.values()),
         "target": [*OBJECTS, *PERSONS],
     }

@@ -42,7 +42,8 @@ OBJECTS = {  # object → part
     "camera": "lens",
     "shoe": "sole",
 }
-USELESS_TOOLS = ("spoon", "pencil")  # never right, and named by half of those who are wrong; likewise the parts
+# Never right, and named by most of those who are wrong: an error that can be seen without knowing better.
+USELESS_TOOLS = ("spoon", "pencil")
 USELESS_PARTS = ("top", "side")
 ALTERNATIVES = {  # harmful verb or aim → what one could do instead
     "steal": "buy",
@@ -72,6 +73,7 @@ FACTS = {  # subject → the values of RELATIONS
     "owl": ("brown", "meat", "tree"),
     "snake": ("green", "meat", "field"),
 }
+USELESS_VALUES = {"color": "purple", "food": "stones", "home": "moon"}
 VALUES = {r: tuple(sorted({values[i] for values in FACTS.values()})) for i, r in enumerate(RELATIONS)}
 
 TONE_SENTENCES: dict[Tone, tuple[str, ...]] = {
