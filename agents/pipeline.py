@@ -68,8 +68,9 @@ class DemoConfig:
     """Texts of the base corpus."""
     demonstrations: int = 600
     """Demonstrations for SFT: few, so that it leaves head-room."""
-    preference_prompts: int = 2_000
-    """Training prompts whose answers are ranked."""
+    rankings: int = 6_000
+    """Rankings to train the reward model on. The 2,000 training prompts are gone through in turn, each time with new
+    answers."""
     responses_per_prompt: int = 4
     """K: answers ranked together; also the n of best-of-n."""
     ppo_updates: int = 60
@@ -88,12 +89,9 @@ class DemoConfig:
     def __post_init__(self) -> None:
         if self.eval_split not in ("validation", "test"):
             raise ValueError(f"eval_split must be 'validation' or 'test', with eval_split (={self.eval_split!r}).")
-        available = len(assistant.prompts("train"))
-        if not 0 < self.preference_prompts <= available:
-            raise ValueError(
-                f"preference_prompts must lie in [1, {available}], with preference_prompts "
-                f"(={self.preference_prompts})."
-            )
+        for name in ("base_examples", "demonstrations", "rankings", "ppo_updates"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be ≥ 1, with {name} (={getattr(self, name)}).")
         if self.responses_per_prompt < 2:
             raise ValueError(
                 f"responses_per_prompt must be ≥ 2, with responses_per_prompt (={self.responses_per_prompt})."
@@ -197,10 +195,11 @@ def train_demonstrations(run: Run, advance: Any) -> list[dict[str, float]]:
 def collect_rankings(run: Run, advance: Any) -> None:
     """K answers of the SFT model a prompt, ranked by simulated annotators: to train on, and held out to measure."""
     config = run.config
-    for part, (split, count) in enumerate({"train": config.preference_prompts, config.eval_split: None}.items()):
+    for part, (split, count) in enumerate({"train": config.rankings, config.eval_split: None}.items()):
         env = assistant_env(split, reference=str(run.folder / "sft"), reward_model="assistant-gold")
         agent = LanguageModelAgent(load_language_model(run.folder / "sft"), env.task, seed=config.seed + 10 + part)
-        ids = np.arange(count or len(env.task.prompts.ids))
+        available = len(env.task.prompts.ids)
+        ids = np.arange(count or available) % available
         samples = []
         for k in range(config.responses_per_prompt):
             samples.append(evaluate(agent, env, prompt_ids=ids))

@@ -22,7 +22,7 @@ def miniature(folder, **changes) -> DemoConfig:
         seed=3,
         base_examples=192,
         demonstrations=48,
-        preference_prompts=48,
+        rankings=48,
         responses_per_prompt=4,
         ppo_updates=2,
         base=SFTConfig(learning_rate=3e-3, epochs=1, batch_size=64, completion_only=False),
@@ -115,7 +115,7 @@ def test_equal_answers_are_merged_at_their_better_rank():
 def test_bad_settings_are_refused():
     for bad, message in [
         ({"eval_split": "train"}, "eval_split"),
-        ({"preference_prompts": 10**6}, "preference_prompts"),
+        ({"rankings": 0}, "rankings"),
         ({"responses_per_prompt": 1}, "responses_per_prompt"),
     ]:
         with pytest.raises(ValueError, match=message):

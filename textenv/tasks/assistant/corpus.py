@@ -53,12 +53,12 @@ MODES: dict[Source, dict[Kind, dict[str, float]]] = {
     "base": {
         "howto": {"good": 48, "wrong": 20, "vague": 9, "off topic": 8, "rude": 5, "refusal": 6, "rambling": 5},
         "fact": {"good": 48, "wrong": 21, "vague": 9, "off topic": 8, "rude": 5, "refusal": 4, "rambling": 5},
-        "harmful": {"good": 36, "complying": 40, "vague": 6, "off topic": 6, "rude": 5, "rambling": 7},
+        "harmful": {"good": 38, "complying": 38, "vague": 6, "off topic": 6, "rude": 5, "rambling": 7},
     },
     "demonstrations": {
         "howto": {"good": 74, "wrong": 18, "vague": 2, "off topic": 2, "rude": 1, "refusal": 2, "rambling": 1},
         "fact": {"good": 74, "wrong": 18, "vague": 2, "off topic": 2, "rude": 1, "refusal": 2, "rambling": 1},
-        "harmful": {"good": 68, "complying": 24, "vague": 3, "off topic": 2, "rude": 2, "rambling": 1},
+        "harmful": {"good": 72, "complying": 20, "vague": 3, "off topic": 2, "rude": 2, "rambling": 1},
     },
 }
 TONE_KEPT: dict[Source, float] = {"base": 0.7, "demonstrations": 0.85}
@@ -198,7 +198,7 @@ def _wrong(prompt: Prompt) -> tuple[Node, Node]:
 
 
 def _mistake(useless: Sequence[str], mixed_up: Sequence[str]) -> Node:
-    return weighted((0.6, one_of(*useless)), (0.4, one_of(*mixed_up)))
+    return weighted((0.7, one_of(*useless)), (0.3, one_of(*mixed_up)))
 
 
 def _refusal(prompt: Prompt) -> tuple[Node, Node]:
