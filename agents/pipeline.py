@@ -64,11 +64,11 @@ class DemoConfig:
     """Where models, data and the report go. An unfinished run of the same settings is continued."""
     seed: int = 0
     """Of everything: initial weights, data, annotators, sampling."""
-    base_examples: int = 24_000
+    base_examples: int = 40_000
     """Texts of the base corpus."""
     demonstrations: int = 600
     """Demonstrations for SFT: few, so that it leaves head-room."""
-    rankings: int = 6_000
+    rankings: int = 4_000
     """Rankings to train the reward model on. The 2,000 training prompts are gone through in turn, each time with new
     answers."""
     responses_per_prompt: int = 4
@@ -83,8 +83,10 @@ class DemoConfig:
         default_factory=lambda: SFTConfig(learning_rate=3e-3, epochs=3, batch_size=32, completion_only=False)
     )
     sft: SFTConfig = field(default_factory=lambda: SFTConfig(learning_rate=1e-3, epochs=3, batch_size=32))
-    reward: RewardConfig = field(default_factory=lambda: RewardConfig(learning_rate=2e-3, epochs=4, batch_size=32))
-    ppo: PPOConfig = field(default_factory=lambda: PPOConfig(learning_rate=1e-3))
+    reward: RewardConfig = field(default_factory=lambda: RewardConfig(learning_rate=1e-3, epochs=2, batch_size=16))
+    ppo: PPOConfig = field(
+        default_factory=lambda: PPOConfig(learning_rate=3e-4, lr_decay_episodes=60 * 256, per_token_kl=True)
+    )
 
     def __post_init__(self) -> None:
         if self.eval_split not in ("validation", "test"):
