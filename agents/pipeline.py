@@ -12,6 +12,7 @@ Every step leaves its result in the run folder; an interrupted run continues whe
 Command: ``textenv demo``.
 """
 
+import itertools
 import json
 import shutil
 import time
@@ -44,6 +45,9 @@ from textenv.lm.load import wrap_language_model
 from textenv.progress import progress_bar
 from textenv.tasks import assistant
 from textenv.vector import TextVectorEnv
+
+HELD_OUT_ANNOTATORS = 4
+"""Rankings of the same held-out answers: more labels, less noise in the accuracy; intervals are clustered by prompt."""
 
 STEPS = ("base", "sft", "rankings", "reward_model", "ppo", "evaluate")
 TITLES = {
@@ -83,7 +87,7 @@ class DemoConfig:
         default_factory=lambda: SFTConfig(learning_rate=3e-3, epochs=3, batch_size=32, completion_only=False)
     )
     sft: SFTConfig = field(default_factory=lambda: SFTConfig(learning_rate=1e-3, epochs=3, batch_size=32))
-    reward: RewardConfig = field(default_factory=lambda: RewardConfig(learning_rate=1e-3, epochs=2, batch_size=16))
+    reward: RewardConfig = field(default_factory=lambda: RewardConfig(learning_rate=1e-3, epochs=2, batch_size=16, freeze_embeddings=True))
     ppo: PPOConfig = field(
         default_factory=lambda: PPOConfig(learning_rate=3e-4, lr_decay_episodes=60 * 256, per_token_kl=True)
     )
@@ -157,7 +161,7 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> dict[str, An
 
 def new_base_model(seed: int) -> LanguageModel:
     """An untrained GPT-2 of about 0.17 M parameters over the world's vocabulary."""
-    tokenizer = assistant.build_tokenizer()
+    tokenizer: Any = assistant.build_tokenizer()
     config = GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=48,
@@ -206,15 +210,15 @@ def collect_rankings(run: Run, advance: Any) -> None:
         for k in range(config.responses_per_prompt):
             samples.append(evaluate(agent, env, prompt_ids=ids))
             advance(part * config.responses_per_prompt + k + 1, 2 * config.responses_per_prompt, {})
-        records = assistant.sample_rankings(
-            samples[0].prompts,
-            list(zip(*(s.responses for s in samples), strict=True)),
-            config.seed + 20 + part,
-            finish_reasons=list(zip(*(s.finish_reasons for s in samples), strict=True)),
-        )
-        gold = np.stack([gold_of(s) for s in samples], axis=1)
-        # Equal answers to one prompt teach nothing and would count as half-right pairs: keep each answer once.
-        rows = [distinct(record, scores) for record, scores in zip(records, gold.tolist(), strict=True)]
+        answers = list(zip(*(s.responses for s in samples), strict=True))
+        reasons = list(zip(*(s.finish_reasons for s in samples), strict=True))
+        gold = np.stack([gold_of(s) for s in samples], axis=1).tolist()
+        rows = []
+        for annotator in range(1 if split == "train" else HELD_OUT_ANNOTATORS):
+            seed = config.seed + 1_000 * (2 * annotator + part + 1)
+            records = assistant.sample_rankings(samples[0].prompts, answers, seed, finish_reasons=reasons)
+            # Equal answers to one prompt teach nothing and would count as half-right pairs: keep each answer once.
+            rows += [distinct(record, scores) for record, scores in zip(records, gold, strict=True)]
         rows = [row for row in rows if len(row["responses"]) > 1]
         write_jsonl(run.folder / "data" / f"rankings-{'train' if split == 'train' else 'held-out'}.jsonl", rows)
 
@@ -346,15 +350,16 @@ def measure_reward_model(run: Run) -> dict[str, float]:
     rankings, rows = load_rankings(path), read_jsonl(path)
     measured = evaluate_reward_model(model, rankings)
     columns: dict[str, list[float]] = {"margin": [], "agreed": [], "prompt": []}
+    cluster = {prompt: number for number, prompt in enumerate(dict.fromkeys(row["prompt"] for row in rows))}
     bayes, floor = [], []
-    for number, (ranking, row) in enumerate(zip(rankings, rows, strict=True)):
-        scores = model([ranking.prompt] * len(ranking.responses), list(ranking.responses))
-        for better in range(len(scores)):
-            for worse in range(better + 1, len(scores)):
-                margin = (scores[better] - scores[worse]) * model.score_unit
-                columns["margin"].append(abs(margin))
-                columns["agreed"].append(float(margin > 0))
-                columns["prompt"].append(number)
+    best_first = iter((model.scores(model.encode_rankings(rankings)) * model.score_unit).tolist())
+    for row in rows:
+        scores = [next(best_first) for _ in row["responses"]]
+        for better, worse in itertools.combinations(range(len(scores)), 2):
+            margin = scores[better] - scores[worse]
+            columns["margin"].append(abs(margin))
+            columns["agreed"].append(float(margin > 0))
+            columns["prompt"].append(cluster[row["prompt"]])
         bayes.append(assistant.bayes_accuracy(np.array([row["gold"]])))
         floor.append(assistant.nll_floor(np.array([row["gold"]])))
     write_json(run.folder / "calibration.json", columns)

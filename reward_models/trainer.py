@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from reward_models.losses import ranking_accuracy, ranking_nll
@@ -34,6 +34,8 @@ class RewardConfig(TrainingConfig):
     normalize: bool = True
     """Scale the trained scores to mean 0 and within-prompt standard deviation 1 on the training responses, so that a
     KL coefficient means the same for every reward model."""
+    freeze_embeddings: bool = False
+    """Keep token and position embeddings as the language model left them: less to overfit on few rankings."""
 
 
 class RewardResult(NamedTuple):
@@ -74,6 +76,10 @@ def train_reward_model(
         _copy(model) if isinstance(model, TransformerRewardModel) else TransformerRewardModel.from_language_model(model)
     )
     examples = _Examples.of(learner, rankings)
+    if config.freeze_embeddings:
+        for module in learner.model.modules():
+            if isinstance(module, nn.Embedding):
+                module.requires_grad_(False)
 
     def evaluate() -> dict[str, float]:
         learner.model.eval()

@@ -179,3 +179,12 @@ def test_a_learnable_preference_is_learned_and_a_coin_is_not():
     error = 3 * noise.metrics["eval_accuracy_se"]
     assert noise.metrics["eval_accuracy"] == pytest.approx(0.5, abs=error)
     assert isinstance(result.model, TransformerRewardModel)
+
+
+def test_frozen_embeddings_stay_and_the_rest_learns():
+    start = TransformerRewardModel.from_language_model(language_model())
+    trained = train_reward_model(start, toy_rankings(32, 0), config(freeze_embeddings=True, normalize=False)).model
+    before, after = weights(start), weights(trained)
+    for name in before:
+        frozen = "wte" in name or "wpe" in name
+        assert torch.equal(before[name], after[name]) == frozen, name
