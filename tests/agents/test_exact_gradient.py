@@ -50,7 +50,7 @@ def moved(world):
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.03 * torch.randn(parameter.shape, generator=generator))
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
     assert 0.02 < world.kl(world.sequence_logprobs(model)) < 0.5
     return model
 
