@@ -46,7 +46,7 @@ def test_sft_on_ample_data_comes_within_five_percent_of_the_grammars_entropy():
     def facts(count, seed):  # one kind of prompt, so that a minute of training is ample
         return [prompt for prompt in assistant.sample_prompts("train", count, seed) if prompt.kind == "fact"]
 
-    config = SFTConfig(learning_rate=3e-3, epochs=2, batch_size=32)
+    config = SFTConfig(learning_rate=3e-3, epochs=5, batch_size=32)
     model = train_sft(new_base_model(0), answered(facts(80_000, 7)), config).model
     prompts = facts(5_000, 8)
     held_out = answered(prompts)
