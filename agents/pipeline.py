@@ -87,7 +87,9 @@ class DemoConfig:
         default_factory=lambda: SFTConfig(learning_rate=3e-3, epochs=3, batch_size=32, completion_only=False)
     )
     sft: SFTConfig = field(default_factory=lambda: SFTConfig(learning_rate=1e-3, epochs=3, batch_size=32))
-    reward: RewardConfig = field(default_factory=lambda: RewardConfig(learning_rate=1e-3, epochs=2, batch_size=16, freeze_embeddings=True))
+    reward: RewardConfig = field(
+        default_factory=lambda: RewardConfig(learning_rate=1e-3, epochs=2, batch_size=16, freeze_embeddings=True)
+    )
     ppo: PPOConfig = field(
         default_factory=lambda: PPOConfig(learning_rate=3e-4, lr_decay_episodes=60 * 256, per_token_kl=True)
     )
