@@ -37,7 +37,7 @@ def test_ppo_comes_within_five_percent_of_the_optimum_of_the_exact_world(seed):
 
 
 def test_sft_on_the_embedded_world_stays_above_its_conditional_entropy_and_comes_near_it():
-    """No model can beat the entropy. Half a minute of training stays within 12 %; a smaller grammar comes within 5 %."""
+    """No model can beat the entropy. Half a minute of training stays within 12 %; smaller grammars, 5 %."""
     rng = np.random.default_rng(9)
 
     def answered(prompts):
