@@ -22,7 +22,7 @@ test: $(READY)        ## every test
 check: $(READY)       ## format, lint, types and the fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest -m "not slow"
 
 assets: $(READY)      ## re-make the language and reward model shipped in textenv/assets

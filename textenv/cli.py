@@ -299,7 +299,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         import tyro
 
-        tyro.cli(COMMANDS[name](), args=rest, prog=f"textenv {name}")
+        command = COMMANDS[name]()
+        if name != "envs":
+            from transformers.utils import logging
+
+            logging.disable_progress_bar()  # one bar a step is enough
+        tyro.cli(command, args=rest, prog=f"textenv {name}")
     except KeyboardInterrupt:
         print("\nstopped. The same command (with --resume, where it has that) goes on from here.", file=sys.stderr)
         return 130
