@@ -142,6 +142,21 @@ def test_the_reward_is_the_score_minus_beta_times_the_kl_of_reported_logprobs(te
     assert info["response"] == "blue is"
 
 
+def test_what_was_reported_of_one_episode_is_forgotten_in_the_next(text_options):
+    env = gymnasium.make("textenv/Text-v0", **text_options).unwrapped
+    for actions, own in [([3, 6, 0], [-0.5, -1.25, -2.0]), ([4, 0], [-3.0, -1.0])]:
+        env.reset(options={"prompt": "the grass"})
+        for action, logprob in zip(actions, own, strict=True):
+            env.report_logprobs(logprob)
+            *_, info = env.step(action)
+        assert info["kl"] == pytest.approx(
+            sum(own) - sum(sequence_logprob(env.reference.model, [7, 5], actions)), abs=1e-5
+        )
+    env.reset()
+    env.step(3)
+    assert env.step(0)[4]["kl_source"] == "none"
+
+
 def test_an_attached_policy_pays_the_same_kl_as_reporting_it(text_options):
     from tests.conftest import tiny_model
 
