@@ -21,6 +21,19 @@ def ranking_nll(
     return nll.sum((1, 2)) / pairs.sum((1, 2))
 
 
+def plackett_luce_nll(scores: Float[Tensor, "B K"], mask: Bool[Tensor, "B K"]) -> Float[Tensor, " B"]:
+    """``Σ_i [log Σ_{j ≥ i} exp(s_j) − s_i] / (K − 1)``: minus the log-likelihood of a whole ranking, a choice, in nats.
+
+    The ranking is read as K − 1 choices: the best of all, then the best of the rest. With K = 2 this is
+    :func:`ranking_nll`; with more it is the likelihood of annotators who rank by score plus Gumbel noise, where the
+    mean over pairs counts one such choice several times (Luce 1959; Plackett 1975).
+    """
+    hidden = scores.masked_fill(~mask, float("-inf"))
+    rest = hidden.flip(1).logcumsumexp(1).flip(1)
+    nll = (rest.masked_fill(~mask, 0.0) - scores.masked_fill(~mask, 0.0)).sum(1)
+    return nll / (mask.sum(1) - 1)
+
+
 def ranking_loss(
     scores: Float[Tensor, "B K"], mask: Bool[Tensor, "B K"], margin: Float[Tensor, " B"] | None = None
 ) -> Float[Tensor, ""]:

@@ -10,32 +10,42 @@ References: Bradley and Terry 1952; Christiano et al. 2017; Ouyang et al. 2022.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from reward_models.losses import ranking_accuracy, ranking_nll
+from reward_models.losses import plackett_luce_nll, ranking_accuracy, ranking_nll
 from reward_models.preferences import Ranking, load_rankings, prompt_key
 from reward_models.transformer import TransformerRewardModel, score_rows, score_unit
 from textenv.hf_training import Objective, OnProgress, Ragged, TrainingConfig, fit, remove_checkpoints
 from textenv.lm import LanguageModel
+
+RankingLoss = Literal["pairwise", "listwise"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardConfig(TrainingConfig):
     """How to train a reward model. ``batch_size`` counts prompts, each with all of its responses."""
 
+    loss: RankingLoss = "pairwise"
+    """What a ranking of K responses is worth: ``pairwise``, the mean over its C(K, 2) pairs (InstructGPT), or
+    ``listwise``, the Plackett–Luce likelihood of the whole order. The same for K = 2."""
     normalize: bool = True
     """Scale the trained scores to mean 0 and within-prompt standard deviation 1 on the training responses, so that a
     KL coefficient means the same for every reward model."""
     freeze_embeddings: bool = False
     """Keep token and position embeddings as the language model left them: less to overfit on few rankings."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loss not in get_args(RankingLoss):
+            raise ValueError(f"loss must be one of {get_args(RankingLoss)}, with loss (={self.loss!r}).")
 
 
 class RewardResult(NamedTuple):
@@ -76,6 +86,8 @@ def train_reward_model(
         _copy(model) if isinstance(model, TransformerRewardModel) else TransformerRewardModel.from_language_model(model)
     )
     examples = _Examples.of(learner, rankings)
+    if config.loss == "listwise" and examples.margins.any():
+        raise ValueError("margins need loss='pairwise', with loss (='listwise'). Drop the margins or change the loss.")
     if config.freeze_embeddings:
         for module in learner.model.modules():
             if isinstance(module, nn.Embedding):
@@ -87,7 +99,7 @@ def train_reward_model(
         return {f"eval_{key}": value for key, value in measured.items()}
 
     run = fit(
-        Objective(learner.model, _summed_loss),
+        Objective(learner.model, _summed_loss(config.loss)),
         examples.lengths,
         examples.collate,
         config,
@@ -180,12 +192,17 @@ class _Examples(NamedTuple):
         return {**batch, "labels": torch.zeros(len(index))}
 
 
-def _summed_loss(
-    model: PreTrainedModel, input_ids: Tensor, lengths: Tensor, counts: Tensor, margins: Tensor
-) -> Float[Tensor, ""]:
-    """Sum over prompts; every response passes the trunk once."""
-    scores, mask = table(score_rows(model, input_ids, lengths), counts)
-    return ranking_nll(scores * score_unit(model), mask, margins).sum()
+def _summed_loss(loss: RankingLoss) -> Callable[..., Float[Tensor, ""]]:
+    """The sum over prompts of a batch; every response passes the trunk once."""
+
+    def summed(
+        model: PreTrainedModel, input_ids: Tensor, lengths: Tensor, counts: Tensor, margins: Tensor
+    ) -> Float[Tensor, ""]:
+        scores, mask = table(score_rows(model, input_ids, lengths), counts)
+        scores = scores * score_unit(model)
+        return (plackett_luce_nll(scores, mask) if loss == "listwise" else ranking_nll(scores, mask, margins)).sum()
+
+    return summed
 
 
 def _copy(model: TransformerRewardModel) -> TransformerRewardModel:

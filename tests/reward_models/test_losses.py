@@ -1,11 +1,12 @@
 """Ranking losses against numbers worked out by hand, identities and finite differences."""
 
+import itertools
 import math
 
 import pytest
 import torch
 
-from reward_models.losses import ranking_accuracy, ranking_loss, ranking_nll
+from reward_models.losses import plackett_luce_nll, ranking_accuracy, ranking_loss, ranking_nll
 
 
 def full(scores):
@@ -52,6 +53,46 @@ def test_a_constant_added_to_a_prompt_changes_nothing():
     offset = 10 * torch.randn(6, 1, generator=generator, dtype=torch.float64)
     mask = torch.ones(6, 4, dtype=torch.bool)
     assert torch.allclose(ranking_nll(scores, mask), ranking_nll(scores + offset, mask), atol=1e-12)
+
+
+def test_the_listwise_likelihood_is_that_of_choosing_the_best_again_and_again():
+    # scores 2, 1, 0: log(1 + e⁻¹ + e⁻²) = 0.4076060 for the first choice, log(1 + e⁻¹) = 0.3132617 for the second
+    scores = torch.tensor([[2.0, 1.0, 0.0]])
+    assert plackett_luce_nll(scores, full(scores)).item() == pytest.approx((0.4076060 + 0.3132617) / 2, abs=1e-6)
+
+
+def test_the_listwise_likelihood_sums_to_one_over_all_orders():
+    scores = torch.tensor([0.3, -1.2, 2.0, 0.9], dtype=torch.float64)
+    orders = torch.stack([scores[list(order)] for order in itertools.permutations(range(4))])
+    likelihoods = torch.exp(-3 * plackett_luce_nll(orders, full(orders)))
+    assert likelihoods.sum().item() == pytest.approx(1.0, abs=1e-12)
+
+
+def test_with_two_responses_both_losses_are_the_same():
+    scores = torch.randn(7, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert torch.allclose(plackett_luce_nll(scores, full(scores)), ranking_nll(scores, full(scores)), atol=1e-12)
+
+
+@pytest.mark.parametrize("nll", [ranking_nll, plackett_luce_nll])
+def test_no_constant_added_to_a_prompt_matters_and_its_gradients_sum_to_zero(nll):
+    generator = torch.Generator().manual_seed(1)
+    scores = torch.randn(5, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    moved = scores + 3.0
+    assert torch.allclose(nll(scores, full(scores)), nll(moved, full(scores)), atol=1e-12)
+    nll(scores, full(scores)).sum().backward()
+    assert scores.grad.sum(1).abs().max() < 1e-12
+    assert torch.autograd.gradcheck(lambda s: nll(s, full(scores)), scores)
+
+
+@pytest.mark.parametrize("poison", [1e6, float("nan"), float("inf")])
+def test_the_listwise_loss_does_not_see_padding(poison):
+    clean = torch.tensor([[0.3, 0.1, 0.0], [0.2, 0.5, -1.0]], requires_grad=True)
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    dirty = clean.detach().masked_fill(~mask, poison).requires_grad_(True)
+    for scores in (clean, dirty):
+        plackett_luce_nll(scores, mask).sum().backward()
+    assert torch.equal(plackett_luce_nll(clean, mask), plackett_luce_nll(dirty, mask))
+    assert torch.equal(clean.grad, dirty.grad)
 
 
 @pytest.mark.parametrize("poison", [1e6, float("nan"), float("inf")])
