@@ -66,7 +66,7 @@ class DemoConfig:
     """Texts of the base corpus."""
     demonstrations: int = 600
     """Demonstrations for SFT: few, so that it leaves head-room."""
-    rankings: int = 4_000
+    rankings: int = 8_000
     """Rankings to train the reward model on. The 2,000 training prompts are gone through in turn, each time with new
     answers."""
     responses_per_prompt: int = 4
@@ -80,9 +80,11 @@ class DemoConfig:
     base: SFTConfig = field(
         default_factory=lambda: SFTConfig(learning_rate=3e-3, epochs=3, batch_size=32, completion_only=False)
     )
-    sft: SFTConfig = field(default_factory=lambda: SFTConfig(learning_rate=1e-3, epochs=3, batch_size=32))
+    sft: SFTConfig = field(default_factory=lambda: SFTConfig(learning_rate=1e-3, epochs=2, batch_size=32))
     reward: RewardConfig = field(
-        default_factory=lambda: RewardConfig(learning_rate=1e-3, epochs=2, batch_size=16, freeze_embeddings=True)
+        default_factory=lambda: RewardConfig(
+            learning_rate=1e-3, epochs=3, batch_size=16, freeze_embeddings=True, loss="listwise"
+        )
     )
     ppo: PPOConfig = field(
         default_factory=lambda: PPOConfig(learning_rate=3e-4, lr_decay_episodes=60 * 256, per_token_kl=True)
