@@ -64,7 +64,7 @@ def global_generators(subject: Subject) -> str:
 
 def gymnasium_checker(subject: Subject) -> str:
     modes = subject.make().metadata.get("render_modes") or [None]
-    env = subject.make(render_mode=modes[0]).unwrapped
+    env = subject.make(render_mode=modes[0], **for_random_actions(subject)).unwrapped
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_env(env)
@@ -78,8 +78,14 @@ def stable_baselines3_checker(subject: Subject) -> str:
         raise Skipped("stable_baselines3 is not installed") from None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        sb3_check_env(subject.make().unwrapped)
+        sb3_check_env(subject.make(**for_random_actions(subject)).unwrapped)
     return "check_env without a warning"
+
+
+def for_random_actions(subject: Subject) -> dict[str, Any]:
+    """What the checkers need who act at random: they read no action mask and report no log-probabilities."""
+    masked = {"min_new_tokens": 0} if subject.settings["min_new_tokens"] else {}
+    return masked | ({"kl_source": "auto"} if subject.settings["kl_source"] == "reported" else {})
 
 
 def spec_json(subject: Subject) -> str:

@@ -44,9 +44,10 @@ class Subject:
         return self.spec.vector_entry_point is not None
 
     def make(self, spec: Any = None, **more: Any) -> Any:
-        """The environment as users get it, wrappers included, and the reference attached as its policy."""
-        env = gymnasium.make(self.spec, **{**self.options, **more}) if spec is None else gymnasium.make(spec)
-        return attach(env)
+        """The environment with the reference attached as its policy. Gymnasium's passive checker, which only warns, is
+        left out: its rules are a check of their own."""
+        more = {**self.options, **more} if spec is None else more
+        return attach(gymnasium.make(self.spec if spec is None else spec, disable_env_checker=True, **more))
 
     def make_vec(self, num_envs: int, spec: Any = None, **more: Any) -> Any:
         if spec is not None:
