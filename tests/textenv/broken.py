@@ -2,6 +2,7 @@
 
 import copy
 import random
+import threading
 
 import numpy as np
 import torch
@@ -102,10 +103,10 @@ class CopiesItForItsVector(TextVectorEnv):
         copy.deepcopy(self.task.reference)
 
 
-class HoldsALambda(TextEnv):
+class HoldsALock(TextEnv):
     def __init__(self, **options):
         super().__init__(**options)
-        self.bonus = lambda: 0.0
+        self.lock = threading.Lock()
 
 
 class LooksLikeAGoal(TextEnv):

@@ -74,7 +74,7 @@ BROKEN = [
     ("IgnoresTheSeed", "spec as JSON", "made from JSON differs"),
     ("IgnoresTheSeed", "gymnasium checker", "seed"),
     ("CopiesTheReference", "shared models", "holds a reference of its own"),
-    ("HoldsALambda", "pickling", "pickle"),
+    ("HoldsALock", "pickling", "pickle"),
     ("LooksLikeAGoal", "stable-baselines3 checker", "key"),
     ("WrongDtype", "gymnasium checker", "observation"),
     ("HasASeedMethod", "gymnasium checker", "Official support for the `seed` function is dropped"),

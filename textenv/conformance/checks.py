@@ -144,14 +144,15 @@ def shared_models(subject: Subject) -> str:
 
 
 def pickling(subject: Subject) -> str:
-    """Specs and factories pickle (for AsyncVectorEnv), and so does an environment."""
+    """Specs, factories and environments pickle the way AsyncVectorEnv sends them to its processes: by cloudpickle."""
     env = subject.make()
     assert env.spec is not None
     expect(pickle.loads(pickle.dumps(env.spec)) == env.spec, "a spec must survive pickling unchanged")
     factory = pickle.loads(pickle.dumps(CloudpickleWrapper(functools.partial(gymnasium.make, env.spec))))
+    unpickled = pickle.loads(pickle.dumps(CloudpickleWrapper(lambda: env)))()
     want = episodes(subject, env)
     expect_same(episodes(subject, attach(factory())), want, "an environment made by a pickled factory differs")
-    expect_same(episodes(subject, pickle.loads(pickle.dumps(env))), want, "an unpickled environment differs")
+    expect_same(episodes(subject, unpickled), want, "an unpickled environment differs")
     return "spec, factory and environment"
 
 
