@@ -6,7 +6,9 @@ import threading
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode
 
 from textenv.env import TextEnv
 from textenv.lm import TokenRule
@@ -109,6 +111,24 @@ class HoldsALock(TextEnv):
         self.lock = threading.Lock()
 
 
+class DependsOnHowManyWereMade(TextEnv):
+    made = 0
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.number = DependsOnHowManyWereMade.made
+        DependsOnHowManyWereMade.made += 1
+
+    def reset(self, *, seed=None, options=None):
+        return super().reset(seed=seed, options={"prompt_id": self.number % len(self.task.prompts.ids)})
+
+
+class LosesItsBetaWhenPickled(TextEnv):
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self.kl_coef = 0.0
+
+
 class LooksLikeAGoal(TextEnv):
     def compute_reward(self, achieved, desired, info):
         return 0.0
@@ -166,6 +186,12 @@ class CountsOneTokenLess(AtTheEnd):
         return observation, reward, terminated, truncated, {**info, "response_length": info["response_length"] - 1}
 
 
+class EndsTooSoonInWords(TextEnv):
+    def step(self, action):
+        *rest, info = super().step(action)
+        return *rest, info or {"finish_reason": "length"}
+
+
 class NeverEnds(TextEnv):
     def step(self, action):
         if self._episodes.ended[0]:
@@ -177,6 +203,74 @@ class NeverEnds(TextEnv):
 class PaysMoreThanItSays(AtTheEnd):
     def change(self, observation, reward, terminated, truncated, info):
         return observation, reward + 0.01, terminated, truncated, info
+
+
+class PaysNaN(AtTheEnd):
+    def change(self, observation, reward, terminated, truncated, info):
+        info["reward_terms"]["bonus"] = float("nan")
+        return observation, float("nan"), terminated, truncated, info
+
+
+class PaysByMode(AtTheEnd):
+    def change(self, observation, reward, terminated, truncated, info):
+        info["reward_terms"]["bonus"] = bonus = 0.5 if isinstance(observation, dict) else 0.0
+        return observation, reward + bonus, terminated, truncated, info
+
+
+class SaysAnother(AtTheEnd):
+    """Of one number in the last info."""
+
+    key = ""
+    value = 0.5
+
+    def change(self, observation, reward, terminated, truncated, info):
+        return observation, reward, terminated, truncated, {**info, self.key: self.value}
+
+
+class SaysAnotherScore(SaysAnother):
+    key = "rm_score"
+
+
+class SaysAnotherBeta(SaysAnother):
+    key = "kl_coef"
+
+
+class SaysAnotherKL(SaysAnother):
+    """Of the tokens, with what is paid for them in accord."""
+
+    key = "kl_per_token"
+    value = np.zeros(6, dtype=np.float32)
+
+
+class CutsTheKL(SaysAnother):
+    key = "kl_per_token"
+    value = np.zeros(3, dtype=np.float32)
+
+
+class GoldIsNaN(SaysAnother):
+    key = "gold_score"
+    value = float("nan")
+
+
+class KnowsAnUnknownKL(SaysAnother):
+    key = "kl"
+    value = 0.0
+
+
+class PaysTwiceForTheReference(AtTheEnd):
+    def change(self, observation, reward, terminated, truncated, info):
+        owed = info["reward_terms"]["reference_logprob"]
+        terms = {**info["reward_terms"], "reference_logprob": 2 * owed}
+        return observation, reward + owed, terminated, truncated, {**info, "reward_terms": terms}
+
+
+class SaysAnotherSum(AtTheEnd):
+    """``kl`` is not the sum of its tokens, and is paid."""
+
+    def change(self, observation, reward, terminated, truncated, info):
+        info["kl"] += 0.5
+        info["reward_terms"]["kl"] -= 0.5 * info["kl_coef"]
+        return observation, sum(info["reward_terms"].values()), terminated, truncated, info
 
 
 class PaysEarly(TextEnv):
@@ -257,6 +351,28 @@ class PadsTokensWithZero(TextEnv):
         return observation if isinstance(observation, dict) else np.maximum(observation, 0)
 
 
+class PadsTokensWithMinusTwo(TextEnv):
+    def _observation(self):
+        observation = super()._observation()
+        return observation if isinstance(observation, dict) else np.where(observation < 0, -2, observation)
+
+
+class CountsOneResponseTokenMore(TextEnv):
+    def _observation(self):
+        observation = super()._observation()
+        if isinstance(observation, dict):
+            observation["response_length"] += 1
+        return observation
+
+
+class ShowsAnotherResponse(TextEnv):
+    def _observation(self):
+        observation = super()._observation()
+        if isinstance(observation, dict):
+            observation["input_ids"][self.task.prompt_width] = 5
+        return observation
+
+
 class PadsThePromptOnTheRight(TextEnv):
     def _observation(self):
         observation = super()._observation()
@@ -275,6 +391,29 @@ class MasksByEos(TextEnv):
         if isinstance(observation, dict):
             observation["attention_mask"][observation["input_ids"] == self.reference.eos_id] = 0
         return observation
+
+
+class SaysNextStep(TextVectorEnv):
+    def __init__(self, num_envs=1, **options):
+        super().__init__(num_envs, **options)
+        self.metadata = {**self.metadata, "autoreset_mode": AutoresetMode.NEXT_STEP}
+
+
+class HasAnotherSpace(TextVectorEnv):
+    def __init__(self, num_envs=1, **options):
+        super().__init__(num_envs, **options)
+        self.single_action_space = spaces.Discrete(self.single_action_space.n + 1)
+
+
+class AllowsEverything(TextVectorEnv):
+    def action_masks(self):
+        return np.ones_like(super().action_masks())
+
+
+class DrawsFromEntropy(TextVectorEnv):
+    def _begin(self, slots):
+        self._rngs = [np.random.default_rng() for _ in self._rngs]
+        return super()._begin(slots)
 
 
 class SeedsAllSlotsAlike(TextVectorEnv):
@@ -344,6 +483,32 @@ class ReturnsItsRewards(TextVectorEnv):
 class PlaysWithoutLogprobs(TextVectorEnv):
     def play(self, response_ids, response_lengths, logprobs=None):
         return super().play(response_ids, response_lengths)
+
+
+class PlaysForMore(TextVectorEnv):
+    def play(self, response_ids, response_lengths, logprobs=None):
+        observation, rewards, *rest = super().play(response_ids, response_lengths, logprobs)
+        return observation, rewards + 0.01, *rest
+
+
+class ForgetsWhatItPlayed(TextVectorEnv):
+    """The last observation is that of the prompt."""
+
+    def play(self, response_ids, response_lengths, logprobs=None):
+        before = self._episodes.observe()
+        *rest, infos = super().play(response_ids, response_lengths, logprobs)
+        if "final_obs" in infos:
+            for slot in range(self.num_envs):
+                infos["final_obs"][slot] = {key: value[slot] for key, value in before.items()}
+            return *rest, infos
+        return before, *rest[1:], infos
+
+
+class PlaysWithoutReasons(TextVectorEnv):
+    def play(self, response_ids, response_lengths, logprobs=None):
+        *rest, infos = super().play(response_ids, response_lengths, logprobs)
+        infos.get("final_info", infos)["finish_reason"][:] = "eos"
+        return *rest, infos
 
 
 class PlaysIntoTheNext(TextVectorEnv):

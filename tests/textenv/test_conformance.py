@@ -64,6 +64,20 @@ def subject(text_options, request):
 
 
 BROKEN = [
+    ("DependsOnHowManyWereMade", "pickling", "made by a pickled factory differs"),
+    ("LosesItsBetaWhenPickled", "pickling", "an unpickled environment differs"),
+    ("EndsTooSoonInWords", "endings", "at the end alone"),
+    ("PaysNaN", "rewards", "must be finite"),
+    ("PaysByMode", "observations", "depend on obs_mode"),
+    ("SaysAnotherScore", "rewards", "must hold rm_score"),
+    ("SaysAnotherBeta", "rewards", "kl_coef must be 0.1, not 0.5"),
+    ("SaysAnotherKL", "KL", "must be log π"),
+    ("CutsTheKL", "KL", r"must have shape \(6,\), not \(3,\)"),
+    ("SaysAnotherSum", "KL", "must be the sum of kl_per_token"),
+    ("GoldIsNaN", "rewards", "gold_score must be finite"),
+    ("PadsTokensWithMinusTwo", "observations", "obs_mode='tokens' leaves its space"),
+    ("CountsOneResponseTokenMore", "observations", "lengths at step 0"),
+    ("ShowsAnotherResponse", "observations", "the response must stand from column 7"),
     ("ReusesItsBuffer", "fresh arrays", "changed after it was returned"),
     ("HandsOutItsTokens", "fresh arrays", "changed after it was returned"),
     ("ReadsWhatItReturned", "fresh arrays", "overwriting what was returned changed what followed"),
@@ -101,6 +115,12 @@ BROKEN = [
 ]
 
 BROKEN_VECTORS = [
+    ("DrawsFromEntropy", "spec as JSON", "a vector made from JSON differs"),
+    ("SaysNextStep", "vector SameStep", "metadata must say"),
+    ("HasAnotherSpace", "vector SameStep", "single_action_space must be"),
+    ("PlaysForMore", "play", "reward"),
+    ("ForgetsWhatItPlayed", "play", "last observation"),
+    ("PlaysWithoutReasons", "play", "info .*finish_reason"),
     ("SeedsAllSlotsAlike", "vector SameStep", "reset"),
     ("FinalObservationOfTheNext", "vector SameStep", "info at step"),
     ("AddsTheMeanScore", "vector SameStep", "reward at step"),
@@ -134,20 +154,25 @@ def test_a_broken_vector_fails_the_check_that_is_named_for_it(subject, name, rul
         CHECKS[rule](subject("Sound", name))
 
 
-def test_a_temperature_on_one_side_only_is_found(subject):
-    with pytest.raises(AssertionError, match="must be log π"):
-        CHECKS["KL"](subject("TemperatureOnOneSide", temperature=0.5))
+BROKEN_WITH_OPTIONS = [
+    ("TemperatureOnOneSide", None, {"temperature": 0.5}, "KL", "must be log π"),
+    ("KnowsAnUnknownKL", None, {"kl_source": "reference"}, "KL", "an unknown KL must not be reported"),
+    ("PaysTwiceForTheReference", None, {"kl_source": "reference"}, "KL", "reference_logprob'] must be"),
+    ("Sound", "AllowsEverything", {"min_new_tokens": 1}, "vector SameStep", "action_masks at step 0"),
+    ("Sound", None, {"max_episode_steps": 3}, "spec as JSON", "max_episode_steps must be None"),
+]
+
+
+@pytest.mark.parametrize(("single", "vector", "options", "rule", "message"), BROKEN_WITH_OPTIONS)
+def test_what_breaks_with_an_option_alone_is_found_too(subject, single, vector, options, rule, message):
+    with pytest.raises(AssertionError, match=message):
+        CHECKS[rule](subject(single, vector, **options))
 
 
 def test_a_reward_model_whose_scores_depend_on_the_batch_is_found(text_options):
     textenv.register_reward_model("batchy", lambda prompts, completions: [float(len(prompts))] * len(prompts))
     report = check("textenv/Text-v0", **{**text_options, "reward_model": "batchy"})
     assert {"vector SameStep", "vector NextStep", "vector Disabled", "play"} <= report.failures.keys()
-
-
-def test_a_time_limit_from_the_registry_is_found(subject):
-    with pytest.raises(AssertionError, match="max_episode_steps must be None"):
-        CHECKS["spec as JSON"](subject(max_episode_steps=3))
 
 
 def test_an_object_in_the_spec_is_found(subject, tmp_path):
