@@ -121,6 +121,14 @@ def test_an_id_that_gymnasium_refuses_leaves_the_old_one_in_place(text_options, 
     assert "test/Temporary" not in textenv.registered_ids()
 
 
+def test_a_replacement_that_fails_leaves_the_old_id_in_place(text_options, temporary_id, monkeypatch):
+    textenv.register(temporary_id, **text_options)
+    monkeypatch.delattr(gymnasium, "register")
+    with pytest.warns(UserWarning, match="replaced"), pytest.raises(AttributeError):
+        textenv.register(temporary_id, **{**text_options, "kl_coef": 0.7})
+    assert gymnasium.spec(temporary_id).kwargs["kl_coef"] == 0.1
+
+
 def test_registering_an_id_again_replaces_it_with_one_warning(text_options, temporary_id):
     textenv.register(temporary_id, **text_options)
     with pytest.warns(UserWarning, match="was registered before and is replaced.*new version") as warned:
@@ -220,6 +228,12 @@ def test_a_data_set_gives_prompts_and_columns_as_an_environment_takes_them(saved
     env = gymnasium.make("textenv/Text-v0", **{**text_options, "prompts": source})
     again = gymnasium.make(EnvSpec.from_json(env.spec.to_json()))
     assert env.reset(seed=1)[1] == again.reset(seed=1)[1]
+
+
+def test_two_splits_of_one_data_set_are_two_prompt_sets(saved):
+    source = {"dataset": str(saved / "splits"), "column": "question"}
+    found = [textenv.prompt_set({**source, "split": split}).prompts for split in ("train", "test")]
+    assert found == [("red", "green", "blue"), ("blue",)]
 
 
 def test_the_folder_of_a_saved_data_set_is_a_prompt_set_by_itself(saved):
