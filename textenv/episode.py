@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from jaxtyping import Bool, Float, Int
+from transformers import PreTrainedModel
 
 from textenv import registry
 from textenv.config import TaskConfig
@@ -97,6 +98,30 @@ class Task:
         if scored.gold is not None:
             infos["gold_score"] = scored.gold
         return Outcome(scored.rewards, infos)
+
+
+class ScoredByTask:
+    """What an environment lets its users see and set of how its task scores."""
+
+    task: Task
+
+    @property
+    def reference(self) -> LanguageModel:
+        """The language model that the KL is measured against. Shared: do not train it."""
+        return self.task.reference
+
+    @property
+    def kl_coef(self) -> float:
+        """β. Assigning to it changes the rewards of the episodes that end from now on."""
+        return self.task.scorer.kl_coef
+
+    @kl_coef.setter
+    def kl_coef(self, value: float) -> None:
+        self.task.scorer.kl_coef = value
+
+    def attach_policy(self, model: PreTrainedModel | None) -> None:
+        """Let the environment compute the policy's log-probabilities: one pass over each finished episode."""
+        self.task.scorer.policy = model
 
 
 class Episodes:
