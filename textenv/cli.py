@@ -11,11 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import gymnasium
+
+from textenv.env_commands import check_command, envs_command, no_progress_bars
+
 USAGE = """usage: textenv COMMAND [--help | OPTIONS]
 
 RLHF as ordinary reinforcement learning.
 
   envs      list the registered environments
+  check     does an environment keep the contract?
   sft       fine-tune a language model on demonstrations
   reward    train a reward model on rankings
   ppo       train a policy in an environment
@@ -51,46 +56,10 @@ class EnvArgs:
     """Where the models run, like cpu or cuda:0."""
 
     def make(self, num_envs: int) -> Any:
-        import gymnasium
-
         options = dataclasses.asdict(self)
         env_id = options.pop("env_id")
         given = {name: value for name, value in options.items() if value is not None}
         return gymnasium.make_vec(env_id, num_envs=num_envs, **given).unwrapped
-
-
-def envs_command() -> Callable[..., None]:
-    import gymnasium
-    from rich.console import Console
-    from rich.table import Table
-
-    import textenv
-
-    def envs(*, as_json: bool = False) -> None:
-        """List the registered environments.
-
-        Args:
-            as_json: print the full specs, a JSON object a line, instead of a table.
-        """
-
-        if as_json:
-            for env_id in textenv.registered_ids():
-                print(gymnasium.spec(env_id).to_json())
-            return
-        table = Table("id", "prompts", "reward model", "budget", "β", "what it is", box=None, pad_edge=False)
-        for env_id, description in textenv.registered_ids().items():
-            kwargs = gymnasium.spec(env_id).kwargs
-            table.add_row(
-                env_id,
-                str(kwargs["prompts"] or "yours"),
-                str(kwargs["reward_model"] or "yours"),
-                f"{kwargs['max_new_tokens']}",
-                f"{kwargs.get('kl_coef', 0.05):g}",
-                description,
-            )
-        Console().print(table)
-
-    return envs
 
 
 def sft_command() -> Callable[..., None]:
@@ -278,6 +247,7 @@ def demo_command() -> Callable[..., None]:
 
 COMMANDS = {
     "envs": envs_command,
+    "check": check_command,
     "sft": sft_command,
     "reward": reward_command,
     "ppo": ppo_command,
@@ -301,17 +271,15 @@ def main(arguments: list[str] | None = None) -> int:
 
         command = COMMANDS[name]()
         if name != "envs":
-            from transformers.utils import logging
-
-            logging.disable_progress_bar()  # one bar a step is enough
-        tyro.cli(command, args=rest, prog=f"textenv {name}")
+            no_progress_bars()
+        code = tyro.cli(command, args=rest, prog=f"textenv {name}")
     except KeyboardInterrupt:
         print("\nstopped. The same command (with --resume, where it has that) goes on from here.", file=sys.stderr)
         return 130
-    except ValueError as error:
+    except (ValueError, gymnasium.error.Error) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
+    return code or 0
 
 
 def _on_progress(advance: Any) -> Callable[..., None]:
