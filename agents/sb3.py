@@ -53,8 +53,8 @@ class TextVecEnv(VecEnv):
             )
         if env.autoreset_mode.value != "SameStep":
             raise ValueError(
-                f"Stable-Baselines3 needs autoreset_mode 'SameStep', with autoreset_mode (={env.autoreset_mode.value!r})."
-                " Make the environment without that keyword."
+                "Stable-Baselines3 needs autoreset_mode 'SameStep', with autoreset_mode "
+                f"(={env.autoreset_mode.value!r}). Make the environment without that keyword."
             )
         self.env = env
         self._observation: Any = None
@@ -95,7 +95,7 @@ class TextVecEnv(VecEnv):
         if decision.rule != self.task.rule:
             raise ValueError(
                 f"policy and environment must draw tokens by one rule, with policy (={decision.rule}), environment "
-                f"(={self.task.rule}). Make the environment with the same options, or pass policy_kwargs={{'rule': ...}}."
+                f"(={self.task.rule}). Make the environment with the options of the policy's, or pass policy_kwargs."
             )
         self.env.report_logprobs(decision.logprobs.cpu().numpy())
 
@@ -103,7 +103,7 @@ class TextVecEnv(VecEnv):
         self._observation, rewards, ended, _, columns = self.env.step(self._actions)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         slots = np.flatnonzero(ended)
-        for slot in slots:
+        for slot in map(int, slots):
             infos[slot] = entry(columns["final_info"], slot)
             infos[slot]["TimeLimit.truncated"] = False
             infos[slot]["terminal_observation"] = columns["final_obs"][slot]
@@ -126,14 +126,17 @@ class TextVecEnv(VecEnv):
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
         if not hasattr(self.env, attr_name) or len(self._slots(indices)) < self.num_envs:
             raise ValueError(
-                f"an attribute must exist and is set for all slots, with attribute (={attr_name!r}), indices (={indices})."
+                f"an attribute must exist, and is set for all slots, with attribute (={attr_name!r}), indices "
+                f"(={indices}). Call set_attr(name, value) without indices."
             )
         setattr(self.env, attr_name, value)
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
         """Call a method once; an answer with an entry a slot is taken apart, any other stands for every slot."""
         if method_name in WHOLE:
-            raise ValueError(f"a method must leave the episodes alone, with method (={method_name!r}). Call it directly.")
+            raise ValueError(
+                f"a method must leave the episodes alone, with method (={method_name!r}). Call it directly."
+            )
         answer = getattr(self.env, method_name)(*args, **kwargs)
         split = isinstance(answer, np.ndarray | tuple | list) and len(answer) == self.num_envs
         return [answer[slot] if split else answer for slot in self._slots(indices)]
@@ -148,7 +151,7 @@ class TextVecEnv(VecEnv):
         return list(self._get_indices(indices))
 
     def _keep_reset_infos(self, columns: dict[str, Any], slots: np.ndarray) -> None:
-        for slot in slots:
+        for slot in map(int, slots):
             self.reset_infos[slot] = entry({key: columns[key] for key in ("prompt", "prompt_id")}, slot)
 
 

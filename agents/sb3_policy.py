@@ -1,6 +1,6 @@
 """A Hugging Face causal language model as a Stable-Baselines3 policy.
 
-Stable-Baselines3 hands a policy two spaces and an environment a batch of actions, and nothing else passes between them. So
+Stable-Baselines3 hands a policy two spaces and an environment a batch of actions; nothing else passes between them. So
 
 * the action space (:class:`TokenSpace`) tells the policy the reference's name and the rule by which tokens are drawn;
 * the policy leaves its last :class:`Decision` where the environment (:class:`agents.sb3.TextVecEnv`) finds it, and the
@@ -104,8 +104,7 @@ class CausalLMPolicy(ActorCriticPolicy):
         told = action_space if isinstance(action_space, TokenSpace) else None
         self.model_name = _given("model", model, told and told.reference)
         self.rule: TokenRule = _given("rule", rule, told and told.rule)
-        width = observation_space["prompt_length"].high[0] if isinstance(observation_space, spaces.Dict) else None
-        self.prompt_width = int(_given("prompt_width", prompt_width, told.prompt_width if told else width))
+        self.prompt_width: int = _given("prompt_width", prompt_width, told and told.prompt_width)
         self.use_cache = use_cache
         language_model = registry.fresh_language_model(self.model_name)
         _check_vocabulary(self.model_name, language_model.vocab_size, int(action_space.n))
@@ -118,28 +117,30 @@ class CausalLMPolicy(ActorCriticPolicy):
         self.optimizer.register_step_post_hook(lambda *_: self._cache.forget())
 
     def forward(
-        self, obs: PyTorchObs, deterministic: bool = False, **masks: Any
+        self, obs: PyTorchObs, deterministic: bool = False, action_masks: Any = None
     ) -> tuple[Int[Tensor, " N"], Float[Tensor, "N 1"], Float[Tensor, " N"]]:
         """Actions, values of the state before them, and log-probabilities."""
-        distribution, values = self._outputs(obs, **masks)
+        distribution, values = self._outputs(obs, action_masks)
         actions = distribution.get_actions(deterministic=deterministic)
         return actions, values, self._decide(obs, actions, distribution)
 
     def evaluate_actions(
-        self, obs: PyTorchObs, actions: Int[Tensor, " B"], **masks: Any
+        self, obs: PyTorchObs, actions: Int[Tensor, " B"], action_masks: Any = None
     ) -> tuple[Float[Tensor, "B 1"], Float[Tensor, " B"], Float[Tensor, " B"] | None]:
         """Values, log-probabilities and entropies of given actions, with gradient."""
-        distribution, values = self._outputs(obs, **masks)
+        distribution, values = self._outputs(obs, action_masks)
         return values, distribution.log_prob(actions), distribution.entropy()
 
-    def get_distribution(self, obs: PyTorchObs, **masks: Any) -> CategoricalDistribution:
-        return self._outputs(obs, **masks)[0]
+    def get_distribution(self, obs: PyTorchObs, action_masks: Any = None) -> CategoricalDistribution:
+        return self._outputs(obs, action_masks)[0]
 
     def predict_values(self, obs: PyTorchObs) -> Float[Tensor, "B 1"]:
         return self._outputs(obs)[1]
 
-    def _predict(self, observation: PyTorchObs, deterministic: bool = False, **masks: Any) -> Int[Tensor, " B"]:
-        distribution = self.get_distribution(observation, **masks)
+    def _predict(
+        self, observation: PyTorchObs, deterministic: bool = False, action_masks: Any = None
+    ) -> Int[Tensor, " B"]:
+        distribution = self.get_distribution(observation, action_masks)
         actions = distribution.get_actions(deterministic=deterministic)
         self._decide(observation, actions, distribution)
         return actions
@@ -169,20 +170,21 @@ class CausalLMPolicy(ActorCriticPolicy):
         _last.decision = Decision(obs, actions.detach(), logprobs.detach(), self.rule)
         return logprobs
 
-    def _outputs(self, obs: PyTorchObs) -> tuple[CategoricalDistribution, Float[Tensor, "B 1"]]:
-        logprobs, values = self._token_logprobs(obs)
-        distribution = CategoricalDistribution(logprobs.shape[1])
-        return distribution.proba_distribution(action_logits=logprobs), values
-
-    def _token_logprobs(self, obs: PyTorchObs) -> tuple[Float[Tensor, "B V"], Float[Tensor, "B 1"]]:
-        """Log-probabilities of every next token under the rule, and values; cached where no gradient is wanted."""
+    def _outputs(
+        self, obs: PyTorchObs, action_masks: Any = None
+    ) -> tuple[CategoricalDistribution, Float[Tensor, "B 1"]]:
+        """The next token under the rule and given masks, and values; from the cache where no gradient is wanted."""
         batch = self._read(obs)
         ids, lengths = rows(batch).input_ids, batch.total_lengths
         if self.use_cache and not torch.is_grad_enabled():
             logits, hidden = self._cache.outputs(self.model, ids, lengths)
         else:
             logits, hidden = prefix_outputs(self.model, ids, lengths)
-        return self.rule.logprobs(logits, batch.response_lengths), self.value_head(hidden)[:, None]
+        logprobs = self.rule.logprobs(logits, batch.response_lengths)
+        if action_masks is not None:
+            logprobs = _masked(logprobs, action_masks)
+        distribution = CategoricalDistribution(logprobs.shape[1])
+        return distribution.proba_distribution(action_logits=logprobs), self.value_head(hidden)[:, None]
 
     def _read(self, obs: PyTorchObs) -> Responses:
         """The tokens in a batch of observations of either mode."""
@@ -201,7 +203,7 @@ class CausalLMPolicy(ActorCriticPolicy):
 
 
 class TokenEmbedding(BaseFeaturesExtractor):
-    """Learned embeddings of all token columns, side by side: small vocabularies for ``MultiInputPolicy``, ``MlpPolicy``.
+    """Learned embeddings of all token columns, side by side: small vocabularies in a stock policy (perceptron, DQN).
 
     A column means one place (the prompt ends in column P, the response starts there), so nothing is pooled. Padding is
     zeros. Features: ``(P + T) · dim``.
@@ -230,6 +232,18 @@ def _given(name: str, value: Any, default: Any) -> Any:
             f"environment with agents.sb3.make_vec_env, or pass policy_kwargs={{'{name}': ...}}."
         )
     return value
+
+
+def _masked(logprobs: Float[Tensor, "B V"], masks: Any) -> Float[Tensor, "B V"]:
+    """The distribution over the tokens that ``masks`` (True = allowed) leave."""
+    allowed = torch.as_tensor(masks, device=logprobs.device).reshape(logprobs.shape).bool()
+    left = (allowed & (logprobs > -torch.inf)).any(1)
+    if not left.all():
+        raise ValueError(
+            f"an action mask must allow a token, with mask of row {int(left.int().argmin())} allowing (=0) of "
+            f"{logprobs.shape[1]} tokens. Mend action_masks()."
+        )
+    return logprobs.masked_fill(~allowed, -torch.inf).log_softmax(-1)
 
 
 def _check_vocabulary(name: str, vocabulary: int, actions: int) -> None:

@@ -30,9 +30,7 @@ def prefix_outputs(
     return outputs.at((owner, lengths - 1))
 
 
-def longest_rows(
-    ids: Int[Tensor, "B S"], lengths: Int[Tensor, " B"]
-) -> tuple[Int[Tensor, "U S"], Int[Tensor, " B"]]:
+def longest_rows(ids: Int[Tensor, "B S"], lengths: Int[Tensor, " B"]) -> tuple[Int[Tensor, "U S"], Int[Tensor, " B"]]:
     """The rows that begin no other row, each once, and for every row the number of one that it begins."""
     real = length_mask(lengths, ids.shape[1])
     rows, inverse = torch.unique(ids.masked_fill(~real, -1), dim=0, return_inverse=True)
@@ -145,9 +143,12 @@ def _cache(pairs: Pairs) -> DynamicCache:
 
 
 def _pairs(cache: DynamicCache) -> Pairs:
-    if not all(type(layer) is DynamicLayer for layer in cache.layers):
-        kinds = sorted({type(layer).__name__ for layer in cache.layers})
-        raise ValueError(
-            f"a prefix cache needs a model with attention layers only, with cache layers (={kinds}). Turn the cache off."
-        )
-    return [(layer.keys, layer.values) for layer in cache.layers]
+    pairs: Pairs = []
+    for layer in cache.layers:
+        if type(layer) is not DynamicLayer or layer.keys is None or layer.values is None:
+            raise ValueError(
+                "a prefix cache needs a model of attention layers that keep every token, with cache layer "
+                f"(={type(layer).__name__}). Turn the cache off (use_cache=False)."
+            )
+        pairs.append((layer.keys, layer.values))
+    return pairs
