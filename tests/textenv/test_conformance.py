@@ -9,7 +9,7 @@ import pytest
 
 import textenv
 from textenv.conformance import CHECKS, Report, check
-from textenv.conformance.subject import Subject, difference
+from textenv.conformance.subject import Skipped, Subject, difference
 
 IDS = ("textenv/Micro-v0", "textenv/Assistant-v0", "textenv/Text-v0")
 
@@ -29,12 +29,10 @@ def test_every_id_passes_every_check_in_both_observation_modes(env_id, obs_mode,
     "options",
     [
         {"stop_tokens": ["?", "sky"], "min_new_tokens": 2, "missing_eos_penalty": 1.0, "gold": "colour"},
-        {"temperature": 0.5, "min_new_tokens": 1},
-        {"kl_source": "reference"},
+        {"kl_source": "reference", "temperature": 0.5, "min_new_tokens": 1},
         {"kl_source": "policy", "temperature": 2.0},
         {"kl_source": "reported", "score_batch_size": 2},
-        {"kl_coef": 0.0},
-        {"max_new_tokens": 1},
+        {"kl_coef": 0.0, "max_new_tokens": 1},
     ],
     ids=str,
 )
@@ -199,7 +197,8 @@ def test_what_cannot_be_made_fails_with_the_reason_and_nothing_else_runs():
 
 def test_checking_leaves_the_global_generators_and_the_model_as_they_were(text_options):
     before = np.random.get_state()[1].copy()  # noqa: NPY002
-    check("textenv/Text-v0", **text_options)
+    for name in ("global generators", "shared models"):
+        CHECKS[name](Subject("textenv/Text-v0", text_options))
     np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
     assert "__deepcopy__" not in vars(textenv.language_model(text_options["reference"]).model)
 
@@ -211,12 +210,10 @@ def test_a_report_tells_failures_by_name(subject):
     assert "endings" in report.failures
 
 
-def test_a_missing_stable_baselines3_skips_its_check_and_says_so(text_options, monkeypatch):
+def test_a_missing_stable_baselines3_skips_its_check(text_options, monkeypatch):
     monkeypatch.setitem(sys.modules, "stable_baselines3.common.env_checker", None)
-    report = check("textenv/Text-v0", **text_options)
-    assert report.passed
-    details = {item.name: item.detail for item in report.checks}
-    assert details["stable-baselines3 checker"] == "skipped: stable_baselines3 is not installed"
+    with pytest.raises(Skipped, match="stable_baselines3 is not installed"):
+        CHECKS["stable-baselines3 checker"](Subject("textenv/Text-v0", text_options))
 
 
 @pytest.mark.parametrize(
