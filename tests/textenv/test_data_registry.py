@@ -99,7 +99,7 @@ def temporary_id():
         ({"prompts": {"dataset": "org/name", "colum": "question"}}, r"key \(='colum'\). Did you mean 'column'"),
         ({"prompts": {"column": "question"}}, "a data set must be named"),
         ({"prompts": {"dataset": 3}}, "dataset of a data set must be a string"),
-        ({"prompts": lambda: ["a"]}, r"must be a JSON value.*register_prompts"),
+        ({"prompts": len}, r"must be a JSON value.*register_prompts"),
     ],
     ids=str,
 )
