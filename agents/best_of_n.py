@@ -7,10 +7,53 @@ References: Stiennon et al. 2020; on the bound, Beirami et al. 2024.
 """
 
 import math
+from typing import Any
 
 import numpy as np
+import torch
 
+from agents.policy import check_vocabulary, observation_tokens, respond
+from textenv import registry
+from textenv.episode import Episodes, Task
 from textenv.evaluation import Evaluation
+from textenv.lm import LanguageModel, Responses, Sampled
+from textenv.scoring import call_reward_model
+
+
+class BestOfN:
+    """An agent that draws n responses of a model and gives the one that the task's reward model likes best."""
+
+    knows_logprobs = False
+    """The log-probability of a chosen response is not that of drawing it, so none is reported and no KL is known."""
+
+    def __init__(self, task: Task, model: LanguageModel, n: int, *, seed: int = 0) -> None:
+        if n < 1:
+            raise ValueError(f"best-of-n needs n ≥ 1, with n (={n}).")
+        check_vocabulary(model, task)
+        self.task, self.model, self.n = task, model, n
+        self.generator = torch.Generator().manual_seed(seed)
+        self._reward_model = registry.reward_model(task.config.reward_model, task.config.device)
+        self._index = {tuple(ids): index for index, ids in enumerate(task.prompts.ids)}
+
+    def respond(self, observation: Any, deterministic: bool = False) -> Sampled:
+        """The best of n responses to each fresh observation (the first on ties)."""
+        batch = observation_tokens(observation, self.task)
+        count = len(batch.prompt_ids)
+        drawn = Responses(*(field.repeat_interleave(self.n, dim=0) for field in batch))
+        sampled = respond(self.model.model, drawn, self.task, generator=self.generator, greedy=deterministic)
+        best = self._scores(drawn, sampled).reshape(count, self.n).argmax(1)
+        rows = torch.arange(count) * self.n + torch.from_numpy(best)
+        return Sampled(*(field[rows] for field in sampled))
+
+    def _scores(self, batch: Responses, sampled: Sampled) -> np.ndarray:
+        episodes = Episodes(len(batch.prompt_ids), self.task)
+        rng = np.random.default_rng(0)  # draws nothing: every prompt is named
+        for slot, (row, length) in enumerate(zip(batch.prompt_ids.tolist(), batch.prompt_lengths.tolist())):
+            ids = row[len(row) - length :]
+            known = self._index.get(tuple(ids))
+            episodes.begin(slot, rng, {"prompt": self.model.decode(ids)} if known is None else {"prompt_id": known})
+        episodes.fill(sampled.response_ids.numpy(), sampled.response_lengths.numpy(), None)
+        return call_reward_model(self._reward_model, episodes.finished(np.arange(len(batch.prompt_ids))))
 
 
 def best_of_n(samples: list[Evaluation]) -> Evaluation:

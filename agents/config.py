@@ -65,3 +65,23 @@ class CriticConfig(LearnerConfig):
     @property
     def critic(self) -> Literal["none", "head", "trunk"]:
         return "trunk" if self.separate_critic else "head"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupConfig(LearnerConfig):
+    """Settings of algorithms that compare the responses to one prompt."""
+
+    group_size: int = 4
+    """Responses a prompt, ≥ 2. More give a better baseline and fewer prompts a batch."""
+    clip_range: float = 0.2
+    """ε of the surrogate: how far a ratio may leave 1 before its gradient stops."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.group_size < 2:
+            raise ValueError(f"group_size must be ≥ 2, with group_size (={self.group_size}): responses are compared.")
+        if self.batch_size % self.group_size:
+            raise ValueError(
+                f"batch_size must be a multiple of group_size, with batch_size (={self.batch_size}), group_size "
+                f"(={self.group_size}). Change one of them."
+            )

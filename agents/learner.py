@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from agents.config import LearnerConfig
-from agents.losses import entropy_loss
+from agents.losses import entropy_loss, ppo_policy_loss
 from agents.policy import ActorCritic, Evaluated, check_vocabulary, predict
 from agents.returns import Advantages
 from agents.rollout import Rollout, Stream, rollout_log
@@ -58,6 +58,16 @@ class Loss(NamedTuple):
     loss: Float[Tensor, ""]
     log: dict[str, Float[Tensor, ""]]
     """Figures that add up over the micro-batches of a minibatch."""
+
+
+def clipped_loss(new: Evaluated, old: MicroBatch, *, clip_range: float, normalizer: int) -> Loss:
+    """The clipped surrogate alone, divided by ``normalizer``; its figures are means over tokens all the same."""
+    policy = ppo_policy_loss(
+        new.logprobs, old.logprobs, old.advantages, old.mask, clip_range=clip_range, normalizer=normalizer
+    )
+    share = normalizer / old.tokens
+    log = {"clip_fraction": policy.clip_fraction * share, "approx_kl": policy.approx_kl * share}
+    return Loss(policy.loss, {"policy_loss": policy.loss, **log})
 
 
 Config = TypeVar("Config", bound=LearnerConfig)

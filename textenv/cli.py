@@ -25,6 +25,7 @@ RLHF as ordinary reinforcement learning.
   reward    train a reward model on rankings
   ppo       train a policy in an environment
   evaluate  answer an environment's prompts and score the answers
+  run       an experiment file: agents × environments × seeds, compared
   demo      all of it on the embedded world, with a report
 
 `textenv COMMAND --help` is the manual of a command."""
@@ -226,6 +227,34 @@ def evaluate_command() -> Callable[..., None]:
     return evaluate
 
 
+def run_command() -> Callable[..., None]:
+    import tyro
+
+    from agents.experiment import cells_of, print_tables, run_cells, summarise
+    from agents.experiment_page import write_summary
+    from textenv.experiment import load_experiment
+
+    def run(experiment: tyro.conf.Positional[Path]) -> None:
+        """Run an experiment file: every agent in every environment with every seed, compared at the end.
+
+        What is finished is not run again. Ctrl-C finishes the update and saves; the same command goes on from there.
+
+        Args:
+            experiment: YAML file (docs/experiments.md) with a section "run".
+        """
+
+        loaded = load_experiment(experiment)
+        if loaded.run is None:
+            raise ValueError(f"an experiment to run must have the section 'run', with file (={str(experiment)!r}).")
+        loaded.register()
+        results = run_cells(cells_of(loaded.run, loaded.agents), loaded.run.output)
+        page = write_summary(results, loaded.run.output)
+        print_tables(summarise(results))
+        print(f"summary: {page}")
+
+    return run
+
+
 def demo_command() -> Callable[..., None]:
     import tyro
 
@@ -252,6 +281,7 @@ COMMANDS = {
     "reward": reward_command,
     "ppo": ppo_command,
     "evaluate": evaluate_command,
+    "run": run_command,
     "demo": demo_command,
 }
 

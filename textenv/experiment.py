@@ -31,8 +31,8 @@ OPTION_KINDS = {
 }
 """Options of an environment that are names or paths."""
 
-BUILT_IN_AGENTS = ("reference",)
-"""Agents that a run may list without describing them: the environment's own reference."""
+BUILT_IN_AGENTS = ("reference", "random")
+"""Agents that a run may list without describing them: the environment's own reference, and tokens at random."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +59,8 @@ class RunPlan:
     """Episodes of one run."""
     output: str
     """Folder of the results."""
+    evaluation: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Id → options of the environment in which agents are measured after training, like other ``prompts``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,9 +234,9 @@ class _Reading:
     def run(self, value: Any, environments: Mapping[str, Any], agents: Mapping[str, Any]) -> RunPlan:
         names = [field.name for field in dataclasses.fields(RunPlan)]
         given = self.mapping(("run",), value, names)
-        for name in names:
+        for name in names[:-1]:
             if given.get(name) is None:
-                raise self.file.error(("run",), f"{name} must be given. A run needs {', '.join(names)}.")
+                raise self.file.error(("run",), f"{name} must be given. A run needs {', '.join(names[:-1])}.")
         known = {"environments": {*environments, *gymnasium.registry}, "agents": {*agents, *BUILT_IN_AGENTS}}
         for name, choices in known.items():
             for i, item in enumerate(self.items(name, given[name], str)):
@@ -251,7 +253,20 @@ class _Reading:
         if not isinstance(output, str):
             raise self.file.error(("run", "output"), f"must be a folder, with value (={output!r}).")
         lists = {name: tuple(given[name]) for name in ("environments", "agents", "seeds")}
-        return RunPlan(**lists, total_episodes=episodes, output=str(self.folder / output))
+        measured = self.evaluation(given.get("evaluation") or {}, given["environments"])
+        return RunPlan(**lists, total_episodes=episodes, output=str(self.folder / output), evaluation=measured)
+
+    def evaluation(self, value: Any, environments: list[str]) -> dict[str, dict[str, Any]]:
+        """Options by environment id; names and paths in them are resolved as everywhere."""
+        out = {}
+        for env_id, options in self.mapping(("run", "evaluation"), value, environments).items():
+            keys: Keys = ("run", "evaluation", env_id)
+            given = dict(self.mapping(keys, options, TaskConfig.option_names()))
+            for name, kind in OPTION_KINDS.items():
+                if given.get(name) is not None:
+                    given[name] = self.source(kind, given[name], (*keys, name))
+            out[env_id] = given
+        return out
 
     def items(self, name: str, value: Any, kind: type) -> list[Any]:
         """A list of distinct items of one type."""

@@ -1,0 +1,256 @@
+"""A Hugging Face causal language model as a Stable-Baselines3 policy.
+
+Stable-Baselines3 hands a policy two spaces and an environment a batch of actions; nothing else passes between them. So
+
+* the action space (:class:`TokenSpace`) tells the policy the reference's name and the rule by which tokens are drawn;
+* the policy leaves its last :class:`Decision` where the environment (:class:`agents.sb3.TextVecEnv`) finds it, and the
+  environment takes it if it is about the observation it gave and the very actions it got. Neither holds the other, so
+  wrappers, ``set_env``, ``load`` and ``evaluate_policy`` need nothing, and nothing of it can be pickled.
+"""
+
+import threading
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from jaxtyping import Float, Int
+from stable_baselines3.common.distributions import CategoricalDistribution
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import Tensor, nn
+
+from textenv import registry
+from textenv.episode import Task
+from textenv.lm import Responses, ScalarHead, TokenRule, rows
+from textenv.lm.prefix import PrefixCache, prefix_outputs
+
+EXACT_FLOATS = 2**24
+"""Stable-Baselines3 passes actions through float32, which is exact below this number."""
+
+
+class TokenSpace(spaces.Discrete):
+    """``Discrete(V)`` that also tells a policy how a text environment draws tokens. Equal to any ``Discrete(V)``."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task.reference.vocab_size)
+        self.reference = task.config.reference
+        self.rule = task.rule
+        self.prompt_width = task.prompt_width
+
+
+class Decision(NamedTuple):
+    """What a policy did last."""
+
+    observation: PyTorchObs
+    actions: Int[Tensor, " N"]
+    logprobs: Float[Tensor, " N"]
+    """Of the actions, under the distribution they were drawn from."""
+    rule: TokenRule
+
+
+_last = threading.local()
+
+
+def take_decision(observation: Any, actions: Int[np.ndarray, " N"]) -> Decision | None:
+    """The last decision of this thread, once, if it took these actions on this observation; else None."""
+    decision: Decision | None = getattr(_last, "decision", None)
+    if decision is None or not np.array_equal(decision.actions.cpu().numpy(), actions):
+        return None
+    if isinstance(observation, dict) != isinstance(decision.observation, dict):
+        return None
+    seen = decision.observation if isinstance(decision.observation, dict) else {"": decision.observation}
+    given = observation if isinstance(observation, dict) else {"": observation}
+    if seen.keys() != given.keys() or any(not np.array_equal(seen[key].cpu().numpy(), given[key]) for key in given):
+        return None
+    _last.decision = None
+    return decision
+
+
+class CausalLMPolicy(ActorCriticPolicy):
+    """A causal language model that draws the next token, with a value head on its last hidden state.
+
+    ``policy_kwargs``: ``model`` (registered name, folder or hub id; default: the environment's reference), ``rule`` and
+    ``prompt_width`` (default: the environment's, see :class:`TokenSpace`), ``use_cache`` (keys and values are kept
+    between the steps of a rollout), ``optimizer_class``, ``optimizer_kwargs``.
+
+    The model is a copy of its own, found again by name when an agent is loaded: a saved agent holds weights, no module.
+    Dropout is off. Observations of both modes are read as integers; no features are extracted.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Discrete,
+        lr_schedule: Schedule,
+        *,
+        model: str | None = None,
+        rule: TokenRule | None = None,
+        prompt_width: int | None = None,
+        use_cache: bool = True,
+        use_sde: bool = False,
+        optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        if use_sde:
+            raise ValueError("tokens are discrete, with use_sde (=True). Leave use_sde off.")
+        if optimizer_kwargs is None:
+            optimizer_kwargs = {"eps": 1e-5} if issubclass(optimizer_class, torch.optim.Adam) else {}
+        # Past ActorCriticPolicy's own constructor, which would build a perceptron on float features.
+        BasePolicy.__init__(
+            self, observation_space, action_space, optimizer_class=optimizer_class, optimizer_kwargs=optimizer_kwargs
+        )
+        told = action_space if isinstance(action_space, TokenSpace) else None
+        self.model_name = _given("model", model, told and told.reference)
+        self.rule: TokenRule = _given("rule", rule, told and told.rule)
+        self.prompt_width: int = _given("prompt_width", prompt_width, told and told.prompt_width)
+        self.use_cache = use_cache
+        language_model = registry.fresh_language_model(self.model_name)
+        _check_vocabulary(self.model_name, language_model.vocab_size, int(action_space.n))
+        self.model = language_model.model
+        self.value_head = ScalarHead(language_model.hidden_size)
+        self._cache = PrefixCache()
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        self.optimizer = optimizer_class(trained, lr=lr_schedule(1), **optimizer_kwargs)  # type: ignore[call-arg]
+        # The cache sees most changes of weights itself, but not those of fused optimisers.
+        self.optimizer.register_step_post_hook(lambda *_: self._cache.forget())
+
+    def forward(
+        self, obs: PyTorchObs, deterministic: bool = False, action_masks: Any = None
+    ) -> tuple[Int[Tensor, " N"], Float[Tensor, "N 1"], Float[Tensor, " N"]]:
+        """Actions, values of the state before them, and log-probabilities."""
+        distribution, values = self._outputs(obs, action_masks)
+        actions = distribution.get_actions(deterministic=deterministic)
+        return actions, values, self._decide(obs, actions, distribution)
+
+    def evaluate_actions(
+        self, obs: PyTorchObs, actions: Int[Tensor, " B"], action_masks: Any = None
+    ) -> tuple[Float[Tensor, "B 1"], Float[Tensor, " B"], Float[Tensor, " B"] | None]:
+        """Values, log-probabilities and entropies of given actions, with gradient."""
+        distribution, values = self._outputs(obs, action_masks)
+        return values, distribution.log_prob(actions), distribution.entropy()
+
+    def get_distribution(self, obs: PyTorchObs, action_masks: Any = None) -> CategoricalDistribution:
+        return self._outputs(obs, action_masks)[0]
+
+    def predict_values(self, obs: PyTorchObs) -> Float[Tensor, "B 1"]:
+        return self._outputs(obs)[1]
+
+    def _predict(
+        self, observation: PyTorchObs, deterministic: bool = False, action_masks: Any = None
+    ) -> Int[Tensor, " B"]:
+        distribution = self.get_distribution(observation, action_masks)
+        actions = distribution.get_actions(deterministic=deterministic)
+        self._decide(observation, actions, distribution)
+        return actions
+
+    def set_training_mode(self, mode: bool) -> None:
+        super().set_training_mode(mode)
+        if mode:
+            self._cache.forget()  # the memory is wanted for training
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {
+            "observation_space": self.observation_space,
+            "action_space": self.action_space,
+            "lr_schedule": self._dummy_schedule,
+            "model": self.model_name,
+            "rule": self.rule,
+            "prompt_width": self.prompt_width,
+            "use_cache": self.use_cache,
+            "optimizer_class": self.optimizer_class,
+            "optimizer_kwargs": self.optimizer_kwargs,
+        }
+
+    def _decide(
+        self, obs: PyTorchObs, actions: Int[Tensor, " N"], distribution: CategoricalDistribution
+    ) -> Float[Tensor, " N"]:
+        logprobs = distribution.log_prob(actions)
+        _last.decision = Decision(obs, actions.detach(), logprobs.detach(), self.rule)
+        return logprobs
+
+    def _outputs(
+        self, obs: PyTorchObs, action_masks: Any = None
+    ) -> tuple[CategoricalDistribution, Float[Tensor, "B 1"]]:
+        """The next token under the rule and given masks, and values; from the cache where no gradient is wanted."""
+        batch = self._read(obs)
+        ids, lengths = rows(batch).input_ids, batch.total_lengths
+        if self.use_cache and not torch.is_grad_enabled():
+            logits, hidden = self._cache.outputs(self.model, ids, lengths)
+        else:
+            logits, hidden = prefix_outputs(self.model, ids, lengths)
+        logprobs = self.rule.logprobs(logits, batch.response_lengths)
+        if action_masks is not None:
+            logprobs = _masked(logprobs, action_masks)
+        distribution = CategoricalDistribution(logprobs.shape[1])
+        return distribution.proba_distribution(action_logits=logprobs), self.value_head(hidden)[:, None]
+
+    def _read(self, obs: PyTorchObs) -> Responses:
+        """The tokens in a batch of observations of either mode."""
+        ids, width = obs["input_ids"] if isinstance(obs, dict) else obs, self.prompt_width
+        if ids.is_floating_point():
+            raise ValueError(
+                f"observations must be integers, with dtype (={ids.dtype}). Do not normalise them: use "
+                "VecNormalize(..., norm_obs=False)."
+            )
+        if isinstance(obs, dict):
+            prompts, responses = obs["prompt_length"][:, 0], obs["response_length"][:, 0]
+        else:
+            prompts, responses = (ids[:, :width] >= 0).sum(1), (ids[:, width:] >= 0).sum(1)
+            ids = ids.clamp(min=0)
+        return Responses(ids[:, :width], prompts, ids[:, width:], responses)
+
+
+class TokenEmbedding(BaseFeaturesExtractor):
+    """Learned embeddings of all token columns, side by side: small vocabularies in a stock policy (perceptron, DQN).
+
+    A column means one place (the prompt ends in column P, the response starts there), so nothing is pooled. Padding is
+    zeros. Features: ``(P + T) · dim``.
+    """
+
+    def __init__(self, observation_space: spaces.Space, dim: int = 16) -> None:
+        box = observation_space["input_ids"] if isinstance(observation_space, spaces.Dict) else observation_space
+        assert isinstance(box, spaces.Box)
+        super().__init__(observation_space, features_dim=box.shape[0] * dim)
+        self.embedding = nn.Embedding(int(box.high.max()) + 1, dim)
+
+    def forward(self, observations: PyTorchObs) -> Float[Tensor, "B F"]:
+        """Stable-Baselines3 has made floats of the ids, which is exact below 2²⁴."""
+        if isinstance(observations, dict):
+            ids, real = observations["input_ids"], observations["attention_mask"] > 0
+        else:
+            ids, real = observations, observations >= 0
+        return (self.embedding(ids.long().clamp(min=0)) * real[:, :, None]).flatten(1)
+
+
+def _given(name: str, value: Any, default: Any) -> Any:
+    value = default if value is None else value
+    if value is None:
+        raise ValueError(
+            f"a policy must know {name}, with {name} (=None) and an action space that does not tell it. Make the "
+            f"environment with agents.sb3.make_vec_env, or pass policy_kwargs={{'{name}': ...}}."
+        )
+    return value
+
+
+def _masked(logprobs: Float[Tensor, "B V"], masks: Any) -> Float[Tensor, "B V"]:
+    """The distribution over the tokens that ``masks`` (True = allowed) leave."""
+    allowed = torch.as_tensor(masks, device=logprobs.device).reshape(logprobs.shape).bool()
+    left = (allowed & (logprobs > -torch.inf)).any(1)
+    if not left.all():
+        raise ValueError(
+            f"an action mask must allow a token, with mask of row {int(left.int().argmin())} allowing (=0) of "
+            f"{logprobs.shape[1]} tokens. Mend action_masks()."
+        )
+    return logprobs.masked_fill(~allowed, -torch.inf).log_softmax(-1)
+
+
+def _check_vocabulary(name: str, vocabulary: int, actions: int) -> None:
+    if vocabulary != actions:
+        raise ValueError(
+            f"policy and environment must share one vocabulary, with policy {name!r} (={vocabulary}) and actions "
+            f"(={actions}). Start the policy from the environment's reference."
+        )
+    if actions > EXACT_FLOATS:
+        raise ValueError(f"Stable-Baselines3 keeps token ids exact up to {EXACT_FLOATS}, with actions (={actions}).")
