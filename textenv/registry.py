@@ -67,7 +67,7 @@ def register(
             id=id,
             entry_point="textenv.env:TextEnv",
             vector_entry_point="textenv.vector:TextVectorEnv",
-            kwargs=options,
+            kwargs=json.loads(json.dumps(options)),  # a copy: the caller's lists stay the caller's
             # No max_episode_steps: the length budget belongs to the task, which scores what it ends.
         )
         _descriptions[id] = description

@@ -145,6 +145,13 @@ def test_paths_may_be_path_objects_and_become_json(text_options, temporary_id, t
     assert env.reset(seed=0)[1]["prompt"] == "red"
 
 
+def test_what_is_registered_does_not_change_with_the_callers_list(text_options, temporary_id):
+    prompts = ["red"]
+    textenv.register(temporary_id, **{**text_options, "prompts": prompts})
+    prompts.append("green")
+    assert gymnasium.spec(temporary_id).kwargs["prompts"] == ["red"]
+
+
 def test_registrations_in_a_block_that_fails_are_all_taken_back():
     before = {kind: registry.registered_sources(kind) for kind in ("prompts", "reward model", "language model")}
 
