@@ -151,6 +151,7 @@ class Episodes:
         self.prompt_index[slot], self.texts[slot] = index, text
         self.ended[slot] = False
         self._reported[slot] = 0
+        self._pending = None  # reported for an action that was never taken
         return {"prompt": text, "prompt_id": index}
 
     def report(self, logprobs: Float[np.ndarray, " N"]) -> None:
