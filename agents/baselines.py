@@ -1,6 +1,6 @@
 """What a learner is compared with: tokens at random, and the reference itself."""
 
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ def reference_agent(task: Task, *, seed: int = 0) -> LanguageModelAgent:
     return LanguageModelAgent(model, task, seed=seed)
 
 
+@final
 class RandomAgent:
     """Every allowed token with the same probability, at every step."""
 

@@ -28,7 +28,6 @@ from agents.losses import ppo_policy_loss, value_loss
 from agents.policy import Evaluated
 from agents.returns import Advantages, generalized_advantages, whiten
 from agents.rollout import Rollout, rollout_log
-from textenv.scoring import spread_kl
 
 __all__ = ["PPO", "PPOConfig", "learn_with_checkpoints", "rollout_log"]
 
@@ -68,13 +67,7 @@ class PPO(Learner[PPOConfig]):
         """GAE on the environment's rewards, whitened over the real tokens of the batch."""
         config = self.config
         mask = rollout.tokens.response_mask
-        rewards = spread_kl(
-            rollout.scores,
-            rollout.kl_per_token,
-            rollout.kl_coef,
-            rollout.tokens.response_lengths,
-            per_token=config.per_token_kl,
-        )
+        rewards = rollout.token_rewards(per_token_kl=config.per_token_kl)
         advantages, returns = generalized_advantages(rewards, rollout.values, mask, gamma=config.gamma, lam=config.lam)
         return Advantages(whiten(advantages, mask) if config.whiten_advantages else advantages, returns)
 

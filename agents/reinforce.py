@@ -22,7 +22,6 @@ from agents.losses import policy_gradient_loss, value_loss
 from agents.policy import Evaluated
 from agents.returns import Advantages, generalized_advantages
 from agents.rollout import Rollout
-from textenv.scoring import spread_kl
 
 __all__ = ["Reinforce", "ReinforceConfig"]
 
@@ -48,13 +47,7 @@ class Reinforce(Learner[ReinforceConfig]):
 
     def advantages(self, rollout: Rollout) -> Advantages:
         """Return to come minus value."""
-        rewards = spread_kl(
-            rollout.scores,
-            rollout.kl_per_token,
-            rollout.kl_coef,
-            rollout.tokens.response_lengths,
-            per_token=self.config.per_token_kl,
-        )
+        rewards = rollout.token_rewards(per_token_kl=self.config.per_token_kl)
         return generalized_advantages(rewards, rollout.values, rollout.tokens.response_mask, gamma=1.0, lam=1.0)
 
     def loss(self, new: Evaluated, old: MicroBatch) -> Loss:

@@ -53,15 +53,15 @@ def leave_one_out_advantages(returns: Float[Tensor, " B"], group_size: int) -> F
 
 
 def group_advantages(returns: Float[Tensor, " B"], group_size: int, *, normalize_std: bool) -> Float[Tensor, " B"]:
-    """``R_i − mean R`` of its prompt's group, if asked divided by the group's standard deviation (Shao et al. 2024).
+    """``R_i − mean R`` of its prompt's group, if asked divided by the group's sample deviation (Shao et al. 2024).
 
     The mean holds the response's own return too, which shrinks the gradient by ``(k − 1)/k`` and leaves its direction.
-    Groups whose returns are all equal teach nothing: 0.
+    Groups whose returns are all equal teach nothing: 0. What is added to the deviation keeps their rounding small.
     """
     groups = returns.view(-1, group_size)
     centred = groups - groups.mean(1, keepdim=True)
     if normalize_std:
-        centred = centred / (groups.std(1, keepdim=True) + 1e-6)
+        centred = centred / (groups.std(1, keepdim=True) + 1e-4)
     return centred.flatten()
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from agents.policy import observation_tokens
 from textenv.lm import Responses, Sampled
+from textenv.scoring import spread_kl
 from textenv.vector import TextVectorEnv
 
 
@@ -36,7 +37,13 @@ class Rollout(NamedTuple):
     @property
     def scores(self) -> Float[Tensor, " B"]:
         """Rewards before the KL."""
-        return self.rewards + self.kl_coef * self.kl_per_token.sum(1)
+        kl = torch.where(self.tokens.response_mask, self.kl_per_token, 0.0)
+        return self.rewards + self.kl_coef * kl.sum(1)
+
+    def token_rewards(self, *, per_token_kl: bool) -> Float[Tensor, "B T"]:
+        """Rewards by token: all on the last one, or with ``per_token_kl`` each token's own KL on that token."""
+        lengths = self.tokens.response_lengths
+        return spread_kl(self.scores, self.kl_per_token, self.kl_coef, lengths, per_token=per_token_kl)
 
 
 class Stream:

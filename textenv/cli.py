@@ -8,6 +8,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +24,10 @@ RLHF as ordinary reinforcement learning.
   check     does an environment keep the contract?
   sft       fine-tune a language model on demonstrations
   reward    train a reward model on rankings
-  ppo       train a policy in an environment
+  ppo       train a policy in an environment: PPO, with a value function
+  rloo      the same by RLOO: several responses a prompt, each judged by the others
+  grpo      the same by GRPO or Dr. GRPO: several responses a prompt, each judged by the group
+  reinforce the same by REINFORCE: one step a batch, with a value function
   evaluate  answer an environment's prompts and score the answers
   run       an experiment file: agents × environments × seeds, compared
   demo      all of it on the embedded world, with a report
@@ -135,30 +139,36 @@ def reward_command() -> Callable[..., None]:
     return reward
 
 
-def ppo_command() -> Callable[..., None]:
+def learner_command(name: str) -> Callable[..., None]:
+    """The command of one of :data:`agents.algorithms.LEARNERS`; the flags are those of its config."""
     import tyro
 
-    from agents.ppo import PPO, PPOConfig, learn_with_checkpoints
+    from agents.algorithms import LEARNERS
+    from agents.learner import learn_with_checkpoints
     from textenv.progress import progress_bar
 
-    def ppo(
+    learner = LEARNERS[name]
+
+    def train(
         output: Path,
         env: Annotated[EnvArgs, tyro.conf.arg(name="")],
-        config: Annotated[PPOConfig, tyro.conf.arg(name="")],
+        config: Annotated[learner.config_type, tyro.conf.arg(name="")],
         *,
         total_episodes: int = 15_360,
         num_envs: int = 256,
         save_every: int = 10,
         resume: bool = False,
     ) -> None:
-        """Train a policy by PPO in an environment; the result is a checkpoint with a Hugging Face model in it.
+        """Train a policy in an environment; the result is a checkpoint with a Hugging Face model in it.
+
+        ALGORITHM
 
         Args:
             output: folder for the checkpoint. Ctrl-C finishes the update and saves; --resume goes on from there.
             env: the environment.
             config: how to train.
             total_episodes: episodes to have played at the end, those before a resume included.
-            num_envs: episodes played at once; batch-size must be a multiple of it.
+            num_envs: episodes played at once; batch-size must be a multiple of it, and it of group-size.
             save_every: updates between checkpoints.
             resume: continue from the checkpoint in the output folder.
         """
@@ -168,12 +178,13 @@ def ppo_command() -> Callable[..., None]:
                 f"output (={str(output)!r}) holds a checkpoint. Continue it with --resume, or name another."
             )
         vector = env.make(num_envs)
-        agent = PPO.load(output, vector) if resume else PPO(vector, config)
-        with progress_bar("PPO") as advance:
+        agent = learner.load(output, vector) if resume else learner(vector, config)
+        with progress_bar(learner.__name__) as advance:
             learn_with_checkpoints(agent, total_episodes, output, every=save_every, advance=advance)
         _print({**agent.history[-1], "output": str(output)})
 
-    return ppo
+    train.__doc__ = str(train.__doc__).replace("ALGORITHM", str(learner.__doc__))
+    return train
 
 
 def evaluate_command() -> Callable[..., None]:
@@ -199,7 +210,7 @@ def evaluate_command() -> Callable[..., None]:
         """Answer every prompt of an environment and score the answers: means with 95 % intervals.
 
         Args:
-            model: who answers: a registered name, a folder (a PPO checkpoint too) or a hub id.
+            model: who answers: a registered name, a folder (a checkpoint of `ppo`, `rloo`, … too) or a hub id.
             env: the environment.
             best_of: draw this many answers a prompt and keep the one that the reward model likes best.
             deterministic: take the most likely token instead of sampling.
@@ -279,7 +290,7 @@ COMMANDS = {
     "check": check_command,
     "sft": sft_command,
     "reward": reward_command,
-    "ppo": ppo_command,
+    **{name: partial(learner_command, name) for name in ("ppo", "rloo", "grpo", "reinforce")},
     "evaluate": evaluate_command,
     "run": run_command,
     "demo": demo_command,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import textenv
 from agents.baselines import RandomAgent, reference_agent
 from agents.best_of_n import BestOfN
 from agents.grpo import GRPO, GRPOConfig
@@ -43,7 +44,9 @@ def test_each_response_is_judged_by_the_mean_of_the_others():
     expected = [-2.0, -1.0, 3.0, 0.0, 0.0, 0.0]
     assert group_advantages(returns, 3, normalize_std=False).tolist() == pytest.approx(expected)
     scaled = [x / math.sqrt(7) for x in expected]
-    assert group_advantages(returns, 3, normalize_std=True).tolist() == pytest.approx(scaled, abs=1e-5)
+    assert group_advantages(returns, 3, normalize_std=True).tolist() == pytest.approx(scaled, abs=1e-4)
+    same = torch.tensor([0.3, 0.3 + 1e-7, 0.3 - 1e-7])  # one response three times, but for the rounding of a batch
+    assert group_advantages(same, 3, normalize_std=True).abs().max() < 1e-2
 
 
 @pytest.mark.parametrize("k", [2, 3])
@@ -93,7 +96,7 @@ def test_the_gradient_is_that_of_advantages_times_plain_log_probabilities(learne
                 weight = (own - (returns.sum() - own) / 3) / budget
             else:
                 weight = own - returns.mean()
-                weight /= (returns.std(ddof=1) + 1e-6) * length if config.get("normalize_std", True) else budget
+                weight /= (returns.std(ddof=1) + 1e-4) * length if config.get("normalize_std", True) else budget
             prompt = tokens.prompt_ids[b, -int(tokens.prompt_lengths[b]) :]
             ids = torch.cat([prompt, tokens.response_ids[b, :length]])[None]
             logprobs = model(input_ids=ids).logits[0].log_softmax(-1)
@@ -130,6 +133,36 @@ def test_the_size_of_micro_batches_changes_no_gradient(learner, kind, config):
         gradients.append(gradient(agent))
     for other in gradients[1:]:
         torch.testing.assert_close(other, gradients[0], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [RLOO, GRPO])
+@pytest.mark.parametrize("micro_batch_size", [None, 3])
+def test_with_learning_rate_zero_every_ratio_is_one_in_every_epoch(learner, kind, micro_batch_size):
+    config = {"epochs": 2, "minibatches": 3, "clip_range": 1e-4, "micro_batch_size": micro_batch_size}
+    agent = learner(kind, tiny_model(seed=5), learning_rate=0.0, **config)
+    log = agent.update(agent.collect())
+    assert log["clip_fraction"] == 0.0
+    assert log["approx_kl"] < 1e-8
+    moving = learner(kind, tiny_model(seed=5), learning_rate=1e-3, **config)
+    assert moving.update(moving.collect())["clip_fraction"] > 0.1  # so that the above does look
+
+
+@pytest.mark.parametrize(("kind", "config"), LEARNERS)
+@pytest.mark.parametrize("poison", [float("nan"), 1e6])
+def test_what_stands_on_padding_changes_nothing(learner, kind, config, poison):
+    results = []
+    for fill in (0.0, poison):
+        agent = learner(kind, tiny_model(seed=5), **config)
+        rollout = agent.collect()
+        tokens, mask = rollout.tokens, rollout.tokens.response_mask
+        assert not mask.all()
+        spoilt = {
+            name: torch.where(mask, getattr(rollout, name), fill) for name in ("logprobs", "values", "kl_per_token")
+        }
+        ids = torch.where(mask, tokens.response_ids, 7 if fill else 0)
+        agent.update(rollout._replace(tokens=tokens._replace(response_ids=ids), **spoilt))
+        results.append(list(agent.actor.state_dict().values()))
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
 @pytest.mark.parametrize("kind", [RLOO, GRPO])
@@ -203,16 +236,44 @@ def test_the_reference_has_no_kl():
     assert np.abs(evaluate(reference_agent(env.task), env).kl).max() < 1e-5
 
 
-@pytest.mark.parametrize("n", [1, 2, 4])
+@pytest.mark.parametrize("n", [1, 4])
 def test_best_of_n_earns_what_enumeration_says_and_claims_no_kl(n):
     env = gymnasium.make_vec("textenv/Micro-v0", num_envs=600).unwrapped
     agent = BestOfN(env.task, reference_agent(env.task).model, n, seed=0)
-    result = evaluate(agent, env, prompt_ids=np.tile(np.arange(6), 500))
+    result = evaluate(agent, env, prompt_ids=np.tile(np.arange(6), 200))
     exact = exact_world(env).best_of_n(n).logprobs
     expected = exact_world(env).expected_reward(exact)
-    assert abs(result.rm_scores.mean() - expected) < 4 * result.rm_scores.std() / math.sqrt(3000)
+    assert abs(result.rm_scores.mean() - expected) < 4 * result.rm_scores.std() / math.sqrt(1200)
     assert result.kl is None
     np.testing.assert_array_equal(result.rewards, result.rm_scores)
+
+
+def test_best_of_n_scores_each_prompt_with_its_own_columns(make_vector):
+    """One prompt wants long responses and the other short ones: with columns mixed up, best-of-n picks the worst."""
+
+    def signed_length(prompts, completions, way, **_):
+        return [sign * len(text.split()) for sign, text in zip(way, completions, strict=True)]
+
+    textenv.register_reward_model("signed-length", signed_length)
+    prompts = [{"prompt": "red", "way": 1}, {"prompt": "the grass", "way": -1}]
+    env = make_vector(60, prompts=prompts, reward_model="signed-length").unwrapped
+    ids = np.tile([0, 1], 30)
+    one, best = (
+        evaluate(BestOfN(env.task, reference_agent(env.task).model, n), env, prompt_ids=ids).rm_scores for n in (1, 8)
+    )
+    for prompt in (0, 1):
+        assert best[ids == prompt].mean() > one[ids == prompt].mean() + 0.5
+
+
+def test_best_of_n_refuses_prompts_that_it_cannot_tell_apart_or_does_not_know(make_vector):
+    alike = [{"prompt": "red", "way": 1}, {"prompt": "red", "way": -1}]
+    task = make_vector(2, prompts=alike).unwrapped.task
+    with pytest.raises(ValueError, match="prompts 0 and 1 "):
+        BestOfN(task, task.reference, 2)
+    env = make_vector(2).unwrapped
+    observation, _ = env.reset(options={"prompt": "sky is blue"})
+    with pytest.raises(ValueError, match=r"prompt \(='sky is blue'\)"):
+        BestOfN(env.task, env.task.reference, 2).respond(observation)
 
 
 @pytest.mark.slow

@@ -148,6 +148,40 @@ def test_sft_reward_ppo_and_evaluate_work_on_files(capsys, tmp_path, model_folde
 
 
 @pytest.mark.parametrize(
+    ("name", "flags", "says"),
+    [
+        ("ppo", [], "clipped surrogate"),
+        ("rloo", ["--group-size", 2], "leave-one-out"),
+        ("grpo", ["--group-size", 8, "--no-normalize-std"], "Group-relative"),
+        ("reinforce", ["--value-coef", 0.5], "value function as its baseline"),
+    ],
+)
+def test_each_learner_is_a_command_that_trains_resumes_and_knows_its_own_checkpoints(
+    capsys, tmp_path, model_folder, name, flags, says
+):
+    write_jsonl(tmp_path / "p.jsonl", [{"prompt": "what is the sky ?"}, {"prompt": "the grass is"}])
+    env = ["--env-id", "textenv/Text-v0", "--prompts", tmp_path / "p.jsonl", "--reference", model_folder]
+    env += ["--reward-model", "micro-gold", "--max-prompt-tokens", 8, "--max-new-tokens", 6]
+    options = ["--output", tmp_path / "out", *env, "--num-envs", 16, "--batch-size", 16]
+    assert run(capsys, name, *options, *flags, "--total-episodes", 16)[0] == 0
+    state = json.loads((tmp_path / "out" / "state.json").read_text())
+    set_to = dict(zip(flags[::2], flags[1::2], strict=False))
+    assert state["config"]["group_size"] == set_to.get("--group-size", 1)
+    assert state["config"].get("value_coef", 0.1) == set_to.get("--value-coef", 0.1)
+    assert state["config"].get("normalize_std", False) is False
+    code, printed = run(capsys, name, *options, *flags, "--total-episodes", 32, "--resume")
+    assert code == 0, printed.err
+    assert json.loads(printed.out)["episodes"] == 32
+    other = "rloo" if name == "grpo" else "grpo"
+    code, printed = run(capsys, other, *options, "--total-episodes", 48, "--resume")
+    assert code == 2
+    assert "it was written by " in printed.err
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    assert says in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     ("line", "message"),
     [('{"prompt": "a",', "line 1: not valid JSON"), ("[1]", "line 1: must be a JSON object"), ("", "at least one")],
 )
