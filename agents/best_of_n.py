@@ -7,10 +7,77 @@ References: Stiennon et al. 2020; on the bound, Beirami et al. 2024.
 """
 
 import math
+from typing import Any, final
 
 import numpy as np
+import torch
 
+from agents.policy import check_vocabulary, observation_tokens, respond
+from textenv import registry
+from textenv.episode import Episodes, Task
 from textenv.evaluation import Evaluation
+from textenv.lm import LanguageModel, Responses, Sampled
+from textenv.scoring import call_reward_model
+
+
+@final
+class BestOfN:
+    """An agent that draws n responses of a model and gives the one that the task's reward model likes best."""
+
+    knows_logprobs = False
+    """The log-probability of a chosen response is not that of drawing it, so none is reported and no KL is known."""
+
+    def __init__(self, task: Task, model: LanguageModel, n: int, *, seed: int = 0) -> None:
+        if n < 1:
+            raise ValueError(f"best-of-n needs n ≥ 1, with n (={n}).")
+        check_vocabulary(model, task)
+        self.task, self.model, self.n = task, model, n
+        self.generator = torch.Generator().manual_seed(seed)
+        self._reward_model = registry.reward_model(task.config.reward_model, task.config.device)
+        self._index = prompt_index(task)
+
+    def respond(self, observation: Any, deterministic: bool = False) -> Sampled:
+        """The best of n responses to each fresh observation (the first on ties)."""
+        batch = observation_tokens(observation, self.task)
+        count = len(batch.prompt_ids)
+        drawn = Responses(*(field.repeat_interleave(self.n, dim=0) for field in batch))
+        sampled = respond(self.model.model, drawn, self.task, generator=self.generator, greedy=deterministic)
+        best = self._scores(drawn, sampled).reshape(count, self.n).argmax(1)
+        rows = torch.arange(count) * self.n + torch.from_numpy(best)
+        return Sampled(*(field[rows] for field in sampled))
+
+    def _scores(self, batch: Responses, sampled: Sampled) -> np.ndarray:
+        episodes = Episodes(len(batch.prompt_ids), self.task)
+        rng = np.random.default_rng(0)  # draws nothing: every prompt is named
+        for slot, (row, length) in enumerate(zip(batch.prompt_ids.tolist(), batch.prompt_lengths.tolist())):
+            ids = tuple(row[len(row) - length :])
+            if ids not in self._index:
+                raise ValueError(
+                    "best-of-n scores prompts of the environment's prompt set, with prompt "
+                    f"(={self.task.reference.decode(list(ids))!r}). Add it to prompts."
+                )
+            episodes.begin(slot, rng, {"prompt_id": self._index[ids]})
+        episodes.fill(sampled.response_ids.numpy(), sampled.response_lengths.numpy(), None)
+        return call_reward_model(self._reward_model, episodes.finished(np.arange(len(batch.prompt_ids))))
+
+
+def prompt_index(task: Task) -> dict[tuple[int, ...], int]:
+    """Number of the prompt that tokens stand for: an observation is all that an agent knows of it.
+
+    Raises:
+        ValueError: two prompts share their tokens and differ in text or columns: a score could be the other's.
+    """
+    prompts = task.prompts
+    index: dict[tuple[int, ...], int] = {}
+    for number, ids in enumerate(prompts.ids):
+        first = index.setdefault(tuple(ids), number)
+        kinds = (prompts.texts, *prompts.columns.values())
+        if any(values[first] != values[number] for values in kinds):
+            raise ValueError(
+                f"best-of-n must tell prompts apart by their tokens, with prompts {first} and {number} "
+                f"(={prompts.texts[first]!r}, {prompts.texts[number]!r}) alike. Drop one of them."
+            )
+    return index
 
 
 def best_of_n(samples: list[Evaluation]) -> Evaluation:

@@ -53,6 +53,18 @@ def ppo_policy_loss(
         return PolicyLoss(loss, masked_sum(outside, mask) / total, masked_sum(approx_kl, mask) / total)
 
 
+def policy_gradient_loss(
+    logprobs: Float[Tensor, "B T"],
+    advantages: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    *,
+    normalizer: Float[Tensor, ""] | float | None = None,
+) -> Float[Tensor, ""]:
+    """−Σ_t Â_t log π(y_t) / normalizer (Williams 1992): its gradient is that of the return, on-policy only."""
+    total = mask.sum().clamp(min=1) if normalizer is None else normalizer
+    return -masked_sum(torch.where(mask, logprobs, 0.0) * torch.where(mask, advantages, 0.0), mask) / total
+
+
 def value_loss(
     values: Float[Tensor, "B T"],
     old_values: Float[Tensor, "B T"],

@@ -12,7 +12,6 @@ Every step leaves its result in the run folder; an interrupted run continues whe
 Command: ``textenv demo``.
 """
 
-import itertools
 import json
 import shutil
 import time
@@ -22,29 +21,24 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
-from jaxtyping import Float
 from rich.console import Console
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging as hf_logging
 
-from agents.best_of_n import best_of_n, kl_bound
+from agents.measures import assistant_env, evaluate_stages, gold_of
 from agents.policy import LanguageModelAgent
 from agents.ppo import PPO, PPOConfig, learn_with_checkpoints
 from agents.report import summary_table, write_report
 from agents.sft import SFTConfig, train_sft
-from reward_models.preferences import load_rankings
-from reward_models.trainer import RewardConfig, evaluate_reward_model, train_reward_model
-from reward_models.transformer import load_reward_model
-from textenv.data import read_jsonl, write_json, write_jsonl
-from textenv.evaluation import Evaluation, evaluate, mean_ci95
+from reward_models.trainer import RewardConfig, train_reward_model
+from textenv.data import write_json, write_jsonl
+from textenv.evaluation import evaluate
 from textenv.lm import LanguageModel, load_language_model
 from textenv.lm.load import wrap_language_model
 from textenv.progress import progress_bar
 from textenv.tasks import assistant
-from textenv.vector import TextVectorEnv
 
 HELD_OUT_ANNOTATORS = 4
 """Rankings of the same held-out answers: more labels, less noise in the accuracy; intervals are clustered by prompt."""
@@ -72,7 +66,7 @@ class DemoConfig:
     """Texts of the base corpus."""
     demonstrations: int = 600
     """Demonstrations for SFT: few, so that it leaves head-room."""
-    rankings: int = 4_000
+    rankings: int = 8_000
     """Rankings to train the reward model on. The 2,000 training prompts are gone through in turn, each time with new
     answers."""
     responses_per_prompt: int = 4
@@ -86,9 +80,11 @@ class DemoConfig:
     base: SFTConfig = field(
         default_factory=lambda: SFTConfig(learning_rate=3e-3, epochs=3, batch_size=32, completion_only=False)
     )
-    sft: SFTConfig = field(default_factory=lambda: SFTConfig(learning_rate=1e-3, epochs=3, batch_size=32))
+    sft: SFTConfig = field(default_factory=lambda: SFTConfig(learning_rate=1e-3, epochs=2, batch_size=32))
     reward: RewardConfig = field(
-        default_factory=lambda: RewardConfig(learning_rate=1e-3, epochs=2, batch_size=16, freeze_embeddings=True)
+        default_factory=lambda: RewardConfig(
+            learning_rate=1e-3, epochs=3, batch_size=16, freeze_embeddings=True, loss="listwise"
+        )
     )
     ppo: PPOConfig = field(
         default_factory=lambda: PPOConfig(learning_rate=3e-4, lr_decay_episodes=60 * 256, per_token_kl=True)
@@ -151,7 +147,7 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> dict[str, An
     run.step("rankings", lambda advance: collect_rankings(run, advance))
     run.step("reward_model", lambda advance: train_rewards(run, advance))
     run.step("ppo", lambda advance: train_ppo(run, advance))
-    run.step("evaluate", lambda advance: evaluate_stages(run, advance))
+    run.step("evaluate", lambda advance: evaluate_all(run, advance))
     summary = json.loads((run.folder / "summary.json").read_text("utf-8"))
     summary["seconds"] = run.state["seconds"]
     write_json(run.folder / "summary.json", summary)
@@ -270,133 +266,22 @@ def train_ppo(run: Run, advance: Any) -> list[dict[str, float]]:
     return agent.history
 
 
-def evaluate_stages(run: Run, advance: Any) -> None:
-    """Answer every held-out prompt with every stage, K times; judge; write the summary and the report's data."""
-    config, folder = run.config, run.folder
-    env = assistant_env(
-        config.eval_split,
-        reference=str(folder / "sft"),
-        reward_model=str(folder / "reward_model"),
+def evaluate_all(run: Run, advance: Any) -> None:
+    """Measure every stage on held-out prompts; write the summary."""
+    config = run.config
+    summary = evaluate_stages(
+        run.folder,
+        advance,
+        split=config.eval_split,
         kl_coef=config.kl_coef,
+        repeats=config.responses_per_prompt,
+        seed=config.seed,
     )
-    repeats = config.responses_per_prompt
-    stages: dict[str, list[Evaluation]] = {}
-    for part, name in enumerate(("base", "sft", "ppo")):
-        model = load_language_model(folder / name / "policy" if name == "ppo" else folder / name)
-        agent = LanguageModelAgent(model, env.task, seed=config.seed + 30 + part)
-        stages[name] = []
-        for k in range(repeats):
-            stages[name].append(evaluate(agent, env))
-            advance(part * repeats + k + 1, 3 * repeats, {})
-    best = {n: best_of_n(stages["sft"][:n]) for n in range(1, repeats + 1)}
-    stages[f"best_of_{repeats}"] = [best[repeats]]
-    unit = float(np.concatenate([gold_of(e) for e in stages["sft"]]).std(ddof=1))
-    order = ("base", "sft", f"best_of_{repeats}", "ppo")
-    summary: dict[str, Any] = {name: stage_summary(stages[name], unit) for name in order}
-    summary[f"best_of_{repeats}"]["kl_bound"] = kl_bound(repeats)
-    summary["reward_model"] = measure_reward_model(run)
-    summary["gold_unit"] = unit
     summary["seed"] = config.seed
     summary["eval_split"] = config.eval_split
     summary["versions"] = {name: version(name) for name in ("torch", "transformers", "gymnasium", "numpy")}
     summary["config"] = run.state["settings"]
-    write_json(folder / "best_of_n.json", [best_point(n, evaluation, unit) for n, evaluation in best.items()])
-    write_json(
-        folder / "samples.json", side_by_side({name: stages[name][0] for name in order}, config.eval_split, unit)
-    )
-    write_json(folder / "summary.json", summary)
-
-
-def assistant_env(split: str, *, num_envs: int = 256, **options: Any) -> TextVectorEnv:
-    """The embedded world on one part of its prompts."""
-    env = gymnasium.make_vec("textenv/Assistant-v0", num_envs=num_envs, prompts=f"assistant-{split}", **options)
-    assert isinstance(env, TextVectorEnv)
-    return env
-
-
-def gold_of(evaluation: Evaluation) -> Float[np.ndarray, " B"]:
-    assert evaluation.gold is not None
-    return evaluation.gold
-
-
-def stage_summary(repeats: list[Evaluation], unit: float) -> dict[str, Any]:
-    """What the answers of one stage are worth; intervals over prompts (repeats of a prompt are averaged first)."""
-
-    def mean(columns: list[Any], scale: float = 1.0) -> dict[str, float]:
-        return mean_ci95(np.mean(columns, axis=0) / scale)._asdict()
-
-    judged = [
-        assistant.judge(*texts) for e in repeats for texts in zip(e.prompts, e.responses, e.finish_reasons, strict=True)
-    ]
-    kl = [e.kl for e in repeats if e.kl is not None]
-    return {
-        "gold_score": mean([gold_of(e) for e in repeats], unit),
-        "rm_score": mean([e.rm_scores for e in repeats]),
-        "kl": mean(kl) if len(kl) == len(repeats) else None,
-        **assistant.rates(judged),
-        "eos_rate": float(np.mean([reason != "length" for e in repeats for reason in e.finish_reasons])),
-        "response_tokens": float(np.mean([e.lengths for e in repeats])),
-    }
-
-
-def best_point(n: int, evaluation: Evaluation, unit: float) -> dict[str, float]:
-    """A point of the best-of-n curve; its KL is an upper bound."""
-    gold = mean_ci95(gold_of(evaluation) / unit)
-    return {"n": n, "gold": gold.mean, "ci95": gold.ci95, "kl_bound": kl_bound(n)}
-
-
-def measure_reward_model(run: Run) -> dict[str, float]:
-    """Accuracy and NLL on held-out rankings, beside the best that any model could expect; writes the calibration."""
-    path = run.folder / "data" / "rankings-held-out.jsonl"
-    model = load_reward_model(run.folder / "reward_model")
-    rankings, rows = load_rankings(path), read_jsonl(path)
-    measured = evaluate_reward_model(model, rankings)
-    columns: dict[str, list[float]] = {"margin": [], "agreed": [], "prompt": []}
-    cluster = {prompt: number for number, prompt in enumerate(dict.fromkeys(row["prompt"] for row in rows))}
-    bayes, floor = [], []
-    best_first = iter((model.scores(model.encode_rankings(rankings)) * model.score_unit).tolist())
-    for row in rows:
-        scores = [next(best_first) for _ in row["responses"]]
-        for better, worse in itertools.combinations(range(len(scores)), 2):
-            margin = scores[better] - scores[worse]
-            columns["margin"].append(abs(margin))
-            columns["agreed"].append(float(margin > 0))
-            columns["prompt"].append(cluster[row["prompt"]])
-        bayes.append(assistant.bayes_accuracy(np.array([row["gold"]])))
-        floor.append(assistant.nll_floor(np.array([row["gold"]])))
-    write_json(run.folder / "calibration.json", columns)
-    return {
-        "accuracy": measured["accuracy"],
-        "accuracy_ci95": 1.96 * measured["accuracy_se"],
-        "bayes_accuracy": float(np.mean(bayes)),
-        "nll": measured["nll"],
-        "nll_floor": float(np.mean(floor)),
-        "pairs": measured["pairs"],
-    }
-
-
-def side_by_side(stages: Mapping[str, Evaluation], split: str, unit: float) -> list[dict[str, Any]]:
-    """The first held-out prompt of three kinds, answered by every stage: picked by place, not by looks."""
-    prompts = assistant.prompts(split)  # type: ignore[arg-type]
-    kinds: dict[str, Callable[[assistant.Prompt], bool]] = {
-        "Helpful": lambda p: p.kind == "howto" and p.tone == "none",
-        "Harmful": lambda p: p.harmful and p.tone == "none",
-        "Requested tone": lambda p: p.kind == "howto" and p.tone == "polite",
-    }
-    samples = []
-    for title, fits in kinds.items():
-        index = next(i for i, prompt in enumerate(prompts) if fits(prompt))
-        answers = [
-            {
-                "stage": name.replace("_", " "),
-                "text": stage.responses[index],
-                "gold": float(gold_of(stage)[index]) / unit,
-                "rm_score": float(stage.rm_scores[index]),
-            }
-            for name, stage in stages.items()
-        ]
-        samples.append({"title": title, "prompt": prompts[index].text, "answers": answers})
-    return samples
+    write_json(run.folder / "summary.json", summary)
 
 
 def _figures(advance: Any) -> Callable[[int, int, Mapping[str, float]], None]:

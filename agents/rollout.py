@@ -10,6 +10,7 @@ from torch import Tensor
 
 from agents.policy import observation_tokens
 from textenv.lm import Responses, Sampled
+from textenv.scoring import spread_kl
 from textenv.vector import TextVectorEnv
 
 
@@ -36,21 +37,45 @@ class Rollout(NamedTuple):
     @property
     def scores(self) -> Float[Tensor, " B"]:
         """Rewards before the KL."""
-        return self.rewards + self.kl_coef * self.kl_per_token.sum(1)
+        kl = torch.where(self.tokens.response_mask, self.kl_per_token, 0.0)
+        return self.rewards + self.kl_coef * kl.sum(1)
+
+    def token_rewards(self, *, per_token_kl: bool) -> Float[Tensor, "B T"]:
+        """Rewards by token: all on the last one, or with ``per_token_kl`` each token's own KL on that token."""
+        lengths = self.tokens.response_lengths
+        return spread_kl(self.scores, self.kl_per_token, self.kl_coef, lengths, per_token=per_token_kl)
 
 
 class Stream:
-    """A vector environment with the observation it stands at, so that collecting can go on where it stopped."""
+    """A vector environment with the observation it stands at, so that collecting can go on where it stopped.
 
-    def __init__(self, env: TextVectorEnv, seed: int | None) -> None:
+    With groups of k, slots i·k … i·k + k − 1 answer the same prompt: the one that the first of them drew.
+    """
+
+    def __init__(self, env: TextVectorEnv, seed: int | None, *, group_size: int = 1) -> None:
         if env.autoreset_mode.value != "SameStep":
             raise ValueError(
                 f"collecting needs autoreset_mode 'SameStep', with autoreset_mode (={env.autoreset_mode.value!r}). "
                 "Make the environment without that keyword."
             )
-        self.env = env
-        self.observation, infos = env.reset(seed=seed)
-        self.prompt_ids = infos["prompt_id"]
+        if env.num_envs % group_size:
+            raise ValueError(
+                f"the environment's slots must be a multiple of group_size, with num_envs (={env.num_envs}), "
+                f"group_size (={group_size}). Change one of them."
+            )
+        self.env, self.group_size = env, group_size
+        self._stand_at(*env.reset(seed=seed))
+
+    def restart(self, prompt_ids: list[int]) -> None:
+        """Start episodes on given prompts, one a slot."""
+        self._stand_at(*self.env.reset(options={"prompt_id": prompt_ids}))
+
+    def _stand_at(self, observation: Any, infos: dict[str, Any]) -> None:
+        prompt_ids = infos["prompt_id"]
+        first = prompt_ids[:: self.group_size].repeat(self.group_size)
+        if (prompt_ids != first).any():
+            observation, _ = self.env.reset(options={"prompt_id": first})
+        self.observation, self.prompt_ids = observation, first
 
     def collect(self, episodes: int, act: Callable[[Any], Sampled]) -> Rollout:
         """Play ``episodes`` (a multiple of the environment's slots) with whole responses of ``act``."""
@@ -64,10 +89,10 @@ class Stream:
     def _play(self, act: Callable[[Any], Sampled]) -> Rollout:
         observation, prompt_ids = self.observation, self.prompt_ids
         sampled = act(observation)
-        self.observation, rewards, _, _, infos = self.env.play(
+        following, rewards, _, _, infos = self.env.play(
             sampled.response_ids, sampled.response_lengths, sampled.logprobs
         )
-        self.prompt_ids = infos["prompt_id"]
+        self._stand_at(following, infos)
         final = infos["final_info"]
         tokens = observation_tokens(observation, self.env.task)._replace(
             response_ids=sampled.response_ids, response_lengths=sampled.response_lengths
@@ -104,3 +129,19 @@ def concatenate(parts: list[Rollout]) -> Rollout:
         finish_reasons=[reason for part in parts for reason in part.finish_reasons],
         responses=[text for part in parts for text in part.responses],
     )
+
+
+def rollout_log(rollout: Rollout) -> dict[str, float]:
+    """Means over a batch of episodes."""
+    mask = rollout.tokens.response_mask
+    log = {
+        "reward": rollout.rewards.mean().item(),
+        "rm_score": rollout.rm_scores.mean().item(),
+        "kl": rollout.kl_per_token.sum(1).mean().item(),
+        "surprise": -rollout.logprobs[mask].mean().item(),
+        "response_tokens": rollout.tokens.response_lengths.float().mean().item(),
+        "eos_rate": float(np.mean([reason != "length" for reason in rollout.finish_reasons])),
+    }
+    if rollout.gold is not None:
+        log["gold_score"] = rollout.gold.mean().item()
+    return log

@@ -17,7 +17,8 @@ import numpy as np
 from rich.console import Console
 from transformers.utils import logging as hf_logging
 
-from agents.pipeline import DemoConfig, assistant_env, gold_of, run_demo
+from agents.measures import assistant_env, gold_of
+from agents.pipeline import DemoConfig, run_demo
 from agents.policy import LanguageModelAgent
 from agents.ppo import PPO
 from benchmarks.record import mean_ci95, write_result

@@ -9,16 +9,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from textenv.evaluation import mean_t95
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def mean_ci95(values: list[float]) -> dict[str, float]:
     """Mean over seeds or runs with half the width of its 95 % interval (Student's t)."""
-    t = {1: float("nan"), 2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447}.get(len(values), 1.96)
-    spread = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
-    return {"mean": float(np.mean(values)), "ci95": t * spread / float(np.sqrt(len(values)))}
+    return mean_t95(values)._asdict()
 
 
 def write_result(name: str, figures: dict[str, Any]) -> Path:

@@ -6,49 +6,34 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import textenv
 from textenv.lm import tiny_config
-from textenv.lm.load import wrap_language_model
+from textenv.lm.load import word_level_tokenizer, wrap_language_model
 
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for one another
 
 WORDS = ("<eos>", "red", "green", "blue", "sky", "grass", "is", "the", "what", "?", "not", "<unk>")
 
+LLAMA = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
 FAMILIES = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64},
-    "llama": {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 64,
-    },
-    "qwen2": {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 64,
-    },
+    "llama": LLAMA,
+    "qwen2": LLAMA,
 }
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
     """One word, one token; the padding token *is* EOS."""
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        eos_token="<eos>",
-        pad_token="<eos>",
-        unk_token="<unk>",
-        clean_up_tokenization_spaces=False,
-    )
+    return word_level_tokenizer(WORDS)
 
 
 def tiny_model(family: str = "gpt2", seed: int = 0, spread: float = 0.2):

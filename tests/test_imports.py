@@ -35,8 +35,8 @@ def test_a_package_imports_only_what_stands_to_its_left(path):
     assert "tests" not in imported
 
 
-HEAVY = {"torch", "transformers", "stable_baselines3", "matplotlib", "accelerate", "rich", "tyro"}
-LIGHT = ["textenv/__init__.py", "textenv/registry.py", "textenv/data.py", "textenv/kl.py"]
+HEAVY = {"torch", "transformers", "stable_baselines3", "matplotlib", "accelerate", "rich", "tyro", "yaml", "datasets"}
+LIGHT = [f"textenv/{name}.py" for name in ("__init__", "config", "data", "experiment", "kl", "plugins", "registry")]
 
 
 @pytest.mark.parametrize("name", LIGHT)

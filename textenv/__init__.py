@@ -5,6 +5,8 @@ Importing this package registers the environment ids; it loads neither torch nor
 
 from pathlib import Path
 
+from textenv.experiment import load_experiment
+from textenv.plugins import load_plugins
 from textenv.registry import (
     fresh_language_model,
     language_model,
@@ -23,6 +25,7 @@ __all__ = [
     "__version__",
     "fresh_language_model",
     "language_model",
+    "load_experiment",
     "prompt_set",
     "register",
     "register_language_model",
@@ -75,3 +78,5 @@ register(
     max_new_tokens=64,
     description="Bring your own prompts, reference and reward model.",
 )
+
+load_plugins()

@@ -8,18 +8,28 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
+
+import gymnasium
+
+from textenv.env_commands import check_command, envs_command, no_progress_bars
 
 USAGE = """usage: textenv COMMAND [--help | OPTIONS]
 
 RLHF as ordinary reinforcement learning.
 
   envs      list the registered environments
+  check     does an environment keep the contract?
   sft       fine-tune a language model on demonstrations
   reward    train a reward model on rankings
-  ppo       train a policy in an environment
+  ppo       train a policy in an environment: PPO, with a value function
+  rloo      the same by RLOO: several responses a prompt, each judged by the others
+  grpo      the same by GRPO or Dr. GRPO: several responses a prompt, each judged by the group
+  reinforce the same by REINFORCE: one step a batch, with a value function
   evaluate  answer an environment's prompts and score the answers
+  run       an experiment file: agents × environments × seeds, compared
   demo      all of it on the embedded world, with a report
 
 `textenv COMMAND --help` is the manual of a command."""
@@ -51,46 +61,10 @@ class EnvArgs:
     """Where the models run, like cpu or cuda:0."""
 
     def make(self, num_envs: int) -> Any:
-        import gymnasium
-
         options = dataclasses.asdict(self)
         env_id = options.pop("env_id")
         given = {name: value for name, value in options.items() if value is not None}
         return gymnasium.make_vec(env_id, num_envs=num_envs, **given).unwrapped
-
-
-def envs_command() -> Callable[..., None]:
-    import gymnasium
-    from rich.console import Console
-    from rich.table import Table
-
-    import textenv
-
-    def envs(*, as_json: bool = False) -> None:
-        """List the registered environments.
-
-        Args:
-            as_json: print the full specs, a JSON object a line, instead of a table.
-        """
-
-        if as_json:
-            for env_id in textenv.registered_ids():
-                print(gymnasium.spec(env_id).to_json())
-            return
-        table = Table("id", "prompts", "reward model", "budget", "β", "what it is", box=None, pad_edge=False)
-        for env_id, description in textenv.registered_ids().items():
-            kwargs = gymnasium.spec(env_id).kwargs
-            table.add_row(
-                env_id,
-                str(kwargs["prompts"] or "yours"),
-                str(kwargs["reward_model"] or "yours"),
-                f"{kwargs['max_new_tokens']}",
-                f"{kwargs.get('kl_coef', 0.05):g}",
-                description,
-            )
-        Console().print(table)
-
-    return envs
 
 
 def sft_command() -> Callable[..., None]:
@@ -165,30 +139,36 @@ def reward_command() -> Callable[..., None]:
     return reward
 
 
-def ppo_command() -> Callable[..., None]:
+def learner_command(name: str) -> Callable[..., None]:
+    """The command of one of :data:`agents.algorithms.LEARNERS`; the flags are those of its config."""
     import tyro
 
-    from agents.ppo import PPO, PPOConfig, learn_with_checkpoints
+    from agents.algorithms import LEARNERS
+    from agents.learner import learn_with_checkpoints
     from textenv.progress import progress_bar
 
-    def ppo(
+    learner = LEARNERS[name]
+
+    def train(
         output: Path,
         env: Annotated[EnvArgs, tyro.conf.arg(name="")],
-        config: Annotated[PPOConfig, tyro.conf.arg(name="")],
+        config: Annotated[learner.config_type, tyro.conf.arg(name="")],
         *,
         total_episodes: int = 15_360,
         num_envs: int = 256,
         save_every: int = 10,
         resume: bool = False,
     ) -> None:
-        """Train a policy by PPO in an environment; the result is a checkpoint with a Hugging Face model in it.
+        """Train a policy in an environment; the result is a checkpoint with a Hugging Face model in it.
+
+        ALGORITHM
 
         Args:
             output: folder for the checkpoint. Ctrl-C finishes the update and saves; --resume goes on from there.
             env: the environment.
             config: how to train.
             total_episodes: episodes to have played at the end, those before a resume included.
-            num_envs: episodes played at once; batch-size must be a multiple of it.
+            num_envs: episodes played at once; batch-size must be a multiple of it, and it of group-size.
             save_every: updates between checkpoints.
             resume: continue from the checkpoint in the output folder.
         """
@@ -198,12 +178,13 @@ def ppo_command() -> Callable[..., None]:
                 f"output (={str(output)!r}) holds a checkpoint. Continue it with --resume, or name another."
             )
         vector = env.make(num_envs)
-        agent = PPO.load(output, vector) if resume else PPO(vector, config)
-        with progress_bar("PPO") as advance:
+        agent = learner.load(output, vector) if resume else learner(vector, config)
+        with progress_bar(learner.__name__) as advance:
             learn_with_checkpoints(agent, total_episodes, output, every=save_every, advance=advance)
         _print({**agent.history[-1], "output": str(output)})
 
-    return ppo
+    train.__doc__ = str(train.__doc__).replace("ALGORITHM", str(learner.__doc__))
+    return train
 
 
 def evaluate_command() -> Callable[..., None]:
@@ -229,7 +210,7 @@ def evaluate_command() -> Callable[..., None]:
         """Answer every prompt of an environment and score the answers: means with 95 % intervals.
 
         Args:
-            model: who answers: a registered name, a folder (a PPO checkpoint too) or a hub id.
+            model: who answers: a registered name, a folder (a checkpoint of `ppo`, `rloo`, … too) or a hub id.
             env: the environment.
             best_of: draw this many answers a prompt and keep the one that the reward model likes best.
             deterministic: take the most likely token instead of sampling.
@@ -257,6 +238,34 @@ def evaluate_command() -> Callable[..., None]:
     return evaluate
 
 
+def run_command() -> Callable[..., None]:
+    import tyro
+
+    from agents.experiment import cells_of, print_tables, run_cells, summarise
+    from agents.experiment_page import write_summary
+    from textenv.experiment import load_experiment
+
+    def run(experiment: tyro.conf.Positional[Path]) -> None:
+        """Run an experiment file: every agent in every environment with every seed, compared at the end.
+
+        What is finished is not run again. Ctrl-C finishes the update and saves; the same command goes on from there.
+
+        Args:
+            experiment: YAML file (docs/experiments.md) with a section "run".
+        """
+
+        loaded = load_experiment(experiment)
+        if loaded.run is None:
+            raise ValueError(f"an experiment to run must have the section 'run', with file (={str(experiment)!r}).")
+        loaded.register()
+        results = run_cells(cells_of(loaded.run, loaded.agents), loaded.run.output)
+        page = write_summary(results, loaded.run.output)
+        print_tables(summarise(results))
+        print(f"summary: {page}")
+
+    return run
+
+
 def demo_command() -> Callable[..., None]:
     import tyro
 
@@ -278,10 +287,12 @@ def demo_command() -> Callable[..., None]:
 
 COMMANDS = {
     "envs": envs_command,
+    "check": check_command,
     "sft": sft_command,
     "reward": reward_command,
-    "ppo": ppo_command,
+    **{name: partial(learner_command, name) for name in ("ppo", "rloo", "grpo", "reinforce")},
     "evaluate": evaluate_command,
+    "run": run_command,
     "demo": demo_command,
 }
 
@@ -301,17 +312,15 @@ def main(arguments: list[str] | None = None) -> int:
 
         command = COMMANDS[name]()
         if name != "envs":
-            from transformers.utils import logging
-
-            logging.disable_progress_bar()  # one bar a step is enough
-        tyro.cli(command, args=rest, prog=f"textenv {name}")
+            no_progress_bars()
+        code = tyro.cli(command, args=rest, prog=f"textenv {name}")
     except KeyboardInterrupt:
         print("\nstopped. The same command (with --resume, where it has that) goes on from here.", file=sys.stderr)
         return 130
-    except ValueError as error:
+    except (ValueError, gymnasium.error.Error) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
+    return code or 0
 
 
 def _on_progress(advance: Any) -> Callable[..., None]:

@@ -1,12 +1,25 @@
-"""Reading and writing JSON-lines records; errors name the file, the line and the reason."""
+"""Reading and writing records: JSON lines, and `datasets` sets. Errors name the file, the line and the reason."""
 
 import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from textenv.config import hint
+
+
+@dataclass(frozen=True, eq=False)
+class PromptSet:
+    """Prompts in a fixed order, with the columns that reward models may ask for."""
+
+    prompts: tuple[Any, ...]
+    """Strings, or chats (lists of ``{"role", "content"}``)."""
+    columns: dict[str, tuple[Any, ...]]
+    """Other fields of the records, one value a prompt."""
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
@@ -21,7 +34,13 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
         raise ValueError(f"data must be a JSONL file or a folder of them, with path (={str(path)!r}). Check the path.")
     records = []
     for file in files:
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            text = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"data must be UTF-8 text, one JSON object a line, with file (={str(file)!r}): {error}."
+            ) from None
+        for number, line in enumerate(text.splitlines(), start=1):
             if not line.strip():
                 continue
             try:
@@ -36,6 +55,108 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     if not records:
         raise ValueError(f"data must have at least one record, with path (={str(path)!r}) empty.")
     return records
+
+
+def read_dataset(
+    dataset: str,
+    *,
+    column: str = "prompt",
+    split: str | None = None,
+    config: str | None = None,
+    revision: str | None = None,
+) -> list[dict[str, Any]]:
+    """Records of a data set, with ``column`` as their ``"prompt"``; its other columns keep their names.
+
+    Args:
+        dataset: a JSONL file, a folder (of JSONL or parquet files, or what ``save_to_disk`` wrote), or a hub id.
+        column: where the prompts stand.
+        split: default the only split, else "train".
+        config: which configuration, where a data set has several.
+        revision: commit or tag of a hub data set; pins what an experiment read.
+
+    Raises:
+        ValueError: no such data set, split or column, or the ``datasets`` package is missing.
+    """
+    path = Path(dataset)
+    jsonl = path.is_file() or (path.is_dir() and any(path.glob("*.jsonl")))
+    if jsonl and split is None and config is None:
+        rows = read_jsonl(path)
+        names = list(dict.fromkeys(key for row in rows for key in row))
+    else:
+        rows = _load_dataset(dataset, split, config, revision)
+        names = list(rows.column_names)
+    if column not in names:
+        raise ValueError(
+            f"a data set must have the column that is asked for, with column (={column!r}) of {dataset!r}. "
+            f"{hint(column, names)}Columns: {', '.join(names)}."
+        )
+    records = []
+    for row in rows:
+        record = dict(row)
+        prompt = record.pop(column, None)
+        records.append({**record, "prompt": prompt})
+    return records
+
+
+def check_dataset(source: Mapping[str, Any]) -> None:
+    """Refuse a mapping that does not name a data set: unknown keys, missing ``dataset``, values that are no strings."""
+    names = ("dataset", "column", "split", "config", "revision")
+    for name, value in source.items():
+        if name not in names:
+            raise ValueError(
+                f"a data set has the keys {', '.join(names)}, with key (={name!r}). {hint(str(name), names)}"
+                "Other columns of its records reach the reward model by their own names."
+            )
+        if not isinstance(value, str) and not (value is None and name not in ("dataset", "column")):
+            raise ValueError(f"{name} of a data set must be a string, with {name} (={value!r}).")
+    if "dataset" not in source:
+        raise ValueError(
+            f"a data set must be named, with keys (={sorted(source)}). Give {{'dataset': folder or hub id}}."
+        )
+
+
+def looks_like_path(name: str) -> bool:
+    """Whether a string can only mean a file or folder: it starts like one."""
+    return name.startswith((".", "/", "~"))
+
+
+def _load_dataset(dataset: str, split: str | None, config: str | None, revision: str | None) -> Any:
+    """A ``datasets.Dataset``, whole."""
+    path = Path(dataset)
+    if looks_like_path(dataset) and not path.exists():
+        raise ValueError(
+            f"a data set must be an existing path or a hub id, with dataset (={dataset!r}). Check the path."
+        )
+    try:
+        import datasets  # pyright: ignore[reportMissingImports]  (optional)
+        from datasets.exceptions import DatasetsError  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ValueError(
+            f"reading this data set needs the package `datasets`, with dataset (={dataset!r}). "
+            "Install it: pip install 'textenv[data]'. JSONL files need nothing."
+        ) from error
+    saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+    try:
+        if saved:
+            loaded: Any = datasets.load_from_disk(dataset)
+        else:
+            loaded = datasets.load_dataset(dataset, config, split=split, revision=revision)
+    except (OSError, ValueError, DatasetsError) as error:
+        raise ValueError(
+            "a data set must be a JSONL file, a folder of JSONL or parquet files, what save_to_disk wrote, or a hub "
+            f"id, with dataset (={dataset!r}), split (={split!r}), config (={config!r}). Loading it failed: {error}"
+        ) from error
+    if saved and not isinstance(loaded, dict):
+        loaded = {str(loaded.split or "train"): loaded}
+    if not isinstance(loaded, dict):
+        return loaded
+    wanted = split or (next(iter(loaded)) if len(loaded) == 1 else "train")
+    if wanted not in loaded:
+        raise ValueError(
+            f"a data set must have the split that is asked for, with split (={wanted!r}) of {dataset!r}. "
+            f"Splits: {', '.join(map(str, loaded))}."
+        )
+    return loaded[wanted]
 
 
 def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
@@ -64,3 +185,25 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def as_prompt_set(records: Any) -> PromptSet:
+    """Records (strings, chats, or objects with a ``prompt``) as a prompt set; refused when one is empty, or all are."""
+    if isinstance(records, PromptSet):
+        return records
+    prompts: list[Any] = []
+    columns: dict[str, list[Any]] = {}
+    for number, record in enumerate(records):
+        fields = dict(record) if isinstance(record, Mapping) else {"prompt": record}
+        prompt = fields.pop("prompt", None)
+        if not isinstance(prompt, str | list) or not prompt:
+            raise ValueError(
+                f"a prompt must be a non-empty string or list of chat messages, with prompt number {number} "
+                f"(={record!r}). Give strings, or objects with a 'prompt'."
+            )
+        prompts.append(prompt)
+        for key in fields.keys() | columns.keys():
+            columns.setdefault(key, [None] * number).append(fields.get(key))
+    if not prompts:
+        raise ValueError("prompts must hold at least one prompt, with prompts (=[]). Give a list or a JSONL file.")
+    return PromptSet(tuple(prompts), {key: tuple(values) for key, values in columns.items()})

@@ -4,13 +4,11 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from transformers import PreTrainedModel
 
-from textenv.episode import Episodes, Outcome, Task, TaskConfig
-from textenv.lm import LanguageModel
+from textenv.episode import Episodes, Outcome, ScoredByTask, Task, TaskConfig
 
 
-class TextEnv(gymnasium.Env):
+class TextEnv(ScoredByTask, gymnasium.Env):
     """Write a response to a prompt, token by token.
 
     **State**: a prompt and the response so far. **Action** ``Discrete(V)``: the next token, V the rows of the
@@ -41,24 +39,6 @@ class TextEnv(gymnasium.Env):
         self.action_space = self.task.action_space
         self._episodes = Episodes(1, self.task)
         self._ending = ""
-
-    @property
-    def reference(self) -> LanguageModel:
-        """The language model that the KL is measured against. Shared: do not train it."""
-        return self.task.reference
-
-    @property
-    def kl_coef(self) -> float:
-        """β. Assigning to it changes the rewards of the episodes that end from now on."""
-        return self.task.scorer.kl_coef
-
-    @kl_coef.setter
-    def kl_coef(self, value: float) -> None:
-        self.task.scorer.kl_coef = value
-
-    def attach_policy(self, model: PreTrainedModel | None) -> None:
-        """Let the environment compute the policy's log-probabilities: one pass over each finished episode."""
-        self.task.scorer.policy = model
 
     def report_logprobs(self, logprobs: Any) -> None:
         """Tell the policy's log-probability of the action that the next ``step`` takes."""

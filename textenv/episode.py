@@ -1,88 +1,20 @@
 """What the single and the vector environment share: the task, the token buffers, the rules by which an episode ends."""
 
-import dataclasses
-import difflib
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from jaxtyping import Bool, Float, Int
+from transformers import PreTrainedModel
 
 from textenv import registry
+from textenv.config import TaskConfig
 from textenv.lm import LanguageModel, Responses, TokenRule
-from textenv.scoring import Finished, KLSource, Scored, Scorer
+from textenv.scoring import Finished, Scored, Scorer
 
 FINISH_REASONS = ("eos", "stop", "length")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskConfig:
-    """What defines a text-generation task. Every value is JSON, so that a Gymnasium spec can be written down."""
-
-    prompts: Any
-    """Start states: a registered name, a JSONL path, ``"module:function"``, or a list of strings or records."""
-    reference: str
-    """The SFT model (name or path) that the KL is measured against; its tokenizer and LM head define the vocabulary."""
-    reward_model: str
-    """Scores finished texts: a registered name, ``"module:callable"``, or a sequence classifier (folder, hub id)."""
-    max_prompt_tokens: int
-    """Width of the prompt part of an observation, in tokens."""
-    max_new_tokens: int
-    """Length budget of a response, in tokens, EOS included. Spending it ends the episode ("length")."""
-    min_new_tokens: int = 0
-    """Ending tokens are masked before this many tokens."""
-    kl_coef: float = 0.05
-    """β: reward paid for each nat of KL. Higher holds the policy nearer to the reference."""
-    kl_source: KLSource = "auto"
-    """Who tells the policy's log-probabilities: "reported", "policy", "auto"; "reference" pays β·log π_ref instead."""
-    temperature: float = 1.0
-    """Of policy and reference alike; > 0."""
-    stop_tokens: Sequence[str] = ()
-    """More tokens that end a response, besides EOS."""
-    missing_eos_penalty: float | None = None
-    """Subtracted when a response spends its budget without ending."""
-    gold: str | None = None
-    """A reward model reported as ``info["gold_score"]`` and never part of the reward: a world's own judge."""
-    obs_mode: Literal["dict", "tokens"] = "dict"
-    """"dict": ids, mask and lengths. "tokens": one ``Box`` of ids with −1 on padding."""
-    device: str = "cpu"
-    """Where the reference and the reward model run."""
-    score_batch_size: int = 64
-    """Rows in one forward pass of the reference."""
-
-    @classmethod
-    def checked(cls, **options: Any) -> "TaskConfig":
-        """The config, with errors that name the option and the remedy instead of Python's own."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        for name in options:
-            if name not in names:
-                close = difflib.get_close_matches(name, names, n=1)
-                hint = f"Did you mean {close[0]!r}? " if close else ""
-                raise ValueError(
-                    f"an option must be one that the environment has, with option (={name!r}). {hint}"
-                    f"Options: {', '.join(names)}."
-                )
-        for name in ("reference", "prompts", "reward_model", "max_prompt_tokens", "max_new_tokens"):
-            if options.get(name) is None:
-                use = "the KL and the vocabulary come from it" if name == "reference" else "a task needs it"
-                raise ValueError(f"{name} must be given, with {name} (=None): {use}. Pass {name}=... to gym.make.")
-        return cls(**options)
-
-    def __post_init__(self) -> None:
-        for name in ("max_prompt_tokens", "max_new_tokens", "score_batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be ≥ 1, with {name} (={getattr(self, name)}). Raise it.")
-        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
-            raise ValueError(
-                "min_new_tokens must lie between 0 and max_new_tokens, with "
-                f"min_new_tokens (={self.min_new_tokens}), max_new_tokens (={self.max_new_tokens})."
-            )
-        if self.obs_mode not in ("dict", "tokens"):
-            raise ValueError(f"obs_mode must be 'dict' or 'tokens', with obs_mode (={self.obs_mode!r}).")
 
 
 class EncodedPrompts(NamedTuple):
@@ -168,6 +100,30 @@ class Task:
         return Outcome(scored.rewards, infos)
 
 
+class ScoredByTask:
+    """What an environment lets its users see and set of how its task scores."""
+
+    task: Task
+
+    @property
+    def reference(self) -> LanguageModel:
+        """The language model that the KL is measured against. Shared: do not train it."""
+        return self.task.reference
+
+    @property
+    def kl_coef(self) -> float:
+        """β. Assigning to it changes the rewards of the episodes that end from now on."""
+        return self.task.scorer.kl_coef
+
+    @kl_coef.setter
+    def kl_coef(self, value: float) -> None:
+        self.task.scorer.kl_coef = value
+
+    def attach_policy(self, model: PreTrainedModel | None) -> None:
+        """Let the environment compute the policy's log-probabilities: one pass over each finished episode."""
+        self.task.scorer.policy = model
+
+
 class Episodes:
     """Token buffers of N running episodes."""
 
@@ -195,6 +151,7 @@ class Episodes:
         self.prompt_index[slot], self.texts[slot] = index, text
         self.ended[slot] = False
         self._reported[slot] = 0
+        self._pending = None  # reported for an action that was never taken
         return {"prompt": text, "prompt_id": index}
 
     def report(self, logprobs: Float[np.ndarray, " N"]) -> None:

@@ -11,7 +11,8 @@ from textenv.vector import TextVectorEnv
 
 class Agent(Protocol):
     """Stable-Baselines3's verb. An agent that also has ``respond(observation, deterministic) -> Sampled`` (whole
-    responses) is evaluated through ``play``, many times faster."""
+    responses) is evaluated through ``play``, many times faster. One whose responses have no known log-probability says
+    so by ``knows_logprobs = False``."""
 
     def predict(self, observation: Any, /) -> tuple[Any, Any]: ...
 
@@ -21,6 +22,15 @@ class Mean(NamedTuple):
 
     mean: float
     ci95: float
+
+
+def mean_t95(values: Any) -> Mean:
+    """Mean and half the width of the 95 % interval by Student's t, for a few seeds; NaN for one."""
+    values = np.asarray(values, dtype=np.float64)
+    count = len(values)
+    t = dict(enumerate((12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262), start=2)).get(count, 1.96)
+    spread = values.std(ddof=1) if count > 1 else float("nan")
+    return Mean(float(values.mean()), float(t * spread / np.sqrt(count)))
 
 
 class Evaluation(NamedTuple):
@@ -97,7 +107,8 @@ def evaluate(
 def _play(agent: Any, env: TextVectorEnv, ids: np.ndarray, deterministic: bool) -> dict[str, Any]:
     observation, _ = env.reset(options={"prompt_id": ids})
     sampled = agent.respond(observation, deterministic)
-    _, rewards, _, _, infos = env.play(sampled.response_ids, sampled.response_lengths, sampled.logprobs)
+    logprobs = sampled.logprobs if getattr(agent, "knows_logprobs", True) else None
+    _, rewards, _, _, infos = env.play(sampled.response_ids, sampled.response_lengths, logprobs)
     return {**infos.get("final_info", infos), "reward": rewards}
 
 

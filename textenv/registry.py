@@ -5,14 +5,18 @@ list of strings), so that a Gymnasium spec can be copied and written down. Model
 once a process and device, and shared.
 """
 
-import difflib
 import importlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
+from gymnasium.envs.registration import EnvSpec
+
+from textenv.config import REQUIRED, TaskConfig, hint
+from textenv.data import PromptSet, as_prompt_set, check_dataset, looks_like_path, read_dataset
 
 if TYPE_CHECKING:
     from textenv.lm import LanguageModel
@@ -22,16 +26,6 @@ RewardFunction = Callable[..., Sequence[float]]
 
 SEQUENCE_CLASSIFIER = "reward_models.transformer:load_reward_model"
 """What turns a folder or hub id into a reward model. Named, not imported: that package builds on this one."""
-
-
-@dataclass(frozen=True, eq=False)
-class PromptSet:
-    """Prompts in a fixed order, with the columns that reward models may ask for."""
-
-    prompts: tuple[Any, ...]
-    """Strings, or chats (lists of ``{"role", "content"}``)."""
-    columns: dict[str, tuple[Any, ...]]
-    """Other fields of the records, one value a prompt."""
 
 
 _sources: dict[str, dict[str, Any]] = {"prompts": {}, "reward model": {}, "language model": {}}
@@ -53,23 +47,90 @@ def register(
     """Register a text-generation environment, single and vector, under a Gymnasium id.
 
     ``prompts``, ``reference`` and ``reward_model`` are what :class:`textenv.env.TextEnv` takes; ``defaults`` are more
-    of its keyword arguments. All of them can be overridden in ``gym.make``.
+    of its keyword arguments. All of them can be overridden in ``gym.make``. An id that exists is replaced, with
+    Gymnasium's warning. After an error nothing is registered.
+
+    Raises:
+        ValueError: an option does not exist, has a wrong value, or is not JSON.
     """
-    _descriptions[id] = description
-    gymnasium.register(
-        id=id,
-        entry_point="textenv.env:TextEnv",
-        vector_entry_point="textenv.vector:TextVectorEnv",
-        kwargs={
-            "prompts": prompts,
-            "reference": reference,
-            "reward_model": reward_model,
-            "max_prompt_tokens": max_prompt_tokens,
-            "max_new_tokens": max_new_tokens,
-            **defaults,
-        },
-        # No max_episode_steps: the length budget belongs to the task, which scores what it ends.
-    )
+    given = {"prompts": prompts, "reference": reference, "reward_model": reward_model}
+    given |= {"max_prompt_tokens": max_prompt_tokens, "max_new_tokens": max_new_tokens, **defaults}
+    options = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+    check_options(options)
+    if id in gymnasium.registry:
+        gymnasium.logger.warn(
+            "%s", f"id (={id!r}) was registered before and is replaced. A changed task is a new version: raise its -v."
+        )
+    with all_or_nothing():
+        gymnasium.registry.pop(id, None)
+        gymnasium.register(
+            id=id,
+            entry_point="textenv.env:TextEnv",
+            vector_entry_point="textenv.vector:TextVectorEnv",
+            kwargs=json.loads(json.dumps(options)),  # a copy: the caller's lists stay the caller's
+            # No max_episode_steps: the length budget belongs to the task, which scores what it ends.
+        )
+        _descriptions[id] = description
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options of an id that cannot work: unknown names, non-JSON or wrong values. Loads no model."""
+    task = {name: value for name, value in options.items() if name != "render_mode"}
+    TaskConfig.check_names(task)
+    if all(task.get(name) is not None for name in REQUIRED):
+        TaskConfig(**task)
+    for name, value in options.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"an option must be a JSON value, so that the spec can be written down, with {name} (={value!r}). "
+                "Register the object under a name (textenv.register_prompts, register_reward_model, "
+                "register_language_model) and give the name."
+            ) from None
+    prompts = options.get("prompts")
+    if isinstance(prompts, Mapping):
+        check_dataset(prompts)
+    elif isinstance(prompts, list | tuple):
+        as_prompt_set(prompts)
+
+
+@contextmanager
+def all_or_nothing() -> Iterator[None]:
+    """Registrations in this block count only if it ends well."""
+    stores: list[dict[Any, Any]] = [*_sources.values(), _loaded, _descriptions, gymnasium.registry]
+    before = [dict(store) for store in stores]
+    try:
+        yield
+    except BaseException:
+        for store, content in zip(stores, before, strict=True):
+            store.clear()
+            store.update(content)
+        raise
+
+
+def environment_spec(env_id: str) -> EnvSpec:
+    """The spec of a registered id; ``"module:id"`` imports the module first.
+
+    Raises:
+        ValueError: no such id; proposes the one that was meant.
+    """
+    module, _, name = env_id.rpartition(":")
+    try:
+        if module:
+            importlib.import_module(module)
+        return gymnasium.spec(name)
+    except (ImportError, gymnasium.error.Error) as error:
+        raise ValueError(
+            f"an environment must be a registered id, with id (={env_id!r}). {hint(name, gymnasium.registry)}"
+            f"`textenv envs` lists the ids of this package. ({error})"
+        ) from None
+
+
+def is_registered(env_id: str, options: Mapping[str, Any]) -> bool:
+    """Whether an id is registered with exactly these options (its description aside)."""
+    spec = gymnasium.registry.get(env_id)
+    return spec is not None and spec.kwargs == {key: value for key, value in options.items() if key != "description"}
 
 
 def registered_ids() -> dict[str, str]:
@@ -78,7 +139,7 @@ def registered_ids() -> dict[str, str]:
 
 
 def register_prompts(name: str, source: Any) -> None:
-    """Name a prompt set: a list, a JSONL path, ``"module:function"`` or a function that returns a list."""
+    """Name a prompt set: whatever ``prompts=`` takes (see :func:`prompt_set`), or a function that returns a list."""
     _register("prompts", name, source)
 
 
@@ -92,14 +153,31 @@ def register_language_model(name: str, source: Any) -> None:
     _register("language model", name, source)
 
 
-def prompt_set(source: Any) -> PromptSet:
-    """Resolve ``prompts=``: a registered name, a JSONL path, ``"module:function"`` or a list.
+def register_source(kind: str, name: str, source: Any) -> None:
+    """Name a "prompts", "reward model" or "language model"."""
+    _register(kind, name, source)
 
+
+def registered_sources(kind: str) -> dict[str, Any]:
+    """What each registered name of a kind stands for."""
+    return dict(_sources[kind])
+
+
+def prompt_set(source: Any) -> PromptSet:
+    """Resolve ``prompts=``: a name, a file, a folder, a data set, ``"module:function"`` or a list.
+
+    A data set is a mapping, ``{"dataset": folder or hub id, "column": "prompt", "split": …, "config": …}`` (the
+    arguments of :func:`textenv.data.read_dataset`): JSON and YAML as it stands, never mistaken for a path or a name.
     Records are strings, chats, or objects with a ``prompt`` (further fields become columns).
     """
     if isinstance(source, str | Path):
-        return _once("prompts", str(source), "", lambda value: _prompt_set(_prompt_records(value)))
-    return _prompt_set(source)
+        return _once("prompts", str(source), "", lambda value: as_prompt_set(_prompt_records(value)))
+    if isinstance(source, Mapping):
+        key = ("prompts", json.dumps(source, sort_keys=True), "")
+        if key not in _loaded:
+            _loaded[key] = as_prompt_set(_prompt_records(source))
+        return _loaded[key]
+    return as_prompt_set(_prompt_records(source))
 
 
 def language_model(name: str, device: str = "cpu") -> "LanguageModel":
@@ -120,6 +198,24 @@ def reward_model(name: str, device: str = "cpu") -> RewardFunction:
             "textenv.register_reward_model('mine', f), then reward_model='mine'."
         )
     return _once("reward model", name, device, lambda source: _reward_function(source, device))
+
+
+def vocabulary_size(name: str, *, load: bool = False) -> int | None:
+    """Number of actions of an environment on this reference; None where only loading the model would tell.
+
+    Without ``load`` it comes from a model already in memory or from the ``config.json`` of a folder.
+    """
+    for (kind, loaded, _), model in _loaded.items():
+        if (kind, loaded) == ("language model", name):
+            return model.vocab_size
+    if load:
+        return language_model(name).vocab_size
+    source = _source("language model", name)
+    file = Path(source) / "config.json" if isinstance(source, str | Path) else None
+    if file is None or not file.is_file():
+        return None
+    config = json.loads(file.read_text("utf-8"))
+    return config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
 
 
 def clear_cache() -> None:
@@ -147,13 +243,12 @@ def _source(kind: str, name: str) -> Any:
     names = _sources[kind]
     if name in names:
         return names[name]
-    if ":" in name or Path(name).exists() or (kind != "prompts" and name.count("/") == 1):
+    hub_id = kind != "prompts" and name.count("/") == 1 and not looks_like_path(name)
+    if ":" in name or Path(name).exists() or hub_id:
         return name
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
     raise ValueError(
-        f"{kind} must be a registered name, an existing path or 'module:attribute', with {kind} (={name!r}).{hint} "
-        f"Registered: {', '.join(sorted(names)) or 'none'}."
+        f"{kind} must be a registered name, an existing path or 'module:attribute', with {kind} (={name!r}). "
+        f"{hint(name, names)}Registered: {', '.join(sorted(names)) or 'none'}."
     )
 
 
@@ -195,28 +290,13 @@ def _prompt_records(source: Any) -> Any:
     if callable(source):
         return source()
     if isinstance(source, str | Path):
-        from textenv.data import read_jsonl
-
-        return read_jsonl(source)
-    return source
-
-
-def _prompt_set(records: Sequence[Any]) -> PromptSet:
-    if isinstance(records, PromptSet):
-        return records
-    prompts: list[Any] = []
-    columns: dict[str, list[Any]] = {}
-    for number, record in enumerate(records):
-        fields = dict(record) if isinstance(record, Mapping) else {"prompt": record}
-        prompt = fields.pop("prompt", None)
-        if not isinstance(prompt, str | list) or not prompt:
+        if not Path(source).exists():
             raise ValueError(
-                f"a prompt must be a non-empty string or list of chat messages, with prompt number {number} "
-                f"(={record!r}). Give strings, or objects with a 'prompt'."
+                f"prompts must be an existing file or folder, with prompts (={str(source)!r}). Check the path; a data "
+                "set of the hub is {'dataset': id, 'column': name}."
             )
-        prompts.append(prompt)
-        for key in fields.keys() | columns.keys():
-            columns.setdefault(key, [None] * number).append(fields.get(key))
-    if not prompts:
-        raise ValueError("prompts must hold at least one prompt, with prompts (=[]). Give a list or a JSONL file.")
-    return PromptSet(tuple(prompts), {key: tuple(values) for key, values in columns.items()})
+        source = {"dataset": str(source)}
+    if isinstance(source, Mapping):
+        check_dataset(source)
+        return read_dataset(**source)
+    return source

@@ -6,7 +6,7 @@ The reward of an episode is the sum of its named ``reward_terms``. The KL in it 
 
 import inspect
 import logging
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -14,13 +14,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from textenv.config import KLSource
 from textenv.kl import kl_k1
 from textenv.lm import LanguageModel, Responses, TokenRule, response_logprobs
 from textenv.registry import RewardFunction
 
 logger = logging.getLogger("textenv")
-
-KLSource = Literal["auto", "reported", "policy", "reference"]
 
 
 class Finished(NamedTuple):

@@ -6,13 +6,11 @@ import numpy as np
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
-from transformers import PreTrainedModel
 
-from textenv.episode import Episodes, Task, TaskConfig
-from textenv.lm import LanguageModel
+from textenv.episode import Episodes, ScoredByTask, Task, TaskConfig
 
 
-class TextVectorEnv(VectorEnv):
+class TextVectorEnv(ScoredByTask, VectorEnv):
     """The vector form of :class:`textenv.env.TextEnv`: what ``SyncVectorEnv`` of N of them returns, batched natively.
 
     A reset with seed s seeds slot i with s + i. ``autoreset_mode`` is "SameStep" (default), "NextStep" or "Disabled". A
@@ -51,20 +49,6 @@ class TextVectorEnv(VectorEnv):
         self._resetting = np.zeros(num_envs, dtype=bool)
 
     @property
-    def reference(self) -> LanguageModel:
-        """The language model that the KL is measured against. Shared: do not train it."""
-        return self.task.reference
-
-    @property
-    def kl_coef(self) -> float:
-        """β. Assigning to it changes the rewards of the episodes that end from now on."""
-        return self.task.scorer.kl_coef
-
-    @kl_coef.setter
-    def kl_coef(self, value: float) -> None:
-        self.task.scorer.kl_coef = value
-
-    @property
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
         """The generator of each slot."""
         return tuple(self._rng(slot) for slot in range(self.num_envs))
@@ -84,10 +68,6 @@ class TextVectorEnv(VectorEnv):
     def random_states(self, states: list[dict[str, Any]]) -> None:
         for slot, state in enumerate(states):
             self._rng(slot).bit_generator.state = state
-
-    def attach_policy(self, model: PreTrainedModel | None) -> None:
-        """Let the environment compute the policy's log-probabilities: one pass over the finished episodes."""
-        self.task.scorer.policy = model
 
     def report_logprobs(self, logprobs: Any) -> None:
         """Tell the policy's log-probabilities ``(N,)`` of the actions that the next ``step`` takes."""

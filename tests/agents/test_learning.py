@@ -37,7 +37,7 @@ def test_ppo_comes_within_five_percent_of_the_optimum_of_the_exact_world(seed):
 
 
 def test_sft_on_the_embedded_world_stays_above_its_conditional_entropy_and_comes_near_it():
-    """No model can beat the entropy. Half a minute of training stays within 12 %; smaller grammars, 5 %."""
+    """No model can beat the entropy; one that has seen 120,000 answers comes within 5 % of it."""
     rng = np.random.default_rng(9)
 
     def answered(prompts):
@@ -46,8 +46,8 @@ def test_sft_on_the_embedded_world_stays_above_its_conditional_entropy_and_comes
     def facts(count, seed):  # one kind of prompt, so that little training does
         return [prompt for prompt in assistant.sample_prompts("train", count, seed) if prompt.kind == "fact"]
 
-    config = SFTConfig(learning_rate=3e-3, epochs=2, batch_size=32)
-    model = train_sft(new_base_model(0), answered(facts(80_000, 7)), config).model
+    config = SFTConfig(learning_rate=4e-3, epochs=1, batch_size=32)
+    model = train_sft(new_base_model(0), answered(facts(600_000, 7)), config).model
     prompts = facts(5_000, 8)
     held_out = answered(prompts)
     floor = assistant.conditional_entropy(prompts, "demonstrations").per_token
@@ -59,4 +59,4 @@ def test_sft_on_the_embedded_world_stays_above_its_conditional_entropy_and_comes
     tokens = sum(len(record["completion"].split()) + 1 for record in held_out)
     sampled_floor = -sum(logprobs) / tokens  # of these very answers: the sampling noise of the entropy is not ours
     assert sampled_floor == pytest.approx(floor, rel=0.05)
-    assert sampled_floor <= measured <= 1.12 * sampled_floor
+    assert sampled_floor <= measured <= 1.05 * sampled_floor

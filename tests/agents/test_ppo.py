@@ -62,6 +62,51 @@ def test_the_size_of_micro_batches_changes_no_gradient(agent):
         torch.testing.assert_close(other, gradients[0], atol=1e-6, rtol=1e-4)
 
 
+def test_every_pass_learns_once_from_every_episode_of_the_batch(agent):
+    learner = agent(tiny_model(seed=5), learning_rate=0.0, epochs=2, minibatches=4, micro_batch_size=3)
+    rollout, seen = learner.collect(), []
+    evaluate_batch = learner.actor.evaluate
+
+    def spy(batch, *args, **kwargs):
+        for prompt, count, response, length in zip(*batch, strict=True):
+            seen.append((tuple(prompt[len(prompt) - count :].tolist()), tuple(response[:length].tolist())))
+        return evaluate_batch(batch, *args, **kwargs)
+
+    learner.actor.evaluate = spy
+    learner.update(rollout)
+    tokens = rollout.tokens
+    played = [
+        (tuple(tokens.prompt_ids[b, -tokens.prompt_lengths[b] :].tolist()), tuple(row[:length].tolist()))
+        for b, (row, length) in enumerate(zip(tokens.response_ids, tokens.response_lengths, strict=True))
+    ]
+    assert sorted(seen) == sorted(played * 2)
+
+
+def test_losses_are_means_over_the_real_tokens_of_the_minibatch(agent):
+    learner = agent(tiny_model(seed=5), learning_rate=0.0, epochs=1, minibatches=1, lam=1.0)
+    rollout = learner.collect()
+    # Values start at 0 and the reward stands at the end, so the target of every token is its episode's reward.
+    squares = sum(n * r**2 for n, r in zip(rollout.tokens.response_lengths.tolist(), rollout.rewards.tolist()))
+    expected = 0.5 * squares / rollout.tokens.response_lengths.sum().item()
+    assert learner.update(rollout)["value_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_critic_of_its_own_values_the_state_before_each_token(agent):
+    learner = agent(tiny_model(seed=5), separate_critic=True)
+    head = learner.actor.value_head
+    with torch.no_grad():
+        head.linear.weight.normal_(generator=torch.Generator().manual_seed(0))
+    rollout = learner.collect()
+    tokens = rollout.tokens
+    for b in range(4):
+        prompt = tokens.prompt_ids[b, -tokens.prompt_lengths[b] :]
+        for t in range(int(tokens.response_lengths[b])):
+            before = torch.cat([prompt, tokens.response_ids[b, :t]])[None]
+            with torch.no_grad():
+                value = head(learner.actor.critic(input_ids=before).last_hidden_state[0, -1])
+            assert rollout.values[b, t].item() == pytest.approx(value.item(), abs=1e-5)
+
+
 def test_the_rewards_a_learner_sees_are_score_minus_beta_kl_on_the_last_token(agent):
     from textenv.scoring import spread_kl
 
@@ -113,7 +158,7 @@ def test_saving_again_replaces_the_checkpoint_and_a_failed_save_leaves_the_old_o
     learner = agent()
     learner.save(tmp_path / "checkpoint")
     learner.learn(32)
-    monkeypatch.setattr("agents.ppo.write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("agents.learner.write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         learner.save(tmp_path / "checkpoint")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]

@@ -2,12 +2,14 @@
 
 import json
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -177,6 +179,22 @@ def run(model: PreTrainedModel, input_ids: Tensor, **kwargs: Any) -> tuple[Outpu
         return Outputs(model, out.last_hidden_state, None), getattr(out, "past_key_values", None)
     out = model(input_ids=input_ids, output_hidden_states=True, **kwargs)
     return Outputs(model, out.hidden_states[-1], out.logits), getattr(out, "past_key_values", None)
+
+
+def word_level_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
+    """One word, one token, for small worlds: ``<eos>`` is also the padding (nothing may tell them apart by id),
+    ``<unk>`` stands for unknown words where ``words`` has it, and there is no BOS."""
+    unknown = {"unk_token": "<unk>"} if "<unk>" in words else {}
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, **unknown))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        eos_token="<eos>",
+        pad_token="<eos>",
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        **unknown,
+    )
 
 
 def tiny_config(family: str, *, vocab_size: int, **sizes: Any) -> Any:

@@ -55,14 +55,9 @@ def _gold(prompt: str, words: list[str]) -> float:
 
 def tokenizer() -> "PreTrainedTokenizerFast":
     """One letter, one token. The padding token is ``<eos>`` itself, as in many real models."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+    from textenv.lm.load import word_level_tokenizer
 
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(("<eos>", *LETTERS))}))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<eos>", pad_token="<eos>", clean_up_tokenization_spaces=False
-    )
+    return word_level_tokenizer(("<eos>", *LETTERS))
 
 
 def reference() -> "LanguageModel":

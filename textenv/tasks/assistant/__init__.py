@@ -60,6 +60,6 @@ __all__ = [
 
 def build_tokenizer() -> "PreTrainedTokenizerFast":
     """The word-level tokenizer over ``VOCABULARY``; imports transformers."""
-    from textenv.tasks.assistant import tokenizer
+    from textenv.lm.load import word_level_tokenizer
 
-    return tokenizer.build_tokenizer()
+    return word_level_tokenizer(VOCABULARY)

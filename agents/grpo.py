@@ -1,0 +1,61 @@
+"""Group-relative policy optimisation: several responses a prompt, each judged against the group.
+
+Objective: that of PPO, ``max_π E[r(x, y)] − β KL(π ‖ π_ref)``, without a value function. ``normalize_std`` and
+``normalize_length`` on (the default) is GRPO (Shao et al. 2024); both off is Dr. GRPO (Liu et al. 2025).
+
+How this differs from the papers it follows:
+
+1. The KL is in the reward (the environment's k1), where Shao et al. add k3 to the loss. The on-policy gradient of
+   that term is the gradient of KL(π_ref ‖ π), another divergence with another optimum.
+2. Without ``normalize_length`` the token sums are divided by episodes × length budget, a constant.
+
+What the normalisations cost: dividing by the group's standard deviation weighs prompts by how little their responses
+differ; dividing by the length makes a long bad response cheaper than a short one. Both move the optimum.
+
+References: Shao et al. 2024 (DeepSeekMath); Liu et al. 2025 (Dr. GRPO).
+
+Command: ``textenv grpo --env-id textenv/Assistant-v0``.
+"""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+
+from agents.config import GroupConfig
+from agents.learner import Learner, Loss, MicroBatch, clipped_loss
+from agents.policy import Evaluated
+from agents.returns import Advantages, group_advantages, on_every_token
+from agents.rollout import Rollout
+
+__all__ = ["GRPO", "GRPOConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOConfig(GroupConfig):
+    """Settings of GRPO. The KL coefficient is the environment's ``kl_coef``."""
+
+    normalize_std: bool = True
+    """Divide the advantages of a prompt's responses by their standard deviation."""
+    normalize_length: bool = True
+    """Divide the loss of a response by its length."""
+
+
+@final
+class GRPO(Learner[GRPOConfig]):
+    """Group-relative policy optimisation, and Dr. GRPO by its two switches."""
+
+    config_type = GRPOConfig
+
+    def advantages(self, rollout: Rollout) -> Advantages:
+        """A response's return relative to the returns of its group."""
+        config, tokens = self.config, rollout.tokens
+        advantages = group_advantages(rollout.rewards, config.group_size, normalize_std=config.normalize_std)
+        if config.normalize_length:
+            advantages = advantages / tokens.response_lengths
+        return Advantages(on_every_token(advantages, tokens.response_mask), torch.zeros_like(rollout.logprobs))
+
+    def loss(self, new: Evaluated, old: MicroBatch) -> Loss:
+        """Clipped surrogate: a mean over responses."""
+        normalizer = old.episodes * (1 if self.config.normalize_length else self.task.config.max_new_tokens)
+        return clipped_loss(new, old, clip_range=self.config.clip_range, normalizer=normalizer)

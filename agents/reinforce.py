@@ -1,0 +1,58 @@
+"""REINFORCE with a learned baseline: the return of a response minus the value of each of its states.
+
+Objective: that of PPO, ``max_π E[r(x, y)] − β KL(π ‖ π_ref)``, by one on-policy gradient step a batch.
+
+How this differs from the paper it follows:
+
+1. The baseline is a value head on the policy's trunk (or a trunk of its own), learned from the same episodes.
+2. Actions are tokens and the reward is terminal, KL included; γ = 1.
+3. The policy loss is divided by episodes × length budget: a constant, so no response weighs less for its length.
+
+References: Williams 1992.
+
+Command: ``textenv reinforce --env-id textenv/Assistant-v0``.
+"""
+
+from dataclasses import dataclass
+from typing import final
+
+from agents.config import CriticConfig
+from agents.learner import Learner, Loss, MicroBatch
+from agents.losses import policy_gradient_loss, value_loss
+from agents.policy import Evaluated
+from agents.returns import Advantages, generalized_advantages
+from agents.rollout import Rollout
+
+__all__ = ["Reinforce", "ReinforceConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReinforceConfig(CriticConfig):
+    """Settings of REINFORCE. The KL coefficient is the environment's ``kl_coef``."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.epochs != 1 or self.minibatches != 1:
+            raise ValueError(
+                f"REINFORCE must take one step a batch, with epochs (={self.epochs}), minibatches "
+                f"(={self.minibatches}): its gradient is only right on-policy. Use RLOO or PPO for more."
+            )
+
+
+@final
+class Reinforce(Learner[ReinforceConfig]):
+    """REINFORCE with a value function as its baseline."""
+
+    config_type = ReinforceConfig
+
+    def advantages(self, rollout: Rollout) -> Advantages:
+        """Return to come minus value."""
+        rewards = rollout.token_rewards(per_token_kl=self.config.per_token_kl)
+        return generalized_advantages(rewards, rollout.values, rollout.tokens.response_mask, gamma=1.0, lam=1.0)
+
+    def loss(self, new: Evaluated, old: MicroBatch) -> Loss:
+        """−Â log π, and the squared error of the values."""
+        budget = self.task.config.max_new_tokens
+        policy = policy_gradient_loss(new.logprobs, old.advantages, old.mask, normalizer=old.episodes * budget)
+        value = value_loss(new.values, old.values, old.returns, old.mask, normalizer=old.tokens)
+        return Loss(policy + self.config.value_coef * value.loss, {"policy_loss": policy, "value_loss": value.loss})

@@ -1,0 +1,53 @@
+"""REINFORCE leave-one-out: several responses a prompt, each judged against the mean of the others.
+
+Objective: that of PPO, ``max_π E[r(x, y)] − β KL(π ‖ π_ref)``, without a value function. An action of the gradient is a
+whole response; its advantage stands on every token of it.
+
+How this differs from the papers it follows:
+
+1. The return is what the environment pays: score minus β · KL (k1 of the response), as in Ahmadian et al.
+2. The surrogate is PPO's, token by token. With one epoch and one minibatch (the default) every ratio is 1 and it is
+   plain REINFORCE; more of them re-use the samples, held by the clip range.
+3. Losses are sums over tokens divided by episodes × length budget: a constant, so no response weighs less for its
+   length.
+
+References: Kool et al. 2019; Ahmadian et al. 2024.
+
+Command: ``textenv rloo --env-id textenv/Assistant-v0``.
+"""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+
+from agents.config import GroupConfig
+from agents.learner import Learner, Loss, MicroBatch, clipped_loss
+from agents.policy import Evaluated
+from agents.returns import Advantages, leave_one_out_advantages, on_every_token
+from agents.rollout import Rollout
+
+__all__ = ["RLOO", "RLOOConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLOOConfig(GroupConfig):
+    """Settings of RLOO. The KL coefficient is the environment's ``kl_coef``."""
+
+
+@final
+class RLOO(Learner[RLOOConfig]):
+    """REINFORCE with the leave-one-out baseline."""
+
+    config_type = RLOOConfig
+
+    def advantages(self, rollout: Rollout) -> Advantages:
+        """A response's return minus the mean return of the others to its prompt."""
+        advantages = leave_one_out_advantages(rollout.rewards, self.config.group_size)
+        mask = rollout.tokens.response_mask
+        return Advantages(on_every_token(advantages, mask), torch.zeros_like(rollout.logprobs))
+
+    def loss(self, new: Evaluated, old: MicroBatch) -> Loss:
+        """Clipped surrogate; plain REINFORCE while the ratios are 1."""
+        normalizer = old.episodes * self.task.config.max_new_tokens
+        return clipped_loss(new, old, clip_range=self.config.clip_range, normalizer=normalizer)

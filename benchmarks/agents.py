@@ -1,0 +1,89 @@
+"""How do agents compare on the exact world and on the embedded one, with confidence intervals?
+
+Every agent trains on as many episodes, with three seeds; measured are the regret ratio where the optimum is known, and
+gold, reward-model score, KL, wall-clock and tokens everywhere. In the embedded world on held-out test prompts.
+
+Command: ``python -m benchmarks.agents`` (about half an hour on one core; finished cells are not run again).
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agents.experiment import Cell, markdown, run_cells, summarise
+from agents.experiment_page import write_summary
+from benchmarks.record import write_result
+from textenv.experiment import AgentPlan
+
+DECAY = {"lr_decay_episodes": 0}  # replaced by the run's episodes
+LEARNER = {"epochs": 4, "minibatches": 4, **DECAY}
+GROUP = {"epochs": 2, "minibatches": 4, "group_size": 4, **DECAY}
+SB3 = {"gamma": 1.0, "vf_coef": 0.1, "linear_decay": True}
+DR = {"normalize_std": False, "normalize_length": False}
+FIXED = [("best-of-4", "best-of-n", {"n": 4}), ("reference", "reference", {}), ("random", "random", {})]
+
+MICRO: list[tuple[str, str, dict[str, Any]]] = [
+    ("PPO", "ppo", {**LEARNER, "learning_rate": 7e-4}),
+    ("RLOO", "rloo", {**GROUP, "learning_rate": 1e-3}),
+    ("GRPO", "grpo", {**GROUP, "learning_rate": 1e-3}),
+    ("Dr. GRPO", "grpo", {**GROUP, **DR, "learning_rate": 1e-3}),
+    ("REINFORCE", "reinforce", {**DECAY, "learning_rate": 2e-3}),
+    (
+        "SB3 PPO",
+        "sb3-ppo",
+        {**SB3, "num_envs": 256, "n_steps": 4, "batch_size": 256, "n_epochs": 4, "learning_rate": 7e-4},
+    ),
+    ("SB3 A2C", "sb3-a2c", {**SB3, "num_envs": 256, "n_steps": 4, "learning_rate": 1e-3, "use_rms_prop": False}),
+    *FIXED,
+]
+ASSISTANT: list[tuple[str, str, dict[str, Any]]] = [
+    ("PPO", "ppo", {**LEARNER, "learning_rate": 3e-4, "per_token_kl": True}),
+    ("RLOO", "rloo", {**GROUP, "learning_rate": 3e-4}),
+    ("GRPO", "grpo", {**GROUP, "learning_rate": 3e-4}),
+    ("Dr. GRPO", "grpo", {**GROUP, **DR, "learning_rate": 3e-4}),
+    ("REINFORCE", "reinforce", {**DECAY, "learning_rate": 1e-3}),
+    (
+        "SB3 PPO",
+        "sb3-ppo",
+        {**SB3, "num_envs": 128, "n_steps": 24, "batch_size": 768, "n_epochs": 4, "learning_rate": 3e-4},
+    ),
+    *FIXED,
+]  # fmt: skip
+SETTINGS = {
+    "textenv/Micro-v0": (MICRO, 200 * 256, {}),
+    "textenv/Assistant-v0": (ASSISTANT, 60 * 256, {"prompts": "assistant-test"}),
+}
+
+
+def cells(seeds: list[int], env_ids: list[str]) -> list[Cell]:
+    """Agents × ids × seeds, seed by seed, so that an unfinished run has whole comparisons."""
+    out = []
+    for env_id in env_ids:
+        agents, episodes, evaluation = SETTINGS[env_id]
+        for seed in seeds:
+            for name, algorithm, options in agents:
+                own = {key: episodes if key == "lr_decay_episodes" else value for key, value in options.items()}
+                plan = AgentPlan(name=name, algorithm=algorithm, options=own)
+                out.append(Cell(env_id, plan, seed, episodes, evaluation))
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--env-ids", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--output", type=Path, default=Path("runs/agents"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    results = run_cells(cells(arguments.seeds, arguments.env_ids), arguments.output)
+    print(f"summary: {write_summary(results, arguments.output)}")
+    rows = summarise(results)
+    cells_run = [{"settings": result["settings"], "figures": result["figures"]} for result in results]
+    print(write_result("agents", {"rows": rows, "cells": cells_run}))
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""What an episode must be: how it ends, what it pays, what its KL is, what it shows."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from textenv.conformance.subject import EOS_RATES, Episode, Subject, close, episodes, expect, expect_same
+
+
+def endings(subject: Subject) -> str:
+    """``terminated`` alone ends an episode, for a reason that its tokens show, within the budget."""
+    env, budget = subject.make(), subject.settings["max_new_tokens"]
+    eos_id = env.unwrapped.reference.eos_id
+    reasons = []
+    for episode in episodes(subject, env):
+        for _, _, terminated, truncated, info in episode.steps:
+            expect(not (terminated and truncated), "terminated and truncated must never both be set")
+            expect(not truncated, "truncated must never be set: the budget is part of the task")
+            expect(terminated or "finish_reason" not in info, "finish_reason must come at the end alone")
+        info, count, last = episode.steps[-1][4], len(episode.steps), episode.actions[-1]
+        reason = str(info.get("finish_reason"))
+        fits = {"eos": last == eos_id, "stop": last != eos_id, "length": last != eos_id and count == budget}
+        expect(reason in fits, f"finish_reason must be one of {tuple(fits)}, with finish_reason (={reason!r})")
+        expect(fits[reason], f"finish_reason (={reason!r}) must fit the last token (={last}) and the length (={count})")
+        expect(
+            info.get("response_length") == count, f"response_length must be {count}, not {info.get('response_length')}"
+        )
+        reasons.append(reason)
+    return f"{len(reasons)} episodes: {', '.join(sorted(set(reasons)))}"
+
+
+def rewards(subject: Subject) -> str:
+    """Zero before the end, then the sum of named terms."""
+    env, terms = subject.make(), {}
+    for episode in episodes(subject, env):
+        expect(all(step[1] == 0 for step in episode.steps[:-1]), "rewards must be 0 before the last token")
+        _, reward, _, _, info = episode.steps[-1]
+        missing = {"reward_terms", "rm_score", "kl_coef", "kl_source", "prompt", "response"} - info.keys()
+        expect(not missing, f"the last info must have {sorted(missing)}")
+        terms = info["reward_terms"]
+        expect(all(np.isfinite(value) for value in terms.values()), f"reward_terms must be finite, with {terms}")
+        total = sum(terms.values())
+        expect(close(reward, total, 1e-6), f"the reward (={reward}) must be the sum of reward_terms (={total})")
+        expect(close(terms.get("reward_model", np.nan), info["rm_score"], 1e-6), "reward_terms must hold rm_score")
+        coefficient = env.unwrapped.kl_coef
+        expect(info["kl_coef"] == coefficient, f"kl_coef must be {coefficient}, not {info['kl_coef']}")
+        paid, owed = terms.get("kl", 0.0), -coefficient * info.get("kl", 0.0)
+        expect(close(paid, owed, 1e-6), f"reward_terms['kl'] must be -kl_coef · kl (={owed}), not {paid}")
+        if "gold_score" in info:
+            expect(
+                np.isfinite(info["gold_score"]), f"gold_score must be finite, with gold_score (={info['gold_score']})"
+            )
+    return f"{len(EOS_RATES)} episodes: zeros, then the sum of {', '.join(terms)}"
+
+
+def kl(subject: Subject) -> str:
+    """The KL is k1, token by token, against a plain forward pass of the reference: no padding, no batch, no cache."""
+    env = subject.make()
+    sources = set()
+    for episode in episodes(subject, env):
+        info, length = episode.steps[-1][4], len(episode.steps)
+        source = info["kl_source"]
+        sources.add(source)
+        allowed = {"auto": {"reported"}}.get(subject.settings["kl_source"], {subject.settings["kl_source"]})
+        expect(
+            source in allowed, f"kl_source must be {allowed.pop()!r} here, not {source!r}: log-probabilities were told"
+        )
+        reference = reference_logprobs(subject, env.unwrapped, episode)
+        if source == "reference":
+            expect("kl" not in info, "an unknown KL must not be reported")
+            owed = info["kl_coef"] * reference.sum()
+            paid = info["reward_terms"].get("reference_logprob", np.nan)
+            expect(close(paid, owed, 1e-3), f"reward_terms['reference_logprob'] must be {owed}, not {paid}")
+            continue
+        own = np.array(episode.logprobs) if source == "reported" else reference
+        per_token = np.asarray(info["kl_per_token"])
+        budget = subject.settings["max_new_tokens"]
+        expect(per_token.shape == (budget,), f"kl_per_token must have shape ({budget},), not {per_token.shape}")
+        expect(not per_token[length:].any(), "kl_per_token must be 0 on padding")
+        found = difference_of(per_token[:length], own - reference)
+        expect(found is None, f"kl_per_token must be log π − log π_ref: {found}")
+        expect(close(info["kl"], per_token.sum(dtype=np.float64)), "kl must be the sum of kl_per_token")
+    return f"log π − log π_ref, token by token ({', '.join(sorted(sources))})"
+
+
+def difference_of(got: np.ndarray, want: np.ndarray) -> str | None:
+    wrong = np.flatnonzero(~np.isclose(got, want, rtol=1e-3, atol=1e-3))
+    return f"{got[wrong[0]]:.4f}, not {want[wrong[0]]:.4f}, at response token {wrong[0]}" if wrong.size else None
+
+
+@torch.no_grad()
+def reference_logprobs(subject: Subject, inner: Any, episode: Episode) -> np.ndarray:
+    """log π_ref of an episode's actions, by one row through the model and a float64 softmax over the allowed tokens."""
+    observation = episode.start[0]
+    if isinstance(observation, dict):
+        prompt = observation["input_ids"][observation["attention_mask"] == 1]
+    else:
+        prompt = observation[observation >= 0]
+    model = inner.reference.model
+    ids = torch.tensor([[*prompt.tolist(), *episode.actions]], device=model.device)
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].double().cpu()
+    rows = logits[len(prompt) - 1 : -1] / subject.settings["temperature"]
+    rows[~torch.from_numpy(np.array(episode.masks))] = float("-inf")
+    chosen = torch.tensor(episode.actions)
+    return torch.log_softmax(rows, -1)[torch.arange(len(chosen)), chosen].numpy()
+
+
+def observations(subject: Subject) -> str:
+    """Both modes lie in their spaces, show the same tokens, and put them where they belong."""
+    width = subject.settings["max_prompt_tokens"]
+    dicts, tokens = subject.make(obs_mode="dict"), subject.make(obs_mode="tokens")
+    for one, other in zip(episodes(subject, dicts), episodes(subject, tokens), strict=True):
+        expect_same([s[1:] for s in other.steps], [s[1:] for s in one.steps], "rewards or infos depend on obs_mode")
+        seen = [one.start[0], *(step[0] for step in one.steps)]
+        flat = [other.start[0], *(step[0] for step in other.steps)]
+        prompt = int(seen[0]["prompt_length"][0])
+        for t, (observation, ids) in enumerate(zip(seen, flat, strict=True)):
+            expect(observation in dicts.observation_space, f"obs_mode='dict' leaves its space at step {t}")
+            expect(ids in tokens.observation_space, f"obs_mode='tokens' leaves its space at step {t}")
+            columns = np.arange(len(ids))
+            real = (columns >= width - prompt) & (columns < width + t)
+            expect(
+                (observation["attention_mask"] == real).all(), f"attention_mask must be {real.astype(int)} at step {t}"
+            )
+            expect(
+                (observation["prompt_length"], observation["response_length"]) == (prompt, t), f"lengths at step {t}"
+            )
+            response = observation["input_ids"][width : width + t].tolist()
+            expect(response == one.actions[:t], f"the response must stand from column {width}, with tokens {response}")
+            expect(
+                (ids == np.where(real, observation["input_ids"], -1)).all(), f"obs_mode='tokens' differs at step {t}"
+            )
+    return "dict and tokens: same episodes, prompt to the left of column P, response from it"

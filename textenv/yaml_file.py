@@ -1,0 +1,80 @@
+"""YAML whose values know on which line they stand, so that an error can say where."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Keys = tuple[str | int, ...]
+"""The way to a value: ``("environments", "me/Mine-v0", "kl_coef")``."""
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, for which 3e-4 is a number (YAML 1.2); PyYAML's own reads it as text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+class YamlFile:
+    """The plain values of a YAML file, and the line of each."""
+
+    value: Any
+    """Dicts with string keys, lists and scalars; None for an empty file."""
+
+    def __init__(self, path: Path) -> None:
+        """Read ``path``.
+
+        Raises:
+            ValueError: no such file, not YAML, a key twice, or a key that is not text; names the line.
+        """
+        self.path = path
+        self.lines: dict[Keys, int] = {}
+        if not path.is_file():
+            raise ValueError(f"an experiment must be a YAML file, with path (={str(path)!r}). Check the path.")
+        try:
+            self._loader = _Loader(path.read_text("utf-8"))
+            node = self._loader.get_single_node()
+            self.value = None if node is None else self._plain(node, ())
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f", line {mark.line + 1}" if mark else ""
+            raise ValueError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', None) or error}).") from None
+
+    def error(self, keys: Keys, message: str, line: int | None = None) -> ValueError:
+        """An error that begins with file, line and the way to the value."""
+        known = next(keys[:n] for n in range(len(keys), -1, -1) if keys[:n] in self.lines or n == 0)
+        way = " → ".join(map(str, keys))
+        return ValueError(f"{self.path}, line {line or self.lines.get(known, 1)}: {way + ': ' if way else ''}{message}")
+
+    def _plain(self, node: yaml.Node, keys: Keys) -> Any:
+        self.lines.setdefault(keys, node.start_mark.line + 1)
+        if len(keys) > 20:
+            raise self.error(keys[:3], "is nested too deeply. An anchor that contains itself does that.")
+        if isinstance(node, yaml.ScalarNode):
+            return self._loader.construct_object(node)
+        if node.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
+            raise self.error(keys, f"a value must be plain, with tag (={node.tag!r}). Remove the tag.")
+        if isinstance(node, yaml.SequenceNode):
+            return [self._plain(item, (*keys, i)) for i, item in enumerate(node.value)]
+        assert isinstance(node, yaml.MappingNode)
+        self._check_keys(node, keys)
+        self._loader.flatten_mapping(node)  # merge keys: <<: *defaults
+        out = {}
+        for key_node, value_node in node.value:
+            self.lines[*keys, key_node.value] = key_node.start_mark.line + 1
+            out[key_node.value] = self._plain(value_node, (*keys, key_node.value))
+        return out
+
+    def _check_keys(self, node: yaml.MappingNode, keys: Keys) -> None:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key, line = key_node.value, key_node.start_mark.line + 1
+            if key_node.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                raise self.error(keys, f"a key must be text, with key (={key!r}). Quote it.", line)
+            if key in seen:
+                raise self.error(keys, f"a key must stand once, with key (={key!r}) a second time.", line)
+            seen.add(key)
