@@ -20,8 +20,8 @@ _CHUNK = 500
 class CachedRewardModel:
     """Another reward model behind an SQLite file.
 
-    A score is filed under a SHA-256 of the model's identity (:func:`reward_models.base.identity_of`; for a transformer a
-    digest of its weights), the prompt, the completion and the columns that the model takes. So a changed model never
+    A score is filed under a SHA-256 of the model's identity (:func:`reward_models.base.identity_of`; for a transformer
+    a digest of its weights), the prompt, the completion and the columns that the model takes. So a changed model never
     finds the scores of the old one. A plain callable has no identity: give it a ``version``, and change that whenever
     the callable changes. Reads and writes are short transactions on a connection of their own, safe for threads, forks
     and several processes. A reward model that itemises its terms is cached as their sum.

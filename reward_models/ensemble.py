@@ -45,9 +45,7 @@ class Ensemble:
         scores = self.member_scores(prompts, completions, **columns)
         return combined(scores, self.combine, self.coefficient).tolist()
 
-    def member_scores(
-        self, prompts: list[str], completions: list[str], **columns: Any
-    ) -> Float[np.ndarray, "M B"]:
+    def member_scores(self, prompts: list[str], completions: list[str], **columns: Any) -> Float[np.ndarray, "M B"]:
         """Scores of every member. Transformers that read a text as the same tokens share the tokens."""
         encoded: dict[str, Any] = {}
         rows = []

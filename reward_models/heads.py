@@ -96,14 +96,14 @@ def rescale(model: PreTrainedModel, deviation: float) -> None:
 
 
 @torch.no_grad()
-def shift(model: PreTrainedModel, by: float, token: int) -> None:
+def shift(model: PreTrainedModel, by: float) -> None:
     """Add a constant to every score: in the head's bias, in the bias of the trunk's final norm
-    (``w · (h + by · w / (w · w)) = w · h + by``), or else in ``config.score_offset``. ``token`` is any valid one."""
+    (``w · (h + by · w / (w · w)) = w · h + by``), or else in ``config.score_offset``."""
     head = score_head(model)
     if head.bias is not None:
         head.bias.add_(by)
         return
-    probe = torch.tensor([[token]], device=model.device)
+    probe = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
     length = torch.ones(1, dtype=torch.int64)
     before = score_rows(model, probe, length)
     weight = head.weight[0].double()

@@ -1,6 +1,6 @@
 """A reward model in another process or on another machine, asked over HTTP.
 
-    POST {"prompts": […], "completions": […], <column>: […]}  →  {"scores": […]}
+POST {"prompts": […], "completions": […], <column>: […]}  →  {"scores": […]}
 """
 
 import http.client
@@ -82,7 +82,7 @@ class HTTPRewardModel:
             except _Passing as error:
                 if attempt == self.retries:
                     raise ValueError(
-                        f"the reward model at {self.url} must answer, with attempts (={attempt + 1}), the last: {error}. "
+                        f"the reward model at {self.url} must answer, with attempts (={attempt + 1}), last: {error}. "
                         "Is the server up? Raise timeout or retries if it is only slow."
                     ) from error
                 time.sleep(self.backoff * 2**attempt)
@@ -118,8 +118,8 @@ class HTTPRewardModel:
             ) from None
         if len(numbers) != count or not all(abs(number) < float("inf") for number in numbers):
             raise ValueError(
-                f"the reward model at {self.url} must answer one finite score a text, with scores (={len(numbers)}) for "
-                f"texts (={count}) and body (={excerpt!r})."
+                f"the reward model at {self.url} must answer one finite score a text, with scores (={len(numbers)}) "
+                f"for texts (={count}) and body (={excerpt!r})."
             )
         return numbers
 

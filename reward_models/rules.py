@@ -29,7 +29,8 @@ class Rule:
         hints = get_type_hints(type(self))
         for field, value in asdict(self).items():
             if not _fits(value, hints[field]):
-                kind = str(getattr(hints[field], "__name__", hints[field])).replace("typing.", "")
+                options = get_args(hints[field])
+                kind = f"one of {options}" if options else f"a valid {hints[field].__name__}"
                 raise ValueError(f"{field} of rule {self.name!r} must be {kind}, with {field} (={value!r}).")
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[str], **columns: Any) -> list[float]:
@@ -103,8 +104,8 @@ class Length(Rule):
         super().__post_init__()
         if (self.unit == "tokens") != (self.language_model is not None):
             raise ValueError(
-                f"rule {self.name!r} needs a language_model to count tokens, and only then, with unit (={self.unit!r}), "
-                f"language_model (={self.language_model!r})."
+                f"rule {self.name!r} needs a language_model to count tokens, and only then, with unit "
+                f"(={self.unit!r}), language_model (={self.language_model!r})."
             )
 
     def length(self, completion: str) -> int:
@@ -144,7 +145,7 @@ class LengthRange(Length):
 
 @dataclass(frozen=True, kw_only=True)
 class ExactMatch(Rule):
-    """``score`` where the response is the prompt's own answer, ``otherwise`` where it is not; outer space is ignored."""
+    """``score`` where the response is the prompt's own answer, else ``otherwise``; outer space is ignored."""
 
     name: ClassVar[str] = "exact_match"
     column: str

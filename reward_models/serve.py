@@ -36,7 +36,7 @@ class RewardServer(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: RewardServer
+    server: Any
     timeout = 60
 
     def do_POST(self) -> None:
@@ -58,7 +58,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _scores(self, batch: dict[str, Any]) -> list[float]:
         prompts, completions = batch.pop("prompts"), batch.pop("completions")
-        if not all(isinstance(values, list) and len(values) == len(prompts) for values in (completions, *batch.values())):
+        if not all(
+            isinstance(values, list) and len(values) == len(prompts) for values in (completions, *batch.values())
+        ):
             raise ValueError("prompts, completions and every column must be lists of one length")
         with self.server.lock:
             return score_texts(self.server.model, prompts, completions, batch).tolist()

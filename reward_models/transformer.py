@@ -82,7 +82,7 @@ class TransformerRewardModel:
 
     @classmethod
     def from_encoder(cls, folder: str | Path, *, device: str = "cpu", seed: int = 0) -> "TransformerRewardModel":
-        """A pre-trained encoder (folder or hub id) under a new head whose last layer is zeros: every score starts equal.
+        """A pre-trained encoder (folder or hub id) under a new head whose last layer is zeros: scores start equal.
 
         What else of the head the folder lacks (a pooler) is drawn with ``seed``.
         """
@@ -188,7 +188,7 @@ class TransformerRewardModel:
                 "Train the model first."
             )
         rescale(self.model, deviation)
-        shift(self.model, -means.mean().item() / deviation, self.tokenizer.eos_token_id or 0)
+        shift(self.model, -means.mean().item() / deviation)
 
     def encode_rankings(self, rankings: Sequence[Ranking]) -> Texts:
         """The texts of all rankings, one after another, each from best to worst."""

@@ -34,9 +34,7 @@ class WeightedSum:
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
         return np.asarray(sum(self.terms(prompts, completions, **columns).values())).tolist()
 
-    def terms(
-        self, prompts: list[str], completions: list[str], **columns: Any
-    ) -> dict[str, Float[np.ndarray, " B"]]:
+    def terms(self, prompts: list[str], completions: list[str], **columns: Any) -> dict[str, Float[np.ndarray, " B"]]:
         """Weighted scores of each part; a part that is itself a sum tells its own parts as ``<part>/<name>``."""
         out: dict[str, np.ndarray] = {}
         for name, (model, weight) in self.parts.items():

@@ -147,13 +147,11 @@ def reward_model_terms(reward_model: RewardFunction, episodes: Finished) -> dict
     A reward model that is a sum may have a method ``terms(prompts, completions, **columns)`` that returns the scores of
     each part by name. It is called instead of the model, once, and the parts appear as ``reward_model/<name>``.
     """
-    itemise = getattr(reward_model, "terms", None)
+    itemise: Any = getattr(reward_model, "terms", None)
     if not callable(itemise):
         return {"reward_model": call_reward_model(reward_model, episodes)}
     texts = episodes.prompts, episodes.completions
-    parts: Mapping[str, Sequence[float]] = itemise(
-        *map(list, texts), **accepted_columns(itemise, episodes.columns)
-    )
+    parts: Mapping[str, Sequence[float]] = itemise(*map(list, texts), **accepted_columns(itemise, episodes.columns))
     return {
         f"reward_model/{name}": checked_scores(scores, *texts, f"part {name!r} of a reward model")
         for name, scores in parts.items()
@@ -190,7 +188,7 @@ def checked_scores(
         raise ValueError(
             f"{name} must return one score an episode, with scores (={len(checked)}) for episodes (={len(prompts)})."
         )
-    for bad in np.flatnonzero(~np.isfinite(checked)):
+    for bad in np.flatnonzero(~np.isfinite(checked)).tolist():
         raise ValueError(
             f"{name} must return finite scores, with score (={checked[bad]}) for prompt (={prompts[bad]!r}) and "
             f"response (={completions[bad]!r}). Mend the reward model."
