@@ -19,6 +19,7 @@ RLHF as ordinary reinforcement learning.
   sft       fine-tune a language model on demonstrations
   reward    train a reward model on rankings
   ppo       train a policy in an environment
+  rm-bench  benchmark reward models on preferences, with a report
   evaluate  answer an environment's prompts and score the answers
   demo      all of it on the embedded world, with a report
 
@@ -206,6 +207,40 @@ def ppo_command() -> Callable[..., None]:
     return ppo
 
 
+def rm_bench_command() -> Callable[..., None]:
+    import tyro
+
+    from reward_models.benchmark import BenchmarkConfig
+    from reward_models.benchmark.bench import run_all
+    from textenv.progress import progress_bar
+
+    def rm_bench(
+        models: tyro.conf.Positional[tuple[str, ...]],
+        config: Annotated[BenchmarkConfig, tyro.conf.arg(name="")],
+        *,
+        data: str = "embedded",
+        output: Path = Path("runs/rm-bench"),
+        compare: bool = False,
+    ) -> None:
+        """Benchmark reward models: accuracy, calibration, bias, robustness, best-of-n, speed; JSON, a table and a page.
+
+        Args:
+            models: registered names, module:callable, or folders or hub ids of sequence classifiers.
+            config: what to measure.
+            data: embedded, embedded-validation, micro, or JSONL (.gz too) of {"prompt", "responses", "ranking"},
+                {"prompt", "chosen", "rejected"} or {"chosen", "rejected"} dialogues.
+            output: folder for report.html, table.md and a JSON a model; what is there is replaced.
+            compare: test every model against the first one, pair by pair.
+        """
+
+        with progress_bar("benchmark") as advance:
+            table = run_all(models, data, output, config, compare_to_first=compare, advance=advance)
+        print(table)
+        print(f"report: {output / 'report.html'}", file=sys.stderr)
+
+    return rm_bench
+
+
 def evaluate_command() -> Callable[..., None]:
     import tyro
 
@@ -281,6 +316,7 @@ COMMANDS = {
     "sft": sft_command,
     "reward": reward_command,
     "ppo": ppo_command,
+    "rm-bench": rm_bench_command,
     "evaluate": evaluate_command,
     "demo": demo_command,
 }

@@ -50,9 +50,7 @@ def subset_weights(total: int, n: int) -> Float[np.ndarray, " N"]:
     return np.array([math.comb(i, n - 1) / math.comb(total, n) for i in range(total)])
 
 
-def best_of_n(
-    scores: Float[np.ndarray, "X N"], values: Float[np.ndarray, "X N"], n: int
-) -> Float[np.ndarray, " X"]:
+def best_of_n(scores: Float[np.ndarray, "X N"], values: Float[np.ndarray, "X N"], n: int) -> Float[np.ndarray, " X"]:
     """Unbiased estimate, a prompt, of the expected ``values`` of the sample with the highest of n ``scores``."""
     weights = subset_weights(scores.shape[1], n)
     out = np.empty(len(scores))
@@ -126,9 +124,7 @@ def exact_curve(world: Any, scores: Float[np.ndarray, "X Y"], sizes: Sequence[in
         gold_gain = (chosen.expected_reward - mean(ref, gold)) / unit(gold)
         gain = (mean(p, scores) - mean(ref, scores)) / unit(scores)
         oracle = (world.best_of_n(n).expected_reward - mean(ref, gold)) / unit(gold)
-        points.append(
-            Point(n, chosen.kl, "exact", chosen.expected_reward, 0.0, gold_gain, 0.0, gain, 0.0, oracle)
-        )
+        points.append(Point(n, chosen.kl, "exact", chosen.expected_reward, 0.0, gold_gain, 0.0, gain, 0.0, oracle))
     return points
 
 

@@ -42,7 +42,11 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "textenv",  # equal data, equal bytes
 }
-KL_LABELS = {"exact": "√KL (√nats)", "levels": "√KL, from observed shares (√nats)", "bound": "√ of the KL's bound (√nats)"}
+KL_LABELS = {
+    "exact": "√KL (√nats)",
+    "levels": "√KL, from observed shares (√nats)",
+    "bound": "√ of the KL's bound (√nats)",
+}
 
 
 @matplotlib.rc_context(STYLE)

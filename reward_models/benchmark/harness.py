@@ -105,6 +105,7 @@ def run(
         flags=(),
         scored=[_scored(item, scores[rows]) for item, rows in zip(suite.items, layout.rows, strict=True)],
     )
+    scorer.finish()
     return report._replace(flags=find_flags(report))
 
 

@@ -11,6 +11,7 @@ A record is ``{"prompt", "responses", "ranking"}`` or ``{"prompt", "chosen", "re
 """
 
 import gzip
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,7 +38,7 @@ class Item(NamedTuple):
     gold: tuple[float, ...] | None = None
     """True scores; None where they are not known."""
     finish_reasons: tuple[str, ...] | None = None
-    columns: Mapping[str, Any] = {}  # noqa: RUF012 (never written to)
+    columns: Mapping[str, Any] = {}
     """Further fields of the record, for reward models that name them."""
     cluster: str = ""
     """Items of one cluster are not independent of one another; the prompt, unless given."""
@@ -71,7 +72,9 @@ def load_items(
             items.append(item_of(record))
         except ValueError as error:
             if not skip_malformed:
-                raise ValueError(f"{where} {number}: {error}") from None
+                raise ValueError(
+                    f"{where} {number}: {error} Mend the record, or leave such records out with skip_malformed."
+                ) from None
             skipped += 1
     if not items:
         raise ValueError(f"a benchmark needs at least one good record, with source (={_named(source)}), bad {skipped}.")
@@ -128,7 +131,9 @@ def split_dialogue(chosen: str, rejected: str) -> tuple[str, str, str]:
         parts.append((before + found, reply))
     (prompt, reply), (other, other_reply) = parts
     if prompt != other:
-        place = next((i for i, pair in enumerate(zip(prompt, other)) if pair[0] != pair[1]), min(map(len, parts[0])))
+        place = next(
+            (i for i, pair in enumerate(zip(prompt, other)) if pair[0] != pair[1]), min(len(prompt), len(other))
+        )
         raise ValueError(
             f"the two dialogues must be the same up to the last assistant turn; they differ from character {place} on, "
             f"with chosen (={prompt[place : place + 40]!r}), rejected (={other[place : place + 40]!r})."
@@ -170,8 +175,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise ValueError(
             f"data must be a JSONL file, 'embedded', 'embedded-validation' or 'micro', with data (={str(path)!r})."
         )
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    with opened as file:
+    with path.open("rb") as raw, gzip.open(raw) if path.suffix == ".gz" else raw as data:
+        file = io.TextIOWrapper(data, encoding="utf-8")  # type: ignore[arg-type]
         yield from ((number, line) for number, line in enumerate(file, start=1) if line.strip())
 
 

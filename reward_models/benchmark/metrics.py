@@ -22,8 +22,7 @@ class Rate(NamedTuple):
     """As if all pairs were independent."""
     clustered: tuple[float, float]
     """Bootstrap over clusters: pairs of one prompt share responses and are not independent."""
-    count: int
-    """Pairs."""
+    pairs: int
 
 
 class Bin(NamedTuple):
@@ -35,7 +34,7 @@ class Bin(NamedTuple):
     """How often the label agrees with it; a score tie counts one half."""
     ci95: float
     """Half the width of the 95 % interval of ``observed``, over clusters."""
-    count: int
+    pairs: int
 
 
 class Slope(NamedTuple):
@@ -121,17 +120,13 @@ def brier(margins: Float[np.ndarray, " M"]) -> float:
     return float(np.mean(sigmoid(-margins) ** 2))
 
 
-def reliability(
-    margins: Float[np.ndarray, " M"], cluster: Int[np.ndarray, " M"], num_bins: int
-) -> list[Bin]:
+def reliability(margins: Float[np.ndarray, " M"], cluster: Int[np.ndarray, " M"], num_bins: int) -> list[Bin]:
     """Confidence and agreement in at most ``num_bins`` bins of equal mass, from unsure to sure."""
     bins = []
     for rows in np.array_split(np.argsort(np.abs(margins), kind="stable"), min(num_bins, len(margins))):
         outcome = correct(margins[rows])
         error = clustered_se(outcome, cluster[rows])
-        bins.append(
-            Bin(float(sigmoid(np.abs(margins[rows])).mean()), float(outcome.mean()), Z95 * error, len(rows))
-        )
+        bins.append(Bin(float(sigmoid(np.abs(margins[rows])).mean()), float(outcome.mean()), Z95 * error, len(rows)))
     return bins
 
 
@@ -140,8 +135,8 @@ def ece(bins: Sequence[Bin]) -> float:
 
     Noise alone makes it positive: about ``0.4/√n_b`` for bins of ``n_b`` pairs.
     """
-    total = sum(part.count for part in bins)
-    return sum(part.count / total * abs(part.predicted - part.observed) for part in bins)
+    total = sum(part.pairs for part in bins)
+    return sum(part.pairs / total * abs(part.predicted - part.observed) for part in bins)
 
 
 def calibration_slope(margins: Float[np.ndarray, " M"], cluster: Int[np.ndarray, " M"]) -> Slope | None:

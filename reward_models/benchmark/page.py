@@ -13,7 +13,7 @@ from reward_models.benchmark.figures import best_of_n_picture, margin_picture, r
 from reward_models.benchmark.metrics import Rate
 from reward_models.benchmark.page_text import KL_TEXTS, PAGE, STYLE
 from reward_models.benchmark.probes import Probe
-from reward_models.benchmark.report import COLUMNS, UNKNOWN, Report, number, percent, row
+from reward_models.benchmark.report import COLUMNS, UNKNOWN, Report, number, percent, row, signed, significant
 from reward_models.benchmark.robustness import Robustness
 from reward_models.benchmark.scorer import Refused
 from textenv.data import atomic_path
@@ -47,9 +47,7 @@ def write_page(path: str | Path, reports: Sequence[Report], comparisons: Sequenc
 
 
 def flag_list(reports: Sequence[Report]) -> str:
-    flags = [
-        f"<li><b>{escape(report.model)}</b>: {escape(flag)}</li>" for report in reports for flag in report.flags
-    ]
+    flags = [f"<li><b>{escape(report.model)}</b>: {escape(flag)}</li>" for report in reports for flag in report.flags]
     return f'<ul class="flags">{"".join(flags)}</ul>' if flags else ""
 
 
@@ -63,7 +61,7 @@ def model_table(reports: Sequence[Report]) -> str:
         f'<tr><th scope="row">{escape(report.model)}</th>{cells([escape(text) for text in row(report)])}</tr>'
         for report in reports
     )
-    return f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<table class="main"><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def matrix(reports: Sequence[Report], rows: Sequence[tuple[str, Cell]]) -> str:
@@ -120,8 +118,12 @@ def rate_cell(value: Rate | Refused | None) -> str:
     if value is None:
         return UNKNOWN
     low, high = value.clustered
-    wilson = f"Wilson {percent(value.wilson[0])} … {percent(value.wilson[1])} %, {value.count:,} pairs"
+    wilson = f"Wilson {percent(value.wilson[0])} … {percent(value.wilson[1])} %, {value.pairs:,} pairs"
     return f'<span title="{wilson}">{percent(value.value)} <small>({percent(low)} … {percent(high)})</small></span>'
+
+
+def plus_minus(value: float, ci95: float, show: Callable[[float], str]) -> str:
+    return f"{show(value)} <small>± {show(ci95)}</small>"
 
 
 def refused_cell(value: Refused) -> str:
@@ -129,7 +131,9 @@ def refused_cell(value: Refused) -> str:
 
 
 def edit_cell(value: Robustness) -> str:
-    return f"{percent(value.flips)} % <small>shift {number(value.shift)} sd, accuracy {percent(value.accuracy)} %</small>"
+    return (
+        f"{percent(value.flips)} % <small>shift {number(value.shift)} sd, accuracy {percent(value.accuracy)} %</small>"
+    )
 
 
 def probe_cell(value: Probe) -> str:
@@ -171,9 +175,9 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
         return ""
     body = ""
     for c in comparisons:
-        low, high = (f"{100 * end:+.1f}".replace("-", "−") for end in c.interval)
+        low, high = map(signed, c.interval)
         values = [
-            f"{100 * c.difference:+.1f}".replace("-", "−") + f" <small>({low} … {high})</small>",
+            f"{signed(c.difference)} <small>({low} … {high})</small>",
             f"{c.only_first:,}",
             f"{c.only_second:,}",
             "&lt; 0.0001" if c.mcnemar_p < 1e-4 else f"{c.mcnemar_p:.4f}",
@@ -197,8 +201,8 @@ def _slope(report: Report) -> str:
     slope = report.calibration.slope
     if slope is None:
         return UNKNOWN
-    interval = f"{number(slope.ci95[0])} … {number(slope.ci95[1])}"
-    return f"{number(slope.value)} <small>({interval}{'' if report.calibration.declared else ', of raw scores'})</small>"
+    interval = f"{significant(slope.ci95[0])} … {significant(slope.ci95[1])}"
+    return f"{significant(slope.value)} <small>({interval}{'' if report.calibration.declared else ', of raw scores'})</small>"
 
 
 def _quantiles(report: Report) -> str:
@@ -208,12 +212,12 @@ def _quantiles(report: Report) -> str:
 ACCURACY_ROWS: list[tuple[str, Cell]] = [
     ("Bayes limit, %", _limit("bayes_accuracy", percent)),
     ("distance to the limit, points", lambda r: UNKNOWN if r.limits is None else
-     f"{percent(r.limits.accuracy_gap)} <small>± {percent(1.96 * r.limits.accuracy_gap_se)}</small>"),
+     plus_minus(r.limits.accuracy_gap, 1.96 * r.limits.accuracy_gap_se, percent)),
     ("rank correlation with gold within a prompt", _limit("gold_spearman", number)),
     ("best of K picked, %", lambda r: rate_cell(r.best_of_k.accuracy)),
     ("… by chance, %", lambda r: percent(r.best_of_k.chance)),
     ("tied labels: P(smaller margin), %", lambda r: UNKNOWN if r.tie_auc is None else percent(r.tie_auc)),
-    ("NLL, nats", lambda r: number(r.calibration.nll, 3) + ("" if r.calibration.declared else " <small>scale fitted</small>")),
+    ("NLL, nats", lambda r: number(r.calibration.nll, 3) + " <small>scale fitted</small>" * (not r.calibration.declared)),
     ("NLL at the best scale, nats", lambda r: number(r.calibration.nll_stretched, 3)),
     ("NLL floor, nats", _limit("nll_floor", lambda value: number(value, 3))),
     ("Brier score", lambda r: number(r.calibration.brier, 3)),
@@ -224,7 +228,7 @@ ACCURACY_ROWS: list[tuple[str, Cell]] = [
     ("score ties, %", lambda r: percent(r.margins.score_ties)),
 ]  # fmt: skip
 LENGTH_ROWS: list[tuple[str, Cell]] = [
-    ("score with length, ρ within a prompt", lambda r: f"{number(r.length.spearman)} <small>± {number(r.length.ci95)}</small>"),
+    ("score with length, ρ within a prompt", lambda r: plus_minus(r.length.spearman, r.length.ci95, number)),
     ("gold with length, ρ", lambda r: number(r.length.gold_spearman)),
     ("labels prefer the longer one, %", lambda r: percent(r.length.chosen_longer)),
     ("accuracy, preferred is longer, %", lambda r: rate_cell(r.length.accuracy_longer)),
@@ -238,6 +242,9 @@ PROMPT_ROWS: list[tuple[str, Cell]] = [
 ]
 SPEED_ROWS: list[tuple[str, Cell]] = [
     ("texts a second", lambda r: f"{r.throughput.texts_per_second:,.0f}"),
-    ("real tokens a second", lambda r: f"{r.throughput.tokens_per_second:,.0f} <small>{r.throughput.token_unit}</small>"),
+    (
+        "real tokens a second",
+        lambda r: f"{r.throughput.tokens_per_second:,.0f} <small>{r.throughput.token_unit}</small>",
+    ),
     ("growth of peak memory, MB", lambda r: number(r.throughput.peak_memory_growth_mb, 1)),
 ]

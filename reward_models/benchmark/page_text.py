@@ -5,7 +5,7 @@ from string import Template
 KL_TEXTS = {
     "exact": "KL by enumeration of every response. The small numbers are n.",
     "levels": "The score has few values; the KL is that of the observed share of each. The small numbers are n.",
-    "bound": "KL: upper bound log n − (n − 1)/n; a point's true place is there or further left. The small numbers are n.",
+    "bound": "KL: upper bound log n − (n − 1)/n; a point truly lies there or further left. The small numbers are n.",
 }
 
 STYLE = """
@@ -25,12 +25,15 @@ p{margin:.3rem 0 .8rem;max-width:46rem}small,.facts,figcaption,dl{color:var(--so
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem;min-width:50%}
 th,td{padding:.4rem .7rem;border-bottom:1px solid var(--line);text-align:right;vertical-align:top}
 td{white-space:nowrap}
-thead th{vertical-align:bottom;font-weight:600;overflow-wrap:anywhere}thead small{display:block;font-weight:400}
-th[scope=row]{text-align:left;font-weight:400;min-width:9rem;overflow-wrap:anywhere}
+thead th{vertical-align:bottom;font-weight:600;overflow-wrap:break-word;max-width:18rem}
+thead small{display:block;font-weight:400}
+th[scope=row]{text-align:left;font-weight:400;min-width:8rem;max-width:22rem;overflow-wrap:break-word}
+.main th,.main td{padding:.4rem .45rem;font-size:.84rem}
 [title]{text-decoration:underline dotted var(--soft);text-underline-offset:3px;cursor:help}
 .pictures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr));gap:.8rem}
 figure{margin:0;background:#fff;border:1px solid var(--line);border-radius:10px;padding:.7rem}
-figure img{display:block;width:100%;height:auto;max-width:440px;margin:auto}figcaption{color:#59636e;padding:.4rem .3rem 0}
+figure img{display:block;width:100%;height:auto;max-width:440px;margin:auto}
+figcaption{color:#59636e;padding:.4rem .3rem 0}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.1rem .9rem;margin:.8rem 0}dt{font-weight:600}dd{margin:0}
 .missing{color:var(--soft);font-style:italic}
 """
@@ -47,8 +50,8 @@ $flags
 <dl>$legend</dl>
 <h2>Pictures</h2>
 <p>Left: on the dashed line a model is right as often as it says, below it it is too sure. Middle: the further right,
-the better. Right, where the truth is known: the model's own score always rises with n; look whether gold follows it, and
-where it turns.</p>
+the better. Right, where the truth is known: the model's own score always rises with n; look whether gold follows it,
+and where it turns.</p>
 $pictures
 <h2>Accuracy and calibration</h2>
 <p>Every pair counts the same, a tie of scores one half. In brackets the 95 % interval that resamples prompts; hold the
@@ -63,8 +66,8 @@ counts letters.</p>
 alone.</p>
 <div class="scroll">$prompts</div>
 <h2>Harmless edits of the prompt</h2>
-<p>Share of pairs whose order turns around, and how far scores move. A model whose vocabulary lacks the edited words cannot
-stand firm, and a rule may refuse.</p>
+<p>Share of pairs whose order turns around, and how far scores move. A model whose vocabulary lacks the edited words
+cannot stand firm, and a rule may refuse.</p>
 <div class="scroll">$robustness</div>
 <h2>Responses that nobody should prefer</h2>
 <p>Share of items on which each of them beats the response that was ranked best.</p>

@@ -183,12 +183,14 @@ COLUMNS = (
     Column("ECE", "%", "mean distance between stated and observed agreement"),
     Column("slope", "", "factor that would make margins log-odds: below 1 is too sure, above 1 too timid"),
     Column("length ρ", "", "rank correlation of score and length within a prompt (that of gold in brackets)"),
-    Column("other prompt", "%", "accuracy when each prompt is replaced by another one; 50 % reads the prompt"),
+    Column(
+        "other prompt", "%", "accuracy when each prompt is replaced by another one: what is answered without reading it"
+    ),
     Column("worst flips", "%", "pairs turned around by the worst harmless edit of the prompt"),
     Column("worst probe", "%", "items on which the best of the absurd responses beats the preferred one"),
     Column("batch Δ", "sd", "largest change of a score by what stands beside it"),
-    Column("gold at n", "sd", "gold gained by best-of-n at the largest n, of what gold itself would gain"),
-    Column("tokens/s", "", "real tokens scored a second (words, for a model without tokenizer)"),
+    Column("gold at n", "sd", "gold gained by best-of-n at the largest n, of what it would gain if gold itself chose"),
+    Column("tokens/s", "1,000", "thousands of real tokens scored a second (words, for a model without tokenizer)"),
 )
 
 
@@ -202,14 +204,14 @@ def row(report: Report) -> list[str]:
     floor = "" if limits is None else f" ({number(limits.nll_floor, 3)})"
     deserved = "" if math.isnan(length.gold_spearman) else f" ({number(length.gold_spearman)})"
     last = report.best_of_n[-1] if report.best_of_n else None
-    gain = f"{number(last.gold_gain)} of {number(last.oracle_gain)} (n = {last.n})" if last else UNKNOWN
-    speed = f"{report.throughput.tokens_per_second:,.0f}".replace(",", " ")
+    gain = f"{number(last.gold_gain)} of {number(last.oracle_gain)}" if last else UNKNOWN
+    speed = f"{report.throughput.tokens_per_second / 1000:,.0f}".replace(",", " ")
     return [
         f"{percent(report.accuracy.value)} ({percent(low)} … {percent(high)})",
         UNKNOWN if limits is None else percent(limits.bayes_accuracy),
         number(calibration.nll, 3) + ("" if calibration.declared else "*") + floor,
         percent(calibration.ece),
-        UNKNOWN if calibration.slope is None else number(calibration.slope.value),
+        UNKNOWN if calibration.slope is None else significant(calibration.slope.value),
         number(length.spearman) + deserved,
         percent(swapped.value) if isinstance(swapped, Rate) else UNKNOWN,
         percent(max(flips)) if flips else UNKNOWN,
@@ -220,13 +222,19 @@ def row(report: Report) -> list[str]:
     ]
 
 
-def markdown_table(reports: Sequence[Report]) -> str:
-    """One row a model, flags below."""
+def markdown_table(reports: Sequence[Report], comparisons: Sequence[Any] = ()) -> str:
+    """One row a model; flags, and :class:`~.compare.Comparison` s if there are any, below."""
     heads = [f"{column.head}{f', {column.unit}' if column.unit else ''}" for column in COLUMNS]
     lines = ["| model | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     lines += ["| " + " | ".join([markdown(report.model), *row(report)]) + " |" for report in reports]
     flags = [f"- **{markdown(report.model)}**: {markdown(flag)}" for report in reports for flag in report.flags]
-    return "\n".join([*lines, *(["", *flags] if flags else [])]) + "\n"
+    versus = [
+        f"- **{markdown(c.first)} − {markdown(c.second)}**: {signed(c.difference)} points of accuracy "
+        f"({signed(c.interval[0])} … {signed(c.interval[1])}); only the first right {c.only_first}, only the second "
+        f"{c.only_second}, McNemar p = {c.mcnemar_p:.2g}"
+        for c in comparisons
+    ]
+    return "\n".join([*lines, *(["", *flags] if flags else []), *(["", *versus] if versus else [])]) + "\n"
 
 
 def markdown(text: str) -> str:
@@ -234,8 +242,18 @@ def markdown(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
+def signed(share: float) -> str:
+    """A share in percent with its sign."""
+    return f"{100 * share:+.1f}".replace("-", "−")
+
+
 def percent(value: float) -> str:
     return number(100 * value, 1)
+
+
+def significant(value: float) -> str:
+    """Two decimals, or two significant digits of a number that those would not show."""
+    return number(value) if not 0 < abs(value) < 0.1 else f"{value:.2g}".replace("-", "−")
 
 
 def number(value: float | None, digits: int = 2) -> str:

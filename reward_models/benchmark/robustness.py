@@ -86,9 +86,7 @@ def robustness(
     return out
 
 
-def compare_scores(
-    layout: Layout, before: Float[np.ndarray, " N"], after: Float[np.ndarray, " N"]
-) -> Robustness:
+def compare_scores(layout: Layout, before: Float[np.ndarray, " N"], after: Float[np.ndarray, " N"]) -> Robustness:
     """Scores of the same responses under the prompts as given and as edited."""
     old, new = layout.pairs.margins(before), layout.pairs.margins(after)
     flips = 0.5 * np.abs(np.sign(old) - np.sign(new))

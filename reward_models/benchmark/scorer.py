@@ -65,6 +65,11 @@ class Scorer:
                 self._on_progress(self._done, max(self._expected, self._done))
         return np.concatenate(parts)
 
+    def finish(self) -> None:
+        """Say that nothing more will be asked."""
+        if self._on_progress is not None:
+            self._on_progress(max(self._done, self._expected), max(self._done, self._expected))
+
     def attempt(self, texts: Texts) -> Float[np.ndarray, " N"] | Refused:
         """Scores of altered texts, or the first reason why the model will not score them."""
         try:

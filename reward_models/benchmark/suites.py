@@ -91,9 +91,7 @@ class Suite(NamedTuple):
     praise: str = PRAISE
 
 
-def load_suite(
-    data: Suite | Sequence[Mapping[str, Any]] | str | Path, config: BenchmarkConfig | None = None
-) -> Suite:
+def load_suite(data: Suite | Sequence[Mapping[str, Any]] | str | Path, config: BenchmarkConfig | None = None) -> Suite:
     """Make the suite that ``data`` names: a world, a JSONL file (``.gz`` too), or records.
 
     Raises:
