@@ -194,8 +194,9 @@ def _margins(items: Sequence[Item], layout: Layout, margins: Float[np.ndarray, "
 
 
 def _curve(suite: Suite, scorer: Scorer, most: int) -> list[Point] | None:
-    """Gold of best-of-n for n = 1, 2, 4, …; None where gold is not known."""
-    sizes = [2**k for k in range(most.bit_length()) if 2**k <= most]
+    """Gold of best-of-n for n = 1, 2, 4, … (``most`` at most, or what was sampled); None where gold is not known."""
+    most = most if suite.pool is None else suite.pool.gold.shape[1]
+    sizes = [2**k for k in range(most.bit_length())]
     if suite.world is not None:
         world = suite.world
         strings = len(world.texts)

@@ -19,6 +19,7 @@ from reward_models.benchmark.scorer import Refused
 from textenv.data import atomic_path
 
 Cell = Callable[[Report], str]
+FITTED = " <small>scale fitted</small>"
 
 
 def write_page(path: str | Path, reports: Sequence[Report], comparisons: Sequence[Comparison] = ()) -> None:
@@ -84,8 +85,17 @@ def cells(texts: Sequence[str]) -> str:
 def pictures(report: Report) -> str:
     """The three pictures of a model."""
     figures = [
-        picture(reliability_picture(report.calibration.bins), "Observed against stated agreement"),
-        picture(margin_picture(signed_margins(report)), "Histogram of margins"),
+        picture(
+            reliability_picture(report.calibration.bins),
+            "Observed against stated agreement",
+            f"{len(report.calibration.bins)} bins of equal mass; 95 % intervals over prompts.",
+        ),
+        picture(
+            margin_picture(signed_margins(report)),
+            "Histogram of margins",
+            f"{percent(report.accuracy.value)} % of the pairs are right. The dark bar holds ties and near-ties; the "
+            "outermost percent is in the last bars.",
+        ),
     ]
     if report.best_of_n:
         text = KL_TEXTS[report.best_of_n[-1].kl_kind]
@@ -127,7 +137,7 @@ def plus_minus(value: float, ci95: float, show: Callable[[float], str]) -> str:
 
 
 def refused_cell(value: Refused) -> str:
-    return f'<span title="{escape(value.reason)}">refused</span>'
+    return f'<span title="{escape(value.reason)}">{"breaks" if value.crashed else "refused"}</span>'
 
 
 def edit_cell(value: Robustness) -> str:
@@ -201,8 +211,9 @@ def _slope(report: Report) -> str:
     slope = report.calibration.slope
     if slope is None:
         return UNKNOWN
-    interval = f"{significant(slope.ci95[0])} … {significant(slope.ci95[1])}"
-    return f"{significant(slope.value)} <small>({interval}{'' if report.calibration.declared else ', of raw scores'})</small>"
+    of_what = "" if report.calibration.declared else ", of raw scores"
+    interval = f"{significant(slope.ci95[0])} … {significant(slope.ci95[1])}{of_what}"
+    return f"{significant(slope.value)} <small>({interval})</small>"
 
 
 def _quantiles(report: Report) -> str:
@@ -217,7 +228,7 @@ ACCURACY_ROWS: list[tuple[str, Cell]] = [
     ("best of K picked, %", lambda r: rate_cell(r.best_of_k.accuracy)),
     ("… by chance, %", lambda r: percent(r.best_of_k.chance)),
     ("tied labels: P(smaller margin), %", lambda r: UNKNOWN if r.tie_auc is None else percent(r.tie_auc)),
-    ("NLL, nats", lambda r: number(r.calibration.nll, 3) + " <small>scale fitted</small>" * (not r.calibration.declared)),
+    ("NLL, nats", lambda r: number(r.calibration.nll, 3) + FITTED * (not r.calibration.declared)),
     ("NLL at the best scale, nats", lambda r: number(r.calibration.nll_stretched, 3)),
     ("NLL floor, nats", _limit("nll_floor", lambda value: number(value, 3))),
     ("Brier score", lambda r: number(r.calibration.brier, 3)),

@@ -152,6 +152,10 @@ def find_flags(report: Report) -> tuple[str, ...]:
     for name, probe in report.probes.items():
         if isinstance(probe, Probe) and probe.beats_chosen >= 0.5:
             flags.append(f"{name!r} beats the preferred response on {100 * probe.beats_chosen:.0f} % of the items")
+    for altered in (report.response_only, report.robustness, report.probes):
+        flags += [
+            f"breaks on {name!r}: {v.reason}" for name, v in altered.items() if isinstance(v, Refused) and v.crashed
+        ]
     return tuple(flags)
 
 

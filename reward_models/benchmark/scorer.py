@@ -21,6 +21,8 @@ class Refused(NamedTuple):
     """The model would not score an altered text (an empty prompt, say); that is a finding, not an error."""
 
     reason: str
+    crashed: bool
+    """It raised something else than a ValueError: it broke rather than refused."""
 
 
 class Scorer:
@@ -71,11 +73,13 @@ class Scorer:
             self._on_progress(max(self._done, self._expected), max(self._done, self._expected))
 
     def attempt(self, texts: Texts) -> Float[np.ndarray, " N"] | Refused:
-        """Scores of altered texts, or the first reason why the model will not score them."""
+        """Scores of altered texts, or why the model did not give them: the report says so and goes on."""
         try:
             return self(texts)
         except ValueError as error:
-            return Refused(str(error))
+            return Refused(str(error), crashed=False)
+        except Exception as error:  # whatever a model may raise on odd texts
+            return Refused(f"{type(error).__name__}: {error}", crashed=True)
 
 
 def _finished(texts: Texts) -> Finished:

@@ -29,6 +29,8 @@ from textenv.tasks.exact import ExactWorld, exact_world
 from textenv.tasks.micro import gold_scores as micro_gold
 
 EMBEDDED = {"embedded": "test", "embedded-validation": "validation"}
+BATCH = 512
+"""Answers sampled at once."""
 MICRO_RANKINGS = 300
 """Of each of its six prompts."""
 
@@ -203,15 +205,24 @@ def _sample_pool(
     ids, lengths = pad_left([lm.encode_prompt(prompt) for prompt in prompts], lm.pad_id)
     generator = torch.Generator().manual_seed(seed)
     rule = TokenRule(stop_ids=(lm.eos_id,))
-    answers: list[list[tuple[str, str]]] = []
-    for _ in range(count):
+    answers: list[list[tuple[str, str]]] = [[] for _ in prompts]
+    copies = max(1, BATCH // len(prompts))
+    for start in range(0, count, copies):
+        k = min(copies, count - start)
         sampled = sample_responses(
-            lm.model, ids, lengths, max_new_tokens=max_new_tokens, rule=rule, pad_id=lm.pad_id, generator=generator
+            lm.model,
+            ids.repeat_interleave(k, 0),
+            lengths.repeat_interleave(k),
+            max_new_tokens=max_new_tokens,
+            rule=rule,
+            pad_id=lm.pad_id,
+            generator=generator,
         )
         rows = [row[:n].tolist() for row, n in zip(sampled.response_ids, sampled.response_lengths, strict=True)]
         reasons = ["eos" if row[-1] == lm.eos_id else "length" for row in rows]
-        answers.append(list(zip(lm.decode_batch(rows), reasons, strict=True)))
-    flat = [answer for same_prompt in zip(*answers, strict=True) for answer in same_prompt]
+        for place, answer in enumerate(zip(lm.decode_batch(rows), reasons, strict=True)):
+            answers[place // k].append(answer)
+    flat = [answer for same_prompt in answers for answer in same_prompt]
     repeated = [prompt for prompt in prompts for _ in range(count)]
     texts = Texts(repeated, [text for text, _ in flat], {FINISH: [reason for _, reason in flat]})
     scores = np.asarray(gold(texts.prompts, texts.responses, finish_reason=texts.columns[FINISH]))
