@@ -15,11 +15,11 @@ SINGLE = np.arange(10_000)
 @pytest.mark.parametrize(
     ("successes", "count", "low", "high"),
     # R. G. Newcombe, Statistics in Medicine 17 (1998), table I, method 3.
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+    [(81.0, 263, 0.2553, 0.3662), (15.0, 148, 0.0624, 0.1605), (0.0, 20, 0.0, 0.1611), (1.0, 29, 0.0061, 0.1718)],
 )
 def test_wilson_intervals_are_the_published_ones(successes, count, low, high):
     assert metrics.wilson(successes, count) == pytest.approx((low, high), abs=5e-5)
-    scipy = stats.binomtest(successes, count).proportion_ci(method="wilson")
+    scipy = stats.binomtest(int(successes), count).proportion_ci(method="wilson")
     assert metrics.wilson(successes, count) == pytest.approx((scipy.low, scipy.high), abs=1e-9)
 
 
