@@ -24,6 +24,7 @@ RLHF as ordinary reinforcement learning.
   check     does an environment keep the contract?
   sft       fine-tune a language model on demonstrations
   reward    train a reward model on rankings
+  rm-bench  benchmark reward models on preferences, with a report
   ppo       train a policy in an environment: PPO, with a value function
   rloo      the same by RLOO: several responses a prompt, each judged by the others
   grpo      the same by GRPO or Dr. GRPO: several responses a prompt, each judged by the group
@@ -187,6 +188,40 @@ def learner_command(name: str) -> Callable[..., None]:
     return train
 
 
+def rm_bench_command() -> Callable[..., None]:
+    import tyro
+
+    from reward_models.benchmark import BenchmarkConfig
+    from reward_models.benchmark.bench import run_all
+    from textenv.progress import progress_bar
+
+    def rm_bench(
+        models: tyro.conf.Positional[tuple[str, ...]],
+        config: Annotated[BenchmarkConfig, tyro.conf.arg(name="")],
+        *,
+        data: str = "embedded",
+        output: Path = Path("runs/rm-bench"),
+        compare: bool = False,
+    ) -> None:
+        """Benchmark reward models: accuracy, calibration, bias, robustness, best-of-n, speed; JSON, a table and a page.
+
+        Args:
+            models: registered names, module:callable, or folders or hub ids of sequence classifiers.
+            config: what to measure.
+            data: embedded, embedded-validation, micro, or JSONL (.gz too) of {"prompt", "responses", "ranking"},
+                {"prompt", "chosen", "rejected"} or {"chosen", "rejected"} dialogues.
+            output: folder for report.html, table.md and a JSON a model; what is there is replaced.
+            compare: test every model against the first one, pair by pair.
+        """
+
+        with progress_bar("benchmark") as advance:
+            table = run_all(models, data, output, config, compare_to_first=compare, advance=advance)
+        print(table)
+        print(f"report: {output / 'report.html'}", file=sys.stderr)
+
+    return rm_bench
+
+
 def evaluate_command() -> Callable[..., None]:
     import tyro
 
@@ -290,6 +325,7 @@ COMMANDS = {
     "check": check_command,
     "sft": sft_command,
     "reward": reward_command,
+    "rm-bench": rm_bench_command,
     **{name: partial(learner_command, name) for name in ("ppo", "rloo", "grpo", "reinforce")},
     "evaluate": evaluate_command,
     "run": run_command,
