@@ -14,6 +14,15 @@ REQUIRED = ("reference", "prompts", "reward_model", "max_prompt_tokens", "max_ne
 """Options without which there is no task."""
 
 
+class OptionError(ValueError, TypeError):
+    """An option that the environment does not have, or a value of it.
+
+    A TypeError too, which is Python's word for an unknown keyword argument: Stable-Baselines3's ``make_vec_env`` and
+    TorchRL's ``GymEnv`` try arguments of other environments first (``render_mode="rgb_array"``, ``frameskip``), and go
+    on without them after a TypeError.
+    """
+
+
 def hint(name: str, known: Iterable[str]) -> str:
     """``"Did you mean 'x'? "`` where a known name is close, else nothing."""
     close = difflib.get_close_matches(name, list(known), n=1)
@@ -66,9 +75,9 @@ class TaskConfig:
         names = cls.option_names()
         for name in options:
             if name not in names:
-                raise ValueError(
-                    f"an option must be one that the environment has, with option (={name!r}). {hint(name, names)}"
-                    f"Options: {', '.join(names)}."
+                raise OptionError(
+                    f"an option must be one that the environment has, with unexpected keyword argument {name!r}. "
+                    f"{hint(name, names)}Options: {', '.join(names)}."
                 )
 
     @classmethod
