@@ -3,8 +3,8 @@
 Both sides run in one process, in turn, on the same model, the same texts and one thread, tokenising included:
 
 * **pipeline**: ``transformers.pipeline("text-classification", batch_size=32)`` on prompt, completion and EOS as one
-text, in the order given; and once more with the texts sorted by length beforehand; * **ours**:
-``TransformerRewardModel`` with batches of 32.
+  text, in the order given; and once more with the texts sorted by length beforehand;
+* **ours**: ``TransformerRewardModel`` with batches of 32.
 
 Times are processor time, medians. Lengths are log-uniform. A hook on the trunk counts rows, real tokens and
 padding. The scores of both sides must agree.
