@@ -76,7 +76,8 @@ class TaskConfig:
         for name in options:
             if name not in names:
                 raise OptionError(
-                    f"an option must be one that the environment has, with unexpected keyword argument {name!r}. "
+                    f"an option must be one that the environment has, with option (={name!r}): "
+                    f"unexpected keyword argument {name!r}. "
                     f"{hint(name, names)}Options: {', '.join(names)}."
                 )
 
