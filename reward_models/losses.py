@@ -39,7 +39,7 @@ def ranking_nll(
         nll = odds.logsumexp(0) - math.log(tie_strength) * tied
     else:
         nll = -functional.logsigmoid(gaps)
-    nll = nll + torch.where(tied, 0.5, label_smoothing) * gaps
+    nll = nll + torch.where(tied, 0.5 * gaps, label_smoothing * gaps)
     return nll.masked_fill(~pairs, 0.0).sum((1, 2)) / pairs.sum((1, 2))
 
 
