@@ -235,7 +235,7 @@ def _given(name: str, value: Any, default: Any) -> Any:
 
 
 def _masked(logprobs: Float[Tensor, "B V"], masks: Any) -> Float[Tensor, "B V"]:
-    """The distribution over the tokens that ``masks`` (True = allowed) leave."""
+    """The distribution over the tokens that ``masks`` (True = allowed) leave, yet to be normalised."""
     allowed = torch.as_tensor(masks, device=logprobs.device).reshape(logprobs.shape).bool()
     left = (allowed & (logprobs > -torch.inf)).any(1)
     if not left.all():
@@ -243,7 +243,7 @@ def _masked(logprobs: Float[Tensor, "B V"], masks: Any) -> Float[Tensor, "B V"]:
             f"an action mask must allow a token, with mask of row {int(left.int().argmin())} allowing (=0) of "
             f"{logprobs.shape[1]} tokens. Mend action_masks()."
         )
-    return logprobs.masked_fill(~allowed, -torch.inf).log_softmax(-1)
+    return logprobs.masked_fill(~allowed, -torch.inf)
 
 
 def _check_vocabulary(name: str, vocabulary: int, actions: int) -> None:

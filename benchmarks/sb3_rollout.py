@@ -1,11 +1,16 @@
 """What does the KV cache save when Stable-Baselines3 collects, and what does the environment cost beside the models?
 
 Stock ``PPO.collect_rollouts`` with :class:`agents.sb3.CausalLMPolicy`, 64 environments, 16 prompt + 32 response tokens,
-GPT-2 of 6 layers × 384 (vocabulary 1,024), in turn with the cache and without, in one process. Every episode spends its
-whole budget (EOS is masked), so both sides handle the same tokens. The reward counts words; the KL takes one pass of a
-reference of the same size, on both sides. Bookkeeping is the time in the environment that is neither of the two.
+GPT-2 of 6 layers × 384 (vocabulary 1,024), in turn with the cache and without, in one process. Two cases:
 
-Command: ``python -m benchmarks.sb3_rollout`` (about three minutes on one core).
+* **together**: every episode spends its whole budget (EOS is masked), so all slots begin and end at the same step;
+* **apart**: one token in 24 ends an episode, so slots begin anew at different steps and stand at different lengths.
+
+The reward counts words; the KL takes one pass of a reference of the same size, on both sides. Bookkeeping is the time
+in the environment that is neither of the two. The bytes of action masks in a rollout buffer of sb3-contrib stand beside
+those of :mod:`agents.sb3_masks`.
+
+Command: ``python -m benchmarks.sb3_rollout`` (about five minutes on one core).
 """
 
 import argparse
@@ -15,7 +20,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from gymnasium import spaces
+from sb3_contrib.common.maskable.buffers import MaskableRolloutBuffer
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
@@ -23,6 +31,7 @@ from transformers.utils import logging as hf_logging
 
 import textenv
 from agents.sb3 import CausalLMPolicy, make_vec_env
+from agents.sb3_masks import SharedMasks
 from benchmarks.ppo_iteration import EPISODES, PROMPT, RESPONSE, make_models
 from benchmarks.record import write_result
 from benchmarks.rollout_cost import Clock
@@ -40,8 +49,14 @@ def response_words(prompts: list[str], completions: list[str], **columns: Any) -
     return [float(len(completion.split())) for completion in completions]
 
 
-def make_agent(folder: Path) -> PPO:
-    """An agent about to collect its first rollout of one episode a slot."""
+CASES: dict[str, dict[str, Any]] = {
+    "together": {"min_new_tokens": RESPONSE},
+    "apart": {"stop_tokens": [f"w{i}" for i in range(10, SIZES["vocab_size"], 24)]},
+}
+
+
+def make_agent(folder: Path, case: str) -> PPO:
+    """An agent about to collect rollouts of 32 steps a slot."""
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(2, SIZES["vocab_size"], (EPISODES, PROMPT), generator=generator).tolist()
     textenv.register_reward_model("response-words", response_words)
@@ -54,7 +69,7 @@ def make_agent(folder: Path) -> PPO:
         reward_model="response-words",
         max_prompt_tokens=PROMPT,
         max_new_tokens=RESPONSE,
-        min_new_tokens=RESPONSE,
+        **CASES[case],
     )
     return PPO(CausalLMPolicy, env, n_steps=RESPONSE, batch_size=EPISODES * RESPONSE, gamma=1.0, seed=0, device="cpu")
 
@@ -74,40 +89,62 @@ def collect(agent: PPO, *, use_cache: bool, step_clock: Clock, model_clock: Cloc
     return {"seconds": seconds, "bookkeeping_share": (step_clock.seconds - model_clock.seconds) / seconds}
 
 
+def compare(folder: Path, case: str, repeats: int, model_clock: Clock) -> dict[str, Any]:
+    """Medians over ``repeats`` pairs of rollouts, with the cache and without, in turn."""
+    step_clock = Clock()
+    agent = make_agent(folder, case)
+    assert agent.env is not None
+    agent.env.step = step_clock.wrap(agent.env.step)
+    agent._setup_learn(EPISODES * RESPONSE)
+    runs: dict[bool, list[dict[str, float]]] = {True: [], False: []}
+    for repeat in range(repeats + 1):
+        for use_cache in (True, False):
+            run = collect(agent, use_cache=use_cache, step_clock=step_clock, model_clock=model_clock)
+            if repeat:  # the first warms up
+                runs[use_cache].append(run)
+    tokens = EPISODES * RESPONSE
+    seconds = {cached: statistics.median(run["seconds"] for run in part) for cached, part in runs.items()}
+    return {
+        "tokens_per_second": {"cached": tokens / seconds[True], "without": tokens / seconds[False]},
+        "ratio": statistics.median(slow["seconds"] / fast["seconds"] for fast, slow in zip(runs[True], runs[False])),
+        "bookkeeping_share": statistics.median(run["bookkeeping_share"] for run in runs[True]),
+    }
+
+
+def mask_bytes(vocabulary: int) -> dict[str, int]:
+    """What one rollout's action masks take in the stock buffer and in ours; half of the steps forbid one token."""
+    box = spaces.Box(0, vocabulary - 1, (PROMPT + RESPONSE,), np.int64)
+    stock = MaskableRolloutBuffer(RESPONSE, box, spaces.Discrete(vocabulary), device="cpu", n_envs=EPISODES)
+    shared = SharedMasks(RESPONSE, box, spaces.Discrete(vocabulary), device="cpu", n_envs=EPISODES)
+    masks = np.ones((EPISODES, vocabulary), dtype=bool)
+    masks[::2, 0] = False
+    nothing = np.zeros(EPISODES)
+    for _ in range(RESPONSE):
+        observation, value = np.zeros((EPISODES, PROMPT + RESPONSE)), torch.zeros(EPISODES)
+        shared.add(observation, nothing, nothing, nothing, value, value, action_masks=masks)
+    ours = shared.action_masks.nbytes + sum(map(len, shared.masks))
+    return {"vocabulary": vocabulary, "stock": stock.action_masks.nbytes, "shared": ours}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     hf_logging.disable_progress_bar()
     torch.set_num_threads(1)
-    step_clock, model_clock = Clock(), Clock()
+    model_clock = Clock()
     scoring.response_logprobs = model_clock.wrap(scoring.response_logprobs)
     scoring.call_reward_model = model_clock.wrap(scoring.call_reward_model)
-    runs: dict[bool, list[dict[str, float]]] = {True: [], False: []}
+    figures: dict[str, Any] = {"repeats": arguments.repeats, "sizes": SIZES, "mask_bytes": mask_bytes(50_000)}
     with tempfile.TemporaryDirectory() as temporary:
         make_models(Path(temporary), SIZES)
-        agent = make_agent(Path(temporary))
-        assert agent.env is not None
-        agent.env.step = step_clock.wrap(agent.env.step)
-        agent._setup_learn(EPISODES * RESPONSE)
-        for repeat in range(arguments.repeats + 1):
-            for use_cache in (True, False):
-                run = collect(agent, use_cache=use_cache, step_clock=step_clock, model_clock=model_clock)
-                if repeat:  # the first warms up
-                    runs[use_cache].append(run)
-    tokens = EPISODES * RESPONSE
-    seconds = {cached: statistics.median(run["seconds"] for run in part) for cached, part in runs.items()}
-    ratio = statistics.median(slow["seconds"] / fast["seconds"] for fast, slow in zip(runs[True], runs[False]))
-    share = statistics.median(run["bookkeeping_share"] for run in runs[True])
-    figures = {
-        "tokens_per_second": {"cached": tokens / seconds[True], "without": tokens / seconds[False]},
-        "ratio": ratio,
-        "bookkeeping_share": share,
-        "repeats": arguments.repeats,
-        "sizes": SIZES,
-    }
-    print(f"with the cache {tokens / seconds[True]:.0f} tokens/s, without {tokens / seconds[False]:.0f}: × {ratio:.1f}")
-    print(f"environment and scoring bookkeeping: {100 * share:.1f} % of a cached rollout")
+        for case in CASES:
+            figures[case] = compare(Path(temporary), case, arguments.repeats, model_clock)
+            speed = figures[case]["tokens_per_second"]
+            print(
+                f"{case}: with the cache {speed['cached']:.0f} tokens/s, without {speed['without']:.0f}: "
+                f"× {figures[case]['ratio']:.1f}; bookkeeping {100 * figures[case]['bookkeeping_share']:.1f} %"
+            )
     print(write_result("sb3_rollout", figures))
 
 

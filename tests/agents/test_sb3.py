@@ -513,7 +513,7 @@ def test_token_embeddings_see_every_real_token_and_no_padding(vec_env, obs_mode)
     env = vec_env(2, obs_mode=obs_mode)
     extractor = TokenEmbedding(env.observation_space, dim=3)
     assert extractor.features_dim == 13 * 3
-    env.set_options({"prompt": "the grass"})
+    env.set_options({"prompt": "is the <eos> not green"})
     observation = env.reset()
     floats = lambda obs: (  # noqa: E731
         {k: torch.from_numpy(v).float() for k, v in obs.items()}
@@ -522,8 +522,8 @@ def test_token_embeddings_see_every_real_token_and_no_padding(vec_env, obs_mode)
     )
     features = extractor(floats(observation)).view(2, 13, 3)
     weight = extractor.embedding.weight
-    torch.testing.assert_close(features[0, 5:7], weight[[7, 5]])
-    assert (features[0, :5] == 0).all()
+    torch.testing.assert_close(features[0, 2:7], weight[[6, 7, 0, 10, 2]])
+    assert (features[0, :2] == 0).all()
     assert (features[0, 7:] == 0).all()
     observation, *_ = env.step(np.array([6, 3]))
     features = extractor(floats(observation)).view(2, 13, 3)
