@@ -31,6 +31,7 @@ assets: $(READY)      ## re-make the language and reward model shipped in texten
 bench: $(READY)       ## every benchmark -> benchmarks/results/*.json
 	$(BIN)/python -m benchmarks.ppo_iteration
 	$(BIN)/python -m benchmarks.rollout_cost
+	$(BIN)/python -m benchmarks.rm_throughput
 	$(BIN)/python -m benchmarks.demo_seeds
 
 clean:
