@@ -32,6 +32,7 @@ bench: $(READY)       ## every benchmark -> benchmarks/results/*.json
 	$(BIN)/python -m benchmarks.ppo_iteration
 	$(BIN)/python -m benchmarks.rollout_cost
 	$(BIN)/python -m benchmarks.sb3_rollout
+	$(BIN)/python -m benchmarks.rm_throughput
 	$(BIN)/python -m benchmarks.demo_seeds
 
 clean:

@@ -6,8 +6,8 @@ Both sides run in one process, in turn, on the same model, the same texts and on
   text, in the order given; and once more with the texts sorted by length beforehand;
 * **ours**: ``TransformerRewardModel`` with batches of 32.
 
-Times are processor time, medians. Lengths are log-uniform. A hook on the trunk counts rows, real tokens and
-padding. The scores of both sides must agree.
+Times are processor time, medians. Lengths are log-uniform. A hook on the trunk counts rows, real tokens and padding.
+The scores of both sides must agree.
 
 Command: ``python -m benchmarks.rm_throughput`` (about five minutes on one core).
 """

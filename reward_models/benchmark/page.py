@@ -59,10 +59,15 @@ def model_table(reports: Sequence[Report]) -> str:
         for column in COLUMNS
     )
     body = "".join(
-        f'<tr><th scope="row">{escape(report.model)}</th>{cells([escape(text) for text in row(report)])}</tr>'
+        f'<tr><th scope="row">{escape(report.model)}</th>{cells([unbroken(escape(text)) for text in row(report)])}</tr>'
         for report in reports
     )
     return f'<table class="main"><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def unbroken(text: str) -> str:
+    """Keep an interval on one line."""
+    return text.replace(" … ", "&nbsp;…&nbsp;")
 
 
 def matrix(reports: Sequence[Report], rows: Sequence[tuple[str, Cell]]) -> str:

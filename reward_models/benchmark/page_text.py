@@ -28,7 +28,8 @@ td{white-space:nowrap}
 thead th{vertical-align:bottom;font-weight:600;overflow-wrap:break-word;max-width:18rem}
 thead small{display:block;font-weight:400}
 th[scope=row]{text-align:left;font-weight:400;min-width:8rem;max-width:22rem;overflow-wrap:break-word}
-.main th,.main td{padding:.4rem .4rem;font-size:.84rem}.main th[scope=row]{max-width:11rem;overflow-wrap:anywhere}
+.main th,.main td{padding:.4rem .4rem;font-size:.84rem;white-space:normal}
+.main th[scope=row]{max-width:11rem;overflow-wrap:anywhere}
 [title]{text-decoration:underline dotted var(--soft);text-underline-offset:3px;cursor:help}
 .pictures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr));gap:.8rem}
 figure{margin:0;background:#fff;border:1px solid var(--line);border-radius:10px;padding:.7rem}

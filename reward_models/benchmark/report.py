@@ -202,8 +202,8 @@ def row(report: Report) -> list[str]:
     """The cells of a model, one for each of ``COLUMNS``."""
     low, high = report.accuracy.clustered
     limits, calibration, length = report.limits, report.calibration, report.length
-    flips = [edit.flips for edit in report.robustness.values() if isinstance(edit, Robustness)]
-    won = [probe.beats_chosen for probe in report.probes.values() if isinstance(probe, Probe)]
+    flips = {name: edit.flips for name, edit in report.robustness.items() if isinstance(edit, Robustness)}
+    won = {name: probe.beats_chosen for name, probe in report.probes.items() if isinstance(probe, Probe)}
     swapped = report.response_only["swapped"]
     floor = "" if limits is None else f" ({number(limits.nll_floor, 3)})"
     deserved = "" if math.isnan(length.gold_spearman) else f" ({number(length.gold_spearman)})"
@@ -218,12 +218,18 @@ def row(report: Report) -> list[str]:
         UNKNOWN if calibration.slope is None else significant(calibration.slope.value),
         number(length.spearman) + deserved,
         percent(swapped.value) if isinstance(swapped, Rate) else UNKNOWN,
-        percent(max(flips)) if flips else UNKNOWN,
-        percent(max(won)) if won else UNKNOWN,
+        worst(flips),
+        worst(won),
         f"{report.determinism.worst:.0e}".replace("-0", "−").replace("+0", "") if report.determinism.worst else "0",
         gain,
         speed if report.throughput.token_unit == "tokens" else f"{speed} words",
     ]
+
+
+def worst(shares: Mapping[str, float]) -> str:
+    """The largest share and its name."""
+    name = max(shares, key=lambda name: shares[name], default="")
+    return UNKNOWN if not name else f"{percent(shares[name])} ({name})" if shares[name] else percent(0.0)
 
 
 def markdown_table(reports: Sequence[Report], comparisons: Sequence[Any] = ()) -> str:
