@@ -2,6 +2,7 @@
 
 import base64
 import html
+import itertools
 from io import BytesIO
 from pathlib import Path
 from string import Template
@@ -10,6 +11,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from jaxtyping import Float
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from agents.experiment import markdown, summarise, tables
@@ -18,7 +20,9 @@ from agents.report_page import STYLE as PAGE_STYLE
 from textenv.data import write_json
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#24292f", "#8c8c8c")
-"""Okabe and Ito (2008)."""
+"""Of learners (Okabe and Ito 2008)."""
+DASHES = ((5, 2), (1, 1.5), (7, 2, 1, 2))
+"""Of agents that do not learn."""
 CURVES = {"gold_score": "gold score", "rm_score": "reward-model score", "kl": "KL from the reference, nats"}
 
 PAGE = Template("""<!DOCTYPE html>
@@ -59,29 +63,45 @@ def smoothed(values: Float[np.ndarray, " n"], window: int = 5) -> Float[np.ndarr
 @matplotlib.rc_context(STYLE)
 def learning_curves(results: list[dict[str, Any]]) -> Figure | None:
     """What the agents of one environment reached, against episodes: a panel a quantity. None without curves."""
-    agents = list(dict.fromkeys(result["settings"]["agent"] for result in results))
     keys = [key for key in CURVES if any(key in log for result in results for log in result["curve"])]
     if not keys:
         return None
-    figure = Figure(figsize=(3.9 * len(keys), 3.4), layout="constrained")
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        groups.setdefault(result["settings"]["agent"], []).append(result)
+    learners = [agent for agent, group in groups.items() if any(result["curve"] for result in group)]
+    figure = Figure(figsize=(3.9 * len(keys), 3.6), layout="constrained")
     panels = figure.subplots(1, len(keys), squeeze=False)[0]
     for axes, key in zip(panels, keys, strict=True):
-        for colour, agent in zip(np.resize(COLOURS, len(agents)), agents, strict=True):
-            own = [result for result in results if result["settings"]["agent"] == agent]
-            curve = Curve(own, key)
+        for colour, agent in zip(np.resize(COLOURS, len(learners)), learners, strict=True):
+            curve = Curve(groups[agent], key)
             if len(curve.values):
                 axes.plot(curve.episodes, curve.values.mean(0), color=colour, label=agent)
                 axes.fill_between(
                     curve.episodes, curve.values.min(0), curve.values.max(0), color=colour, alpha=0.15, linewidth=0
                 )
-            elif key in own[0]["figures"]:  # it does not learn: a level
-                level = float(np.mean([result["figures"][key] for result in own]))
-                axes.axhline(level, color=colour, linewidth=1.2, linestyle=(0, (4, 3)), label=agent)
+        draw_levels(axes, key, {agent: group for agent, group in groups.items() if agent not in learners})
         axes.set(title=CURVES[key], xlabel="episodes")
         axes.set_xlim(left=0)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), handlelength=1.6)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), handlelength=2.2)
     return figure
+
+
+def draw_levels(axes: Axes, key: str, groups: dict[str, list[dict[str, Any]]]) -> None:
+    """Agents that do not learn, as lines across; one that lies far from the curves is written at the edge instead."""
+    low, high = axes.get_ylim()
+    for dashes, (agent, group) in zip(itertools.cycle(DASHES), groups.items()):
+        if any(key not in result["figures"] for result in group):
+            continue
+        level = float(np.mean([result["figures"][key] for result in group]))
+        inside = 2 * low - high < level < 2 * high - low
+        axes.axhline(level if inside else np.nan, color="#57606a", linewidth=1.2, linestyle=(0, dashes), label=agent)
+        if not inside:
+            axes.annotate(
+                f"{agent}: {level:.3g}", (0.98, 0.12 if level < low else 0.98), xycoords="axes fraction", ha="right",
+                va="bottom" if level < low else "top", fontsize=9, color="#57606a",
+            )  # fmt: skip
 
 
 def write_summary(results: list[dict[str, Any]], output: str | Path) -> Path:

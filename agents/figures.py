@@ -245,4 +245,4 @@ def save(figure: Figure, target: Path | BytesIO, image_format: str) -> None:
     pixels = BytesIO()
     figure.savefig(pixels, format="png", dpi=200)
     # Flat colours: a palette keeps the picture and a third of its size.
-    Image.open(pixels).convert("RGB").quantize(64).save(target, format="png", optimize=True)
+    Image.open(pixels).convert("RGB").quantize(256).save(target, format="png", optimize=True)
