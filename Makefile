@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test check assets bench clean
+.PHONY: demo test test-torchrl check assets bench clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "textenv needs Python >= 3.11; name one with: make PYTHON=python3.11 ...")'
@@ -18,6 +18,12 @@ demo: $(READY)        ## SFT -> reward model -> PPO on the embedded world; repor
 
 test: $(READY)        ## every test
 	$(BIN)/python -m pytest -n auto
+
+test-torchrl:         ## the test of TorchRL's GymEnv, in an environment that has it
+	$(PYTHON) -m venv $(VENV)-torchrl
+	$(VENV)-torchrl/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(VENV)-torchrl/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' torchrl==0.14.1
+	$(VENV)-torchrl/bin/python -m pytest tests/test_examples.py -k torchrl
 
 check: $(READY)       ## format, lint, types and the fast tests
 	$(BIN)/ruff format --check .
@@ -36,4 +42,4 @@ bench: $(READY)       ## every benchmark -> benchmarks/results/*.json
 	$(BIN)/python -m benchmarks.demo_seeds
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(VENV)-torchrl build *.egg-info

@@ -194,6 +194,7 @@ def shown(figure: Mapping[str, float] | None) -> str:
         return "–"
     mean, ci95 = figure["mean"], figure["ci95"]
     digits = 0 if abs(mean) >= 100 else 1 if abs(mean) >= 10 else 3
+    mean = round(mean, digits) + 0.0  # no minus before a zero
     return f"{mean:.{digits}f}" + ("" if np.isnan(ci95) else f" ± {ci95:.{digits}f}")
 
 
