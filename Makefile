@@ -17,13 +17,13 @@ demo: $(READY)        ## SFT -> reward model -> PPO on the embedded world; repor
 	$(BIN)/textenv demo
 
 test: $(READY)        ## every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 check: $(READY)       ## format, lint, types and the fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto -m "not slow"
 
 assets: $(READY)      ## re-make the language and reward model shipped in textenv/assets
 	$(BIN)/python -m agents.assets

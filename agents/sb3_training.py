@@ -61,9 +61,9 @@ def train_sb3(plan: AgentPlan, env_id: str, seed: int, total_episodes: int, adva
     if options.pop("linear_decay", False):
         rate = float(options.get("learning_rate", 3e-4))
         options["learning_rate"] = lambda progress: rate * log.remaining(progress)
-    kind, policy = algorithm(plan.algorithm)
+    kind, policy, stored = algorithm(plan.algorithm)
     try:
-        model: Any = kind(policy, env, seed=seed, device="cpu", **options)
+        model: Any = kind(policy, env, seed=seed, device="cpu", **stored, **options)
     except TypeError as error:
         place = plan.places.get("algorithm", f"agent {plan.name!r}")
         raise ValueError(f"{place}: {plan.algorithm} does not take these options ({error}).") from error
@@ -74,14 +74,14 @@ def train_sb3(plan: AgentPlan, env_id: str, seed: int, total_episodes: int, adva
     return Trained(LanguageModelAgent(trained, task, seed=seed), trained.model, log.curve, log.tokens)
 
 
-def algorithm(name: str) -> tuple[type[BaseAlgorithm], type[Any]]:
-    """The class and the policy behind a name."""
+def algorithm(name: str) -> tuple[type[BaseAlgorithm], type[Any], dict[str, Any]]:
+    """The class and the policy behind a name, and how it stores what it collects."""
     if name == "sb3-maskable-ppo":
         try:
             from sb3_contrib import MaskablePPO
         except ImportError as error:
-            raise ValueError("sb3-maskable-ppo needs sb3-contrib. Install textenv[sb3].") from error
-        from agents.sb3 import MaskableCausalLMPolicy
+            raise ValueError("sb3-maskable-ppo needs sb3-contrib. Install it: pip install 'textenv[sb3]'.") from error
+        from agents.sb3_masks import MaskableCausalLMPolicy, SharedMasksDict
 
-        return MaskablePPO, MaskableCausalLMPolicy
-    return {"sb3-ppo": PPO, "sb3-a2c": A2C}[name], CausalLMPolicy
+        return MaskablePPO, MaskableCausalLMPolicy, {"rollout_buffer_class": SharedMasksDict}
+    return {"sb3-ppo": PPO, "sb3-a2c": A2C}[name], CausalLMPolicy, {}

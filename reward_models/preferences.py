@@ -18,13 +18,26 @@ class Ranking(NamedTuple):
     """From best to worst."""
     margin: float = 0.0
     """By how much each response should outscore the ones after it (log-odds); 0 without such a judgement."""
+    ranks: tuple[int, ...] = ()
+    """Rank of each response, 0 the best, equal where two are tied; empty: no ties."""
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """``ranks``, written out."""
+        return self.ranks or tuple(range(len(self.responses)))
+
+    @property
+    def has_ties(self) -> bool:
+        return len(set(self.levels)) < len(self.responses)
 
 
 def load_rankings(source: Sequence[Mapping[str, Any] | Ranking] | str | Path) -> list[Ranking]:
     """Read records, in memory or from JSONL: ``{"prompt", "responses", "ranking"}`` or ``{"prompt", "chosen",
     "rejected"}``, both optionally with a ``margin``.
 
-    ``ranking`` holds indices into ``responses``, best first. Responses are strings or single assistant messages.
+    ``ranking`` holds indices into ``responses``, best first; a list among them is a tie, ``[[0, 2], [1]]``. A pair is a
+    tie with ``"tie": true``. Responses are strings or single assistant messages. An empty one is refused in a pair,
+    where it is most often a lost field; a ranking of samples may hold one.
 
     Raises:
         ValueError: a record is malformed; names the file, if there is one, and the record's number from 1.
@@ -69,19 +82,22 @@ def _ranking(record: Mapping[str, Any], where: str) -> Ranking:
     prompt = record.get("prompt")
     if not isinstance(prompt, str | list) or not prompt:
         raise ValueError(f"{where}: 'prompt' must be a non-empty string or list of chat messages, with {prompt!r}.")
+    ranks: tuple[int, ...] = ()
     if "chosen" in record and "rejected" in record:
         responses = tuple(_text(record[side], where) for side in ("chosen", "rejected"))
         if responses[0] == responses[1]:
             raise ValueError(f"{where}: 'chosen' and 'rejected' must differ, with both {responses[0]!r}.")
+        for side, text in zip(("chosen", "rejected"), responses, strict=True):
+            if not text.strip():
+                raise ValueError(
+                    f"{where}: {side!r} must have text, with {text!r}. Drop the record; an answer that ended at once "
+                    "goes in 'responses' with a 'ranking'."
+                )
+        if not isinstance(record.get("tie", False), bool):
+            raise ValueError(f"{where}: 'tie' must be true or false, with {record['tie']!r}.")
+        ranks = (0, 0) if record.get("tie") else ()
     elif "responses" in record and "ranking" in record:
-        given, ranking = record["responses"], record["ranking"]
-        if not isinstance(given, list) or len(given) < 2:
-            raise ValueError(f"{where}: 'responses' must be a list of two or more, with {given!r}.")
-        if not isinstance(ranking, list) or sorted(map(repr, ranking)) != sorted(map(repr, range(len(given)))):
-            raise ValueError(
-                f"{where}: 'ranking' must be a permutation of 0…{len(given) - 1}, best first, with {ranking!r}."
-            )
-        responses = tuple(_text(given[index], where) for index in ranking)
+        responses, ranks = _in_order(record["responses"], record["ranking"], where)
     else:
         raise ValueError(
             f"{where}: a preference must have 'responses' and 'ranking', or 'chosen' and 'rejected', "
@@ -90,7 +106,22 @@ def _ranking(record: Mapping[str, Any], where: str) -> Ranking:
     margin = record.get("margin")
     if margin is not None and (not isinstance(margin, int | float) or not np.isfinite(margin)):
         raise ValueError(f"{where}: 'margin' must be a finite number, with {margin!r}.")
-    return Ranking(prompt, responses, float(margin or 0.0))
+    return Ranking(prompt, responses, float(margin or 0.0), ranks)
+
+
+def _in_order(given: Any, ranking: Any, where: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """``(responses from best to worst, their ranks if some are tied)``."""
+    if not isinstance(given, list) or len(given) < 2:
+        raise ValueError(f"{where}: 'responses' must be a list of two or more, with {given!r}.")
+    groups = [group if isinstance(group, list) else [group] for group in ranking] if isinstance(ranking, list) else []
+    order = [index for group in groups for index in group]
+    if sorted(map(repr, order)) != sorted(map(repr, range(len(given)))) or not all(groups):
+        raise ValueError(
+            f"{where}: 'ranking' must be a permutation of 0…{len(given) - 1}, best first, ties as lists in it, with "
+            f"{ranking!r}."
+        )
+    ranks = tuple(rank for rank, group in enumerate(groups) for _ in group)
+    return tuple(_text(given[index], where) for index in order), ranks if len(groups) < len(order) else ()
 
 
 def _text(response: Any, where: str) -> str:

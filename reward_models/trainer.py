@@ -15,16 +15,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from reward_models.losses import plackett_luce_nll, ranking_accuracy, ranking_nll
-from reward_models.preferences import Ranking, load_rankings, prompt_key
-from reward_models.transformer import TransformerRewardModel, score_rows, score_unit
-from textenv.hf_training import Objective, OnProgress, Ragged, TrainingConfig, fit, remove_checkpoints
+from reward_models.evaluation import evaluate_reward_model, measure_scores, table
+from reward_models.examples import Examples, trunk_features
+from reward_models.heads import score_features, score_head, score_rows, score_unit
+from reward_models.lora import LoRA
+from reward_models.losses import centre_penalty, plackett_luce_nll, ranking_nll
+from reward_models.preferences import Ranking, load_rankings
+from reward_models.transformer import TransformerRewardModel
+from textenv.hf_training import Objective, OnProgress, TrainingConfig, fit, remove_checkpoints
 from textenv.lm import LanguageModel
+from textenv.trainable import BestWeights, load_trainable, save_trainable, trainable_weights
+
+__all__ = ["RewardConfig", "RewardResult", "evaluate_reward_model", "train_reward_model"]
 
 RankingLoss = Literal["pairwise", "listwise"]
 
@@ -36,16 +42,53 @@ class RewardConfig(TrainingConfig):
     loss: RankingLoss = "pairwise"
     """What a ranking of K responses is worth: ``pairwise``, the mean over its C(K, 2) pairs (InstructGPT), or
     ``listwise``, the Plackett–Luce likelihood of the whole order. The same for K = 2."""
+    label_smoothing: float = 0.0
+    """Share of pairs taken to be labelled the wrong way round, in [0, 0.5). Higher keeps scores closer together. Needs
+    the pairwise loss."""
+    tie_strength: float = 0.0
+    """Davidson's ν, ≥ 0: how readily equally good responses are tied, P(tie) = ν/(2 + ν). 0 counts a tie as half a win
+    each way. Ties need the pairwise loss."""
+    center_coef: float = 0.0
+    """Weight of the squared mean score of each prompt's responses, ≥ 0: draws scores to 0, which comparisons leave
+    free. Around 0.01 is usual."""
     normalize: bool = True
     """Scale the trained scores to mean 0 and within-prompt standard deviation 1 on the training responses, so that a
     KL coefficient means the same for every reward model."""
     freeze_embeddings: bool = False
     """Keep token and position embeddings as the language model left them: less to overfit on few rankings."""
+    freeze_trunk: bool = False
+    """Train the last linear layer alone, on features computed once: much faster, and less to overfit."""
+    lora_rank: int = 0
+    """Rank of low-rank adapters on every linear layer, ≥ 0; merged when saved. 0 trains the weights themselves."""
+    lora_alpha: float = 16.0
+    """Adapters are scaled by lora_alpha / lora_rank. Higher lets them change the model faster."""
+    eval_steps: int | None = None
+    """Optimizer steps between evaluations on held-out rankings, ≥ 1, besides the one after every epoch."""
+    early_stopping_patience: int | None = None
+    """Stop after this many evaluations (≥ 1) without a lower held-out NLL, and keep the weights of the best one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.loss not in get_args(RankingLoss):
             raise ValueError(f"loss must be one of {get_args(RankingLoss)}, with loss (={self.loss!r}).")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(
+                f"label_smoothing must be in [0, 0.5), with label_smoothing (={self.label_smoothing}). At a half, "
+                "labels say nothing."
+            )
+        for name in ("tie_strength", "center_coef", "lora_rank"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be finite and ≥ 0, with {name} (={getattr(self, name)}).")
+        for name in ("eval_steps", "early_stopping_patience"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be ≥ 1, with {name} (={getattr(self, name)}). Use None for none.")
+        if self.loss == "listwise" and (self.label_smoothing or self.tie_strength):
+            raise ValueError(
+                "label_smoothing and tie_strength need loss='pairwise', with loss (='listwise'), label_smoothing "
+                f"(={self.label_smoothing}), tie_strength (={self.tie_strength})."
+            )
+        if self.freeze_trunk and self.lora_rank:
+            raise ValueError(f"freeze_trunk must be off with lora_rank (={self.lora_rank}) > 0. Choose one of the two.")
 
 
 class RewardResult(NamedTuple):
@@ -53,11 +96,11 @@ class RewardResult(NamedTuple):
 
     model: TransformerRewardModel
     history: list[dict[str, float]]
-    """``step, epoch, loss`` (nats a pair), ``learning_rate, grad_norm`` each logging interval; ``eval_accuracy,
-    eval_nll`` an epoch."""
+    """``step, epoch, loss`` (nats a pair, penalties included), ``learning_rate, grad_norm`` each logging interval;
+    ``eval_accuracy, eval_nll, …`` each evaluation."""
     metrics: dict[str, float]
-    """``seconds``, ``steps``, ``truncated_prompts``; with ``eval_rankings`` also what
-    :func:`evaluate_reward_model` returns, each name with ``eval_`` before it."""
+    """``seconds``, ``steps``, ``truncated_prompts``, ``trained_parameters``; with ``eval_rankings`` also what
+    :func:`reward_models.evaluation.evaluate_reward_model` returns, each name with ``eval_`` before it."""
 
 
 def train_reward_model(
@@ -74,44 +117,43 @@ def train_reward_model(
 
     ``rankings`` are records, rankings or a JSONL path (:func:`reward_models.preferences.load_rankings`). With
     ``output_dir`` the result is a Hugging Face folder there; checkpoints, resume and Ctrl-C are those of
-    :func:`textenv.hf_training.fit`. ``eval_rankings`` are held out: accuracy and NLL enter the history every epoch.
+    :func:`textenv.hf_training.fit`. ``eval_rankings`` are held out: accuracy, NLL and calibration enter the history.
 
     Raises:
-        ValueError: a record is malformed (names its number), or the output folder holds an unfinished run.
+        ValueError: a record is malformed (names its number), settings do not fit the data, or the output folder holds
+            an unfinished run.
     """
     config = config or RewardConfig()
     rankings = load_rankings(rankings)
     held_out = None if eval_rankings is None else load_rankings(eval_rankings)
+    _check(config, rankings, held_out)
     learner = (
         _copy(model) if isinstance(model, TransformerRewardModel) else TransformerRewardModel.from_language_model(model)
     )
-    examples = _Examples.of(learner, rankings)
-    if config.loss == "listwise" and examples.margins.any():
-        raise ValueError("margins need loss='pairwise', with loss (='listwise'). Drop the margins or change the loss.")
-    if config.freeze_embeddings:
-        for module in learner.model.modules():
-            if isinstance(module, nn.Embedding):
-                module.requires_grad_(False)
-
-    def evaluate() -> dict[str, float]:
-        learner.model.eval()
-        measured = evaluate_reward_model(learner, held_out or [])
-        return {f"eval_{key}": value for key, value in measured.items()}
-
+    examples = Examples.of(learner, rankings, frozen_trunk=config.freeze_trunk)
+    lora = _choose_trainable(learner.model, config)
+    evaluate = None if held_out is None else _evaluation(learner, held_out, frozen_trunk=config.freeze_trunk)
+    patience = config.early_stopping_patience
+    trained = sum(weight.numel() for weight in trainable_weights(learner.model).values())
     run = fit(
-        Objective(learner.model, _summed_loss(config.loss)),
+        Objective(learner.model, _summed_loss(config)),
         examples.lengths,
         examples.collate,
         config,
-        save=learner.save_pretrained,
-        fingerprint=examples.texts.digest(),
+        save=learner.save_pretrained if lora is None else _in_folder(save_trainable, learner.model),
+        load=None if lora is None else _in_folder(load_trainable, learner.model),
+        fingerprint=examples.digest(),
         output_dir=output_dir,
         resume=resume,
         on_progress=on_progress,
-        evaluate=None if held_out is None else evaluate,
+        evaluate=evaluate,
+        eval_steps=config.eval_steps,
+        best=None if patience is None else BestWeights(learner.model, "eval_nll", patience),
     )
+    if lora is not None:
+        lora.merge()
     metrics = {"seconds": run.seconds, "steps": float(run.steps), "truncated_prompts": float(learner.truncated_prompts)}
-    metrics |= run.evaluation
+    metrics |= {"trained_parameters": float(trained), **run.evaluation}
     if config.normalize:
         learner.normalize(rankings)
     if output_dir is not None:
@@ -120,89 +162,77 @@ def train_reward_model(
     return RewardResult(learner, run.history, metrics)
 
 
-def evaluate_reward_model(
-    model: TransformerRewardModel, rankings: Sequence[Ranking | Mapping[str, Any]] | str | Path
-) -> dict[str, float]:
-    """``accuracy`` (share of pairs ordered right, ties one half) and ``nll`` (nats a pair), with standard errors
-    ``accuracy_se`` and ``nll_se`` clustered by prompt, and the counts ``pairs`` and ``prompts``.
-
-    Every ranking weighs the same, as in training; margins play no part. The NLL is that of
-    ``σ(score_unit · (s_better − s_worse))``, so normalisation changes neither figure.
-    """
-    rankings = load_rankings(rankings)
-    counts = torch.tensor([len(ranking.responses) for ranking in rankings])
-    scores, mask = table(model.scores(model.encode_rankings(rankings)), counts)
-    keys: dict[str, int] = {}
-    cluster = torch.tensor([keys.setdefault(prompt_key(ranking.prompt), len(keys)) for ranking in rankings])
-    accuracy, accuracy_se = clustered_mean(ranking_accuracy(scores, mask), cluster)
-    nll, nll_se = clustered_mean(ranking_nll(scores * model.score_unit, mask), cluster)
-    return {
-        "accuracy": accuracy,
-        "accuracy_se": accuracy_se,
-        "nll": nll,
-        "nll_se": nll_se,
-        "pairs": float((counts * (counts - 1) // 2).sum()),
-        "prompts": float(len(keys)),
-    }
+def _check(config: RewardConfig, rankings: Sequence[Ranking], held_out: Sequence[Ranking] | None) -> None:
+    """Refuse what a listwise loss cannot read, and stopping on figures that nobody measures."""
+    if config.loss == "listwise":
+        for what, found in {
+            "margins": any(ranking.margin for ranking in rankings),
+            "ties": any(ranking.has_ties for ranking in rankings),
+        }.items():
+            if found:
+                raise ValueError(f"{what} need loss='pairwise', with loss (='listwise'). Drop them or change the loss.")
+    if held_out is None and (config.early_stopping_patience or config.eval_steps):
+        raise ValueError(
+            "early_stopping_patience and eval_steps need held-out rankings, with early_stopping_patience "
+            f"(={config.early_stopping_patience}), eval_steps (={config.eval_steps}). Give eval_rankings."
+        )
 
 
-def clustered_mean(values: Float[Tensor, " B"], cluster: Int[Tensor, " B"]) -> tuple[float, float]:
-    """Mean of ``values`` and its standard error when only the clusters (numbered from 0) are independent.
-
-    ``SE² = G/(G − 1) · Σ_g (Σ_{i ∈ g} (x_i − x̄))² / n²`` over G clusters; 0 with a single one.
-    """
-    values = values.double()
-    mean = values.mean()
-    groups = int(cluster.max()) + 1
-    sums = torch.zeros(groups, dtype=torch.float64).index_add(0, cluster, values - mean)
-    se = (sums.square().sum() * groups / max(groups - 1, 1)).sqrt() / len(values)
-    return mean.item(), se.item() if groups > 1 else 0.0
-
-
-def table(scores: Float[Tensor, " N"], counts: Int[Tensor, " B"]) -> tuple[Float[Tensor, "B K"], Bool[Tensor, "B K"]]:
-    """Scores of ``counts[b]`` responses a prompt, one after another, as ``([B, K], mask)``; with gradient."""
-    mask = torch.arange(int(counts.max()), device=scores.device) < counts.to(scores.device)[:, None]
-    return scores.new_zeros(mask.shape).masked_scatter(mask, scores), mask
+def _choose_trainable(model: PreTrainedModel, config: RewardConfig) -> LoRA | None:
+    """Freeze what the config says; the adapters, if there are any."""
+    if config.lora_rank:
+        return LoRA(model, rank=config.lora_rank, alpha=config.lora_alpha, seed=config.seed)
+    if config.freeze_trunk:
+        model.requires_grad_(False)
+        score_head(model).requires_grad_(True)
+    if config.freeze_embeddings:
+        for module in model.modules():
+            if isinstance(module, nn.Embedding):
+                module.requires_grad_(False)
+    return None
 
 
-class _Examples(NamedTuple):
-    """Tokenised rankings: the responses of prompt b are the texts ``starts[b] … starts[b] + counts[b] − 1``."""
+def _evaluation(
+    learner: TransformerRewardModel, held_out: Sequence[Ranking], *, frozen_trunk: bool
+) -> Callable[[], dict[str, float]]:
+    """What measures the learner as it is now; a frozen trunk reads the texts once."""
+    texts = learner.encode_rankings(held_out)
+    features = trunk_features(learner, texts) if frozen_trunk else None
 
-    texts: Ragged
-    starts: Int[Tensor, " N"]
-    counts: Int[Tensor, " N"]
-    margins: Float[Tensor, " N"]
-    lengths: Int[Tensor, " N"]
-    """Longest text of each prompt."""
+    def evaluate() -> dict[str, float]:
+        learner.model.eval()
+        if features is None:
+            scores = learner.scores(texts)
+        else:
+            scores = score_features(learner.model, features.to(learner.model.device)).detach().cpu()
+        return {f"eval_{key}": value for key, value in measure_scores(scores * learner.score_unit, held_out).items()}
 
-    @classmethod
-    def of(cls, model: TransformerRewardModel, rankings: Sequence[Ranking]) -> "_Examples":
-        texts = model.encode_rankings(rankings)
-        counts = torch.tensor([len(ranking.responses) for ranking in rankings])
-        longest = torch.stack([part.max() for part in texts.lengths.split(counts.tolist())])
-        margins = torch.tensor([ranking.margin for ranking in rankings], dtype=torch.float32)
-        return cls(texts, counts.cumsum(0) - counts, counts, margins, longest)
-
-    def collate(self, index: Int[Tensor, " B"]) -> dict[str, Tensor]:
-        """The batch as Trainer wants it; ``labels`` has one entry a prompt, for Trainer to count."""
-        counts = self.counts[index]
-        within = torch.arange(int(counts.sum())) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-        input_ids, lengths = self.texts.padded(self.starts[index].repeat_interleave(counts) + within)
-        batch = {"input_ids": input_ids, "lengths": lengths, "counts": counts, "margins": self.margins[index]}
-        return {**batch, "labels": torch.zeros(len(index))}
+    return evaluate
 
 
-def _summed_loss(loss: RankingLoss) -> Callable[..., Float[Tensor, ""]]:
-    """The sum over prompts of a batch; every response passes the trunk once."""
+def _summed_loss(config: RewardConfig) -> Callable[..., Float[Tensor, ""]]:
+    """The sum over prompts of a batch; every response passes the trunk once, or not at all where it has features."""
 
     def summed(
-        model: PreTrainedModel, input_ids: Tensor, lengths: Tensor, counts: Tensor, margins: Tensor
+        model: PreTrainedModel, counts: Tensor, ranks: Tensor, margins: Tensor, **texts: Tensor
     ) -> Float[Tensor, ""]:
-        scores, mask = table(score_rows(model, input_ids, lengths), counts)
-        scores = scores * score_unit(model)
-        return (plackett_luce_nll(scores, mask) if loss == "listwise" else ranking_nll(scores, mask, margins)).sum()
+        flat = score_features(model, texts["features"]) if "features" in texts else score_rows(model, **texts)
+        scores, mask = table(flat * score_unit(model), counts)
+        if config.loss == "listwise":
+            nll = plackett_luce_nll(scores, mask)
+        else:
+            options = {"label_smoothing": config.label_smoothing, "tie_strength": config.tie_strength}
+            nll = ranking_nll(scores, mask, margins, ranks=table(ranks, counts)[0], **options)
+        if config.center_coef:
+            nll = nll + config.center_coef * centre_penalty(scores, mask)
+        return nll.sum()
 
     return summed
+
+
+def _in_folder(act: Callable[[nn.Module, Path], None], model: nn.Module) -> Callable[[Path], None]:
+    """What writes or reads the trainable weights of ``model`` in a checkpoint's folder."""
+    return lambda folder: act(model, folder / "trainable.safetensors")
 
 
 def _copy(model: TransformerRewardModel) -> TransformerRewardModel:

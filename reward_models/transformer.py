@@ -1,32 +1,33 @@
-"""The learned reward model: a causal transformer with one linear score head, read at the last token.
+"""The learned reward model: a Hugging Face sequence classifier of one label, with its tokenizer.
 
-The score of (prompt, completion) is ``w · h``, with ``h`` the trunk's output at the EOS that follows the completion.
-Rows are padded on the right and the last token is found by explicit length; a causal model never looks at padding, so
-a score depends on its own text alone. The model is a Hugging Face sequence classifier with one label, and a plain
-``AutoModelForSequenceClassification`` reads the same scores from the saved folder (which has a padding token of its
-own, since that class finds the last token by comparing with it).
+Decoders and encoders alike (:mod:`reward_models.heads`). Rows are padded on the right, lengths are explicit, and a
+score depends on its own text alone. A plain ``AutoModelForSequenceClassification`` reads the same scores from the saved
+folder (which has a padding token of its own, since that class finds a decoder's last token by comparing with it).
 """
 
 import copy
+import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from safetensors import SafetensorError
-from torch import Tensor, nn
-from transformers import (
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
 
+from reward_models.heads import is_decoder, rescale, score_head, score_offset, score_rows, score_unit, shift
 from reward_models.preferences import Ranking
-from textenv.hf_training import Ragged, encode_texts, untouched_globals
+from reward_models.texts import Texts, encode_for_decoder, encode_for_encoder
+from textenv.hf_training import untouched_globals
 from textenv.lm import LanguageModel, disable_dropout, length_buckets
 from textenv.lm.load import load_tokenizer
+
+__all__ = ["TransformerRewardModel", "load_reward_model", "score_head", "score_offset", "score_rows", "score_unit"]
 
 _log = logging.getLogger(__name__)
 
@@ -41,10 +42,12 @@ class TransformerRewardModel:
         """Wrap a classifier in memory, dropout off. ``batch_size`` bounds memory and does not change scores.
 
         Raises:
-            ValueError: the classifier has no linear ``score`` head of one label, or the tokenizer no EOS token.
+            ValueError: the classifier does not end in one linear output, or a decoder's tokenizer has no EOS token.
         """
         score_head(model)
-        if tokenizer.eos_token_id is None:
+        self.is_decoder = is_decoder(model)
+        """Read at the last token, else pooled by the model itself."""
+        if self.is_decoder and tokenizer.eos_token_id is None:
             raise ValueError(
                 f"the tokenizer of {name!r} must have an EOS token. Set tokenizer.eos_token before saving it."
             )
@@ -77,11 +80,27 @@ class TransformerRewardModel:
         model.config.pad_token_id = tokenizer.pad_token_id
         return cls(model.to(lm.device), tokenizer, name=lm.name, batch_size=batch_size)
 
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[str], **columns: Any) -> list[float]:
-        """One score a text; prompts may be chats. ``columns`` play no part."""
-        if len(prompts) != len(completions):
-            raise ValueError(f"prompts (={len(prompts)}) and completions (={len(completions)}) must be as many.")
-        return self.scores(self.encode(prompts, completions)).tolist()
+    @classmethod
+    def from_encoder(cls, folder: str | Path, *, device: str = "cpu", seed: int = 0) -> "TransformerRewardModel":
+        """A pre-trained encoder (folder or hub id) under a new head whose last layer is zeros: scores start equal.
+
+        What else of the head the folder lacks (a pooler) is drawn with ``seed``.
+        """
+        with untouched_globals():
+            hf_logging.set_verbosity_error()  # it would report that the head is new
+            torch.manual_seed(seed)
+            model, tokenizer = _load(folder, torch.float32, num_labels=1)
+        with torch.no_grad():
+            for parameter in score_head(model).parameters():
+                parameter.zero_()
+        return cls(model.to(device), tokenizer, name=str(folder))
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[str], *, chat: Any = None, **columns: Any
+    ) -> list[float]:
+        """One score a text; prompts may be chats. ``chat`` has the messages of prompts that another model's template
+        has rendered, None for others; further columns play no part."""
+        return self.scores(self.encode(prompts, completions, chat)).tolist()
 
     @property
     def score_unit(self) -> float:
@@ -91,41 +110,59 @@ class TransformerRewardModel:
 
     @property
     def max_tokens(self) -> int | None:
-        """Longest prompt + completion + EOS that the position embeddings allow; None without a limit."""
-        return getattr(self.model.config, "max_position_embeddings", None)
+        """Longest text in tokens, special ones included, that the position embeddings allow; None without a limit."""
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        if self.is_decoder or limit is None:
+            return limit
+        return min(limit, self.tokenizer.model_max_length)  # RoBERTa spends two positions on nothing
 
-    def encode(self, prompts: Sequence[Any], completions: Sequence[str]) -> Ragged:
-        """Prompt tokens + completion tokens + EOS. Over-long prompts lose their left part; a completion is never cut.
+    @property
+    def reading(self) -> str:
+        """What texts become for this model: those of equal ``reading`` may share tokens."""
+        tokenizer: Any = self.tokenizer
+        parts = (self.is_decoder, self.max_tokens, tokenizer.chat_template, tokenizer.eos_token_id)
+        return _sha256(repr(parts), tokenizer.backend_tokenizer.to_str())
+
+    @property
+    def identity(self) -> str:
+        """A digest of weights, settings and tokenizer (:func:`reward_models.base.identity_of`)."""
+        hidden = ("_name_or_path", "transformers_version", "architectures")
+        settings = {key: value for key, value in self.model.config.to_dict().items() if key not in hidden}
+        weights: list[Any] = []
+        for name, tensor in sorted(self.model.state_dict().items()):
+            weights += [name, str(tensor.dtype), tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()]
+        return _sha256(self.reading, json.dumps(settings, sort_keys=True, default=str), *weights)
+
+    def encode(self, prompts: Sequence[Any], completions: Sequence[str], chat: Sequence[Any] | None = None) -> Texts:
+        """Tokens as the model reads them (:mod:`reward_models.texts`). Over-long prompts lose their left part, which is
+        counted, and said once; a completion is never cut.
 
         Raises:
-            ValueError: a completion is too long by itself.
+            ValueError: a completion is too long by itself, or a chat finds no template.
         """
-        prompt_ids, completion_ids = encode_texts(self.tokenizer, prompts, completions, rendered=True)
-        limit, cut = self.max_tokens, 0
-        eos_id: Any = self.tokenizer.eos_token_id
-        texts: list[list[int]] = []
-        for prompt, completion in zip(prompt_ids, completion_ids, strict=True):
-            room = None if limit is None else limit - len(completion) - 1
-            if room is not None and room < len(prompt):
-                if room < 0:
-                    raise ValueError(
-                        f"a completion must fit the reward model {self.name!r}, with tokens + EOS "
-                        f"(={len(completion) + 1}) > limit (={limit}). Shorten it or take another model."
-                    )
-                prompt, cut = prompt[len(prompt) - room :], cut + 1
-            texts.append([*prompt, *completion, eos_id])
+        if len(prompts) != len(completions):
+            raise ValueError(f"prompts (={len(prompts)}) and completions (={len(completions)}) must be as many.")
+        if chat is not None and self.tokenizer.chat_template is not None:
+            prompts = [prompt if messages is None else messages for prompt, messages in zip(prompts, chat, strict=True)]
+        if self.tokenizer.chat_template is None and not all(isinstance(prompt, str) for prompt in prompts):
+            raise ValueError(
+                f"a chat prompt needs a chat template, which the tokenizer of reward model {self.name!r} lacks. Set "
+                "tokenizer.chat_template before saving it, or give prompts as strings."
+            )
+        encode = encode_for_decoder if self.is_decoder else encode_for_encoder
+        limit = self.max_tokens
+        texts, cut = encode(self.tokenizer, prompts, completions, limit, self.name)
         if cut and not self.truncated_prompts:
             _log.warning("Reward model %s (≤ %s tokens): %d prompts were cut on the left.", self.name, limit, cut)
         self.truncated_prompts += cut
-        return Ragged(texts)
+        return texts
 
     @torch.no_grad()
-    def scores(self, texts: Ragged) -> Float[Tensor, " N"]:
+    def scores(self, texts: Texts) -> Float[Tensor, " N"]:
         """Scores of tokenised texts, in order, on the CPU; batches are of similar length."""
         out = torch.zeros(len(texts.lengths))
         for index in length_buckets(texts.lengths, self.batch_size):
-            input_ids, lengths = texts.padded(index)
-            out[index] = score_rows(self.model, input_ids.to(self.model.device), lengths).cpu()
+            out[index] = score_rows(self.model, **texts.batch(index, self.model.device)).cpu()
         return out
 
     def normalize(self, rankings: Sequence[Ranking]) -> None:
@@ -133,9 +170,9 @@ class TransformerRewardModel:
 
         Comparisons leave every prompt an offset that nothing determines, so the spread over all texts is arbitrary and
         would change the meaning of β from seed to seed; the spread within a prompt (pooled, unbiased) is what
-        comparisons fix. The scale goes into the head's weight. The shift goes into the bias of the trunk's final norm,
-        where it has one (GPT-2); elsewhere into ``config.score_offset``, a constant that plain transformers does not
-        add and that no comparison within the model can see.
+        comparisons fix. The scale goes into the head's weight. The shift goes into the head's bias (encoders) or into
+        the bias of the trunk's final norm (GPT-2); a model that has neither keeps it in ``config.score_offset``, a
+        constant that plain transformers does not add and that no comparison within the model can see.
 
         Raises:
             ValueError: the scores do not differ within any prompt.
@@ -150,13 +187,10 @@ class TransformerRewardModel:
                 f"scores must differ within a prompt to be normalised, with deviation (={deviation}). "
                 "Train the model first."
             )
-        with torch.no_grad():
-            score_head(self.model).weight.div_(deviation)
-        self.model.config.score_offset = score_offset(self.model) / deviation
-        self.model.config.score_unit = self.score_unit * deviation
-        self._shift(-means.mean().item() / deviation)
+        rescale(self.model, deviation)
+        shift(self.model, -means.mean().item() / deviation)
 
-    def encode_rankings(self, rankings: Sequence[Ranking]) -> Ragged:
+    def encode_rankings(self, rankings: Sequence[Ranking]) -> Texts:
         """The texts of all rankings, one after another, each from best to worst."""
         prompts = [ranking.prompt for ranking in rankings for _ in ranking.responses]
         return self.encode(prompts, [response for ranking in rankings for response in ranking.responses])
@@ -166,71 +200,38 @@ class TransformerRewardModel:
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
-    @torch.no_grad()
-    def _shift(self, by: float) -> None:
-        """Add a constant to every score: ``w · (h + by · w / (w · w)) = w · h + by``."""
-        probe = torch.tensor([[self.tokenizer.eos_token_id]], device=self.model.device)
-        length = torch.ones(1, dtype=torch.int64)
-        before = score_rows(self.model, probe, length)
-        weight = score_head(self.model).weight[0].double()
-        norms = [module for module in self.model.base_model.modules() if isinstance(module, nn.LayerNorm)]
-        bias = norms[-1].bias if norms else None
-        if bias is not None and bias.shape == weight.shape:
-            kept = bias.clone()
-            bias.copy_(bias.double() + by * weight / weight.square().sum())
-            moved = score_rows(self.model, probe, length) - before
-            if torch.allclose(moved, torch.full_like(moved, by), rtol=1e-3, atol=1e-3):
-                return
-            bias.copy_(kept)  # the last norm is not the final one after all
-        self.model.config.score_offset = score_offset(self.model) + by
-
 
 def load_reward_model(
-    name: str | Path, device: str | torch.device = "cpu", *, dtype: torch.dtype = torch.float32
+    name: str | Path, device: str | torch.device = "cpu", *, dtype: torch.dtype = torch.float32, batch_size: int = 64
 ) -> TransformerRewardModel:
     """Load a folder or hub id. ``trust_remote_code`` stays off; weights come from safetensors.
 
     Raises:
-        ValueError: the name is no readable causal sequence classifier with one label.
+        ValueError: the name is no readable sequence classifier with one label.
     """
+    model, tokenizer = _load(name, dtype)
+    return TransformerRewardModel(model.to(device), tokenizer, name=str(name), batch_size=batch_size)
+
+
+def _load(name: str | Path, dtype: torch.dtype, **options: Any) -> tuple[Any, Any]:
+    """``(model, tokenizer)`` of a sequence classifier, or a ValueError that says why not."""
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(str(name), dtype=dtype, use_safetensors=True)
-        tokenizer = load_tokenizer(name)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            str(name), dtype=dtype, use_safetensors=True, **options
+        )
+        return model, load_tokenizer(name)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ValueError(
             f"a reward model must be a registered name, 'module:callable', a folder or a hub id, with name "
             f"(={str(name)!r}). Loading it as a Hugging Face sequence classifier failed: {error}"
         ) from error
-    return TransformerRewardModel(model.to(device), tokenizer, name=str(name))
 
 
-def score_rows(
-    model: PreTrainedModel, input_ids: Int[Tensor, "B S"], lengths: Int[Tensor, " B"]
-) -> Float[Tensor, " B"]:
-    """Scores of right-padded rows, with gradient: the head runs on the last real token of each row only."""
-    # All ones: the padding lies on the right, where a causal model never looks, and no mask means the fast kernel.
-    trunk = model.base_model
-    hidden = trunk(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False).last_hidden_state
-    last = hidden[torch.arange(len(lengths), device=hidden.device), lengths.to(hidden.device) - 1]
-    return score_head(model)(last).squeeze(-1).float() + score_offset(model)
-
-
-def score_head(model: PreTrainedModel) -> nn.Linear:
-    """The linear head of a causal classifier with one label; ValueError for any other model."""
-    head = getattr(model, "score", None)
-    if not isinstance(head, nn.Linear) or head.out_features != 1:
-        raise ValueError(
-            f"a reward model must be a causal classifier with a linear `score` head of one label, with model "
-            f"(={type(model).__name__}) and head (={head}). Train one, or convert it with num_labels=1."
-        )
-    return head
-
-
-def score_unit(model: PreTrainedModel) -> float:
-    """Log-odds in one unit of score."""
-    return float(getattr(model.config, "score_unit", 1.0))
-
-
-def score_offset(model: PreTrainedModel) -> float:
-    """Constant added to every score of a model whose trunk has no bias to take it."""
-    return float(getattr(model.config, "score_offset", 0.0))
+def _sha256(*parts: Any) -> str:
+    """Digest of strings and byte buffers; each part's length goes in, so that no two splits look alike."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else memoryview(part)
+        digest.update(f"{len(data)}:".encode())
+        digest.update(data)
+    return digest.hexdigest()

@@ -24,10 +24,12 @@ RLHF as ordinary reinforcement learning.
   check     does an environment keep the contract?
   sft       fine-tune a language model on demonstrations
   reward    train a reward model on rankings
+  rm-bench  benchmark reward models on preferences, with a report
   ppo       train a policy in an environment: PPO, with a value function
   rloo      the same by RLOO: several responses a prompt, each judged by the others
   grpo      the same by GRPO or Dr. GRPO: several responses a prompt, each judged by the group
   reinforce the same by REINFORCE: one step a batch, with a value function
+  serve-rm  answer for a reward model over HTTP
   evaluate  answer an environment's prompts and score the answers
   run       an experiment file: agents × environments × seeds, compared
   demo      all of it on the embedded world, with a report
@@ -46,7 +48,7 @@ class EnvArgs:
     reference: str | None = None
     """Language model that the KL is measured against: a registered name, a folder or a hub id."""
     reward_model: str | None = None
-    """A registered name, module:callable, or the folder or hub id of a sequence classifier."""
+    """A registered name, module:callable, the folder or hub id of a sequence classifier, or a JSON object."""
     kl_coef: float | None = None
     """Reward paid for each nat of KL."""
     max_prompt_tokens: int | None = None
@@ -105,7 +107,7 @@ def sft_command() -> Callable[..., None]:
 def reward_command() -> Callable[..., None]:
     import tyro
 
-    import textenv
+    from reward_models.start import start_reward_model
     from reward_models.trainer import RewardConfig, train_reward_model
     from textenv.progress import progress_bar
 
@@ -121,7 +123,8 @@ def reward_command() -> Callable[..., None]:
         """Train a reward model on rankings or pairs; the result is a Hugging Face sequence-classification folder.
 
         Args:
-            model: language model that lends its trunk: a registered name, a folder or a hub id.
+            model: language model or encoder that lends its trunk, or a reward model to train on: a registered name, a
+                folder or a hub id.
             data: JSONL of {"prompt", "responses", "ranking"} or {"prompt", "chosen", "rejected"} records.
             output: folder for the result; an interrupted run leaves its checkpoint there.
             config: how to train.
@@ -129,14 +132,56 @@ def reward_command() -> Callable[..., None]:
             resume: continue the interrupted run in the output folder.
         """
 
-        trunk = textenv.fresh_language_model(model)
+        start = start_reward_model(model)
         with progress_bar("reward model") as advance:
             result = train_reward_model(
-                trunk, data, config, output, eval_rankings=eval_data, resume=resume, on_progress=_on_progress(advance)
+                start, data, config, output, eval_rankings=eval_data, resume=resume, on_progress=_on_progress(advance)
             )
         _print({**result.metrics, "output": str(output)})
 
     return reward
+
+
+def serve_command() -> Callable[..., None]:
+    import os
+    import secrets
+
+    import textenv
+    from reward_models.serve import RewardServer
+
+    def serve(
+        model: str,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        device: str = "cpu",
+        token_variable: str | None = None,
+    ) -> None:
+        """Answer for a reward model over HTTP, until Ctrl-C. Clients name it by the JSON object that is printed.
+
+        Args:
+            model: a registered name, module:callable, the folder or hub id of a sequence classifier, or a JSON object.
+            host: address to listen at; any but this machine's own needs a token.
+            port: to listen at; 0 takes a free one.
+            device: where the model runs.
+            token_variable: environment variable with the bearer token that clients must send; None makes one up.
+        """
+
+        token = secrets.token_urlsafe() if token_variable is None else os.environ.get(token_variable)
+        if not token:
+            raise ValueError(
+                f"token_variable must name an environment variable that is set, with token_variable "
+                f"(={token_variable!r}). Export a token there."
+            )
+        with RewardServer(textenv.reward_model(model, device), host=host, port=port, token=token) as server:
+            if token_variable is None:
+                token_variable = "TEXTENV_RM_TOKEN"
+                print(f"export {token_variable}={token}", flush=True)
+            spec = json.dumps({"http": server.url, "token_variable": token_variable})
+            print(f"{model} answers; its name elsewhere is {spec}", flush=True)
+            server.serve_forever()
+
+    return serve
 
 
 def learner_command(name: str) -> Callable[..., None]:
@@ -185,6 +230,40 @@ def learner_command(name: str) -> Callable[..., None]:
 
     train.__doc__ = str(train.__doc__).replace("ALGORITHM", str(learner.__doc__))
     return train
+
+
+def rm_bench_command() -> Callable[..., None]:
+    import tyro
+
+    from reward_models.benchmark import BenchmarkConfig
+    from reward_models.benchmark.bench import run_all
+    from textenv.progress import progress_bar
+
+    def rm_bench(
+        models: tyro.conf.Positional[tuple[str, ...]],
+        config: Annotated[BenchmarkConfig, tyro.conf.arg(name="")],
+        *,
+        data: str = "embedded",
+        output: Path = Path("runs/rm-bench"),
+        compare: bool = False,
+    ) -> None:
+        """Benchmark reward models: accuracy, calibration, bias, robustness, best-of-n, speed; JSON, a table and a page.
+
+        Args:
+            models: registered names, module:callable, or folders or hub ids of sequence classifiers.
+            config: what to measure.
+            data: embedded, embedded-validation, micro, or JSONL (.gz too) of {"prompt", "responses", "ranking"},
+                {"prompt", "chosen", "rejected"} or {"chosen", "rejected"} dialogues.
+            output: folder for report.html, table.md and a JSON a model; what is there is replaced.
+            compare: test every model against the first one, pair by pair.
+        """
+
+        with progress_bar("benchmark") as advance:
+            table = run_all(models, data, output, config, compare_to_first=compare, advance=advance)
+        print(table)
+        print(f"report: {output / 'report.html'}", file=sys.stderr)
+
+    return rm_bench
 
 
 def evaluate_command() -> Callable[..., None]:
@@ -290,7 +369,9 @@ COMMANDS = {
     "check": check_command,
     "sft": sft_command,
     "reward": reward_command,
+    "rm-bench": rm_bench_command,
     **{name: partial(learner_command, name) for name in ("ppo", "rloo", "grpo", "reinforce")},
+    "serve-rm": serve_command,
     "evaluate": evaluate_command,
     "run": run_command,
     "demo": demo_command,

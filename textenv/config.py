@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
@@ -12,6 +12,15 @@ KLSource = Literal["auto", "reported", "policy", "reference"]
 
 REQUIRED = ("reference", "prompts", "reward_model", "max_prompt_tokens", "max_new_tokens")
 """Options without which there is no task."""
+
+
+class OptionError(ValueError, TypeError):
+    """An option that the environment does not have, or a value of it.
+
+    A TypeError too, which is Python's word for an unknown keyword argument: Stable-Baselines3's ``make_vec_env`` and
+    TorchRL's ``GymEnv`` try arguments of other environments first (``render_mode="rgb_array"``, ``frameskip``), and go
+    on without them after a TypeError.
+    """
 
 
 def hint(name: str, known: Iterable[str]) -> str:
@@ -29,8 +38,9 @@ class TaskConfig:
     ``"module:function"``, or a list of strings or records."""
     reference: str
     """The SFT model (name or path) that the KL is measured against; its tokenizer and LM head define the vocabulary."""
-    reward_model: str
-    """Scores finished texts: a registered name, ``"module:callable"``, or a sequence classifier (folder, hub id)."""
+    reward_model: str | Mapping[str, Any]
+    """Scores finished texts: a registered name, ``"module:callable"``, a sequence classifier (folder, hub id), or a JSON
+    object (``reward_models.spec``)."""
     max_prompt_tokens: int
     """Width of the prompt part of an observation, in tokens."""
     max_new_tokens: int
@@ -47,7 +57,7 @@ class TaskConfig:
     """More tokens that end a response, besides EOS."""
     missing_eos_penalty: float | None = None
     """Subtracted when a response spends its budget without ending."""
-    gold: str | None = None
+    gold: str | Mapping[str, Any] | None = None
     """A reward model reported as ``info["gold_score"]`` and never part of the reward: a world's own judge."""
     obs_mode: Literal["dict", "tokens"] = "dict"
     """"dict": ids, mask and lengths. "tokens": one ``Box`` of ids with −1 on padding."""
@@ -66,9 +76,10 @@ class TaskConfig:
         names = cls.option_names()
         for name in options:
             if name not in names:
-                raise ValueError(
-                    f"an option must be one that the environment has, with option (={name!r}). {hint(name, names)}"
-                    f"Options: {', '.join(names)}."
+                raise OptionError(
+                    f"an option must be one that the environment has, with option (={name!r}): "
+                    f"unexpected keyword argument {name!r}. "
+                    f"{hint(name, names)}Options: {', '.join(names)}."
                 )
 
     @classmethod
@@ -86,8 +97,9 @@ class TaskConfig:
             self._check_type(name, Integral, "a whole number")
         for name in ("kl_coef", "temperature", "missing_eos_penalty"):
             self._check_type(name, Real, "a number")
-        for name in ("reference", "reward_model", "gold"):
-            self._check_type(name, str, "a name")
+        self._check_type("reference", str, "a name")
+        for name in ("reward_model", "gold"):
+            self._check_type(name, (str, Mapping), "a name or a JSON object")
         for name in ("max_prompt_tokens", "max_new_tokens", "score_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be ≥ 1, with {name} (={getattr(self, name)}). Raise it.")
@@ -109,7 +121,7 @@ class TaskConfig:
         if self.obs_mode not in ("dict", "tokens"):
             raise ValueError(f"obs_mode must be 'dict' or 'tokens', with obs_mode (={self.obs_mode!r}).")
 
-    def _check_type(self, name: str, kind: type, words: str) -> None:
+    def _check_type(self, name: str, kind: type | tuple[type, ...], words: str) -> None:
         value = getattr(self, name)
         optional = name in ("gold", "missing_eos_penalty")
         if (value is None and optional) or (isinstance(value, kind) and not isinstance(value, bool)):

@@ -129,6 +129,7 @@ def _load_dataset(dataset: str, split: str | None, config: str | None, revision:
         )
     try:
         import datasets  # pyright: ignore[reportMissingImports]  (optional)
+        from datasets.exceptions import DatasetsError  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ValueError(
             f"reading this data set needs the package `datasets`, with dataset (={dataset!r}). "
@@ -140,7 +141,7 @@ def _load_dataset(dataset: str, split: str | None, config: str | None, revision:
             loaded: Any = datasets.load_from_disk(dataset)
         else:
             loaded = datasets.load_dataset(dataset, config, split=split, revision=revision)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, DatasetsError) as error:
         raise ValueError(
             "a data set must be a JSONL file, a folder of JSONL or parquet files, what save_to_disk wrote, or a hub "
             f"id, with dataset (={dataset!r}), split (={split!r}), config (={config!r}). Loading it failed: {error}"

@@ -20,6 +20,8 @@ FINISH_REASONS = ("eos", "stop", "length")
 class EncodedPrompts(NamedTuple):
     """A prompt set as tokens."""
 
+    prompts: tuple[Any, ...]
+    """As given: strings, or chats."""
     texts: list[str]
     ids: list[list[int]]
     columns: dict[str, tuple[Any, ...]]
@@ -133,6 +135,7 @@ class Episodes:
         self.prompt_lengths = np.zeros(count, dtype=np.int64)
         self.response_lengths = np.zeros(count, dtype=np.int64)
         self.prompt_index = np.full(count, -1)
+        self.prompts: list[Any] = [""] * count
         self.texts = [""] * count
         self.ended = np.ones(count, dtype=bool)
         self._stop = np.array(task.rule.stop_ids)
@@ -143,14 +146,15 @@ class Episodes:
     def begin(self, slot: int, rng: np.random.Generator, options: dict[str, Any] | None = None) -> dict[str, Any]:
         """Start an episode on a prompt drawn from ``rng``, or on the one that ``options`` name; returns its info."""
         task = self.task
-        index, text, ids = _chosen_prompt(task, rng, options)
+        index, prompt, text, ids = _chosen_prompt(task, rng, options)
         width = task.prompt_width
         self.tokens[slot] = task.reference.pad_id
         self.tokens[slot, width - len(ids) : width] = ids
         self.prompt_lengths[slot], self.response_lengths[slot] = len(ids), 0
-        self.prompt_index[slot], self.texts[slot] = index, text
+        self.prompt_index[slot], self.prompts[slot], self.texts[slot] = index, prompt, text
         self.ended[slot] = False
         self._reported[slot] = 0
+        self._pending = None  # reported for an action that was never taken
         return {"prompt": text, "prompt_id": index}
 
     def report(self, logprobs: Float[np.ndarray, " N"]) -> None:
@@ -244,6 +248,9 @@ class Episodes:
             for key, values in task.prompts.columns.items()
         }
         columns["finish_reason"] = [FINISH_REASONS[i] for i in index]
+        chats = [None if isinstance(self.prompts[slot], str) else self.prompts[slot] for slot in slots]
+        if any(chats):  # a reward model with a template of its own wants the messages, not the policy's rendering
+            columns["chat"] = chats
         tokens = Responses(
             torch.from_numpy(self.tokens[slots, :width]),
             torch.from_numpy(self.prompt_lengths[slots]),
@@ -305,7 +312,8 @@ class Episodes:
 @functools.lru_cache(maxsize=16)
 def _encode(prompts: registry.PromptSet, reference: LanguageModel) -> EncodedPrompts:
     texts = [reference.prompt_text(prompt) for prompt in prompts.prompts]
-    return EncodedPrompts(texts, [reference.encode_prompt(prompt) for prompt in prompts.prompts], prompts.columns)
+    ids = [reference.encode_prompt(prompt) for prompt in prompts.prompts]
+    return EncodedPrompts(prompts.prompts, texts, ids, prompts.columns)
 
 
 def encode_prompts(source: Any, reference: LanguageModel, width: int) -> EncodedPrompts:
@@ -324,7 +332,10 @@ def _check_prompt(text: str, ids: list[int], width: int) -> None:
         )
 
 
-def _chosen_prompt(task: Task, rng: np.random.Generator, options: dict[str, Any] | None) -> tuple[int, str, list[int]]:
+def _chosen_prompt(
+    task: Task, rng: np.random.Generator, options: dict[str, Any] | None
+) -> tuple[int, Any, str, list[int]]:
+    """``(number in the prompt set or −1, prompt as given, its text, its tokens)``."""
     options = options or {}
     unknown = options.keys() - {"prompt", "prompt_id"}
     if unknown or len(options) > 1:
@@ -332,14 +343,15 @@ def _chosen_prompt(task: Task, rng: np.random.Generator, options: dict[str, Any]
             f"reset options must be 'prompt' or 'prompt_id', with options (={sorted(options)}). Give one of the two."
         )
     if "prompt" in options:
-        text, ids = task.reference.prompt_text(options["prompt"]), task.reference.encode_prompt(options["prompt"])
+        prompt = options["prompt"]
+        text, ids = task.reference.prompt_text(prompt), task.reference.encode_prompt(prompt)
         _check_prompt(text, ids, task.prompt_width)
-        return -1, text, ids
+        return -1, prompt, text, ids
     count = len(task.prompts.ids)
     index = int(options["prompt_id"]) if "prompt_id" in options else int(rng.integers(count))
     if not 0 <= index < count:
         raise ValueError(f"prompt_id must lie in [0, {count}), with prompt_id (={index}).")
-    return index, task.prompts.texts[index], task.prompts.ids[index]
+    return index, task.prompts.prompts[index], task.prompts.texts[index], task.prompts.ids[index]
 
 
 def _token_id(token: str, reference: LanguageModel) -> int:

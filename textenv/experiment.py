@@ -151,6 +151,8 @@ class _Reading:
         """A name as it stands, a path made absolute; refused when it can be neither."""
         if kind == "prompts" and isinstance(value, list | dict):
             return self.prompts(value, keys)
+        if kind == "reward model" and isinstance(value, dict):
+            return value  # a JSON object, checked by what builds it
         if not isinstance(value, str) or not value:
             raise self.file.error(
                 keys, f"must be a registered name, a path or 'module:attribute', with value (={value!r})."

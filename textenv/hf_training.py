@@ -24,11 +24,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 from transformers.utils import logging as hf_logging
 
 from textenv.data import write_json
 from textenv.interrupt import deferred_interrupt
+from textenv.trainable import BestWeights
 
 OnProgress = Callable[[int, int, dict[str, float]], None]
 """``(step, total steps, latest logged numbers)``, after every optimizer step."""
@@ -164,13 +165,13 @@ class Fit(NamedTuple):
 
     history: list[dict[str, float]]
     """One entry a logging interval: ``step, epoch, loss`` (mean since the last), ``learning_rate, grad_norm``; and one
-    an epoch with what ``evaluate`` returned."""
+    an evaluation with what ``evaluate`` returned."""
     seconds: float
     """Wall-clock time of this call."""
     steps: int
-    """Optimizer steps of the whole run."""
+    """Optimizer steps of the whole run; fewer than planned when it stopped early."""
     evaluation: dict[str, float]
-    """What ``evaluate`` returned for the final weights; empty without it."""
+    """What ``evaluate`` returned for the weights that the model ends with; empty without it."""
 
 
 def fit(
@@ -185,14 +186,19 @@ def fit(
     resume: bool = False,
     on_progress: OnProgress | None = None,
     evaluate: Callable[[], dict[str, float]] | None = None,
+    load: Callable[[Path], None] | None = None,
+    eval_steps: int | None = None,
+    best: BestWeights | None = None,
 ) -> Fit:
     """Minimise ``objective`` over ``len(lengths)`` examples, in place, and leave the model in eval mode.
 
     ``collate`` makes the batch of the examples numbered ``[B]``; ``lengths`` only serve to group them. Checkpoints
     (``save`` writes the model, Trainer its own state) go to ``output_dir``; ``resume=True`` continues from the last one
     if there is one, and ends with the weights of a run that never stopped. Ctrl-C finishes the step, leaves a
-    checkpoint and raises. Who has saved the finished model calls :func:`remove_checkpoints`. ``evaluate`` runs after
-    every epoch.
+    checkpoint and raises. Who has saved the finished model calls :func:`remove_checkpoints`. ``load`` reads into the
+    model what ``save`` wrote, where that is no Hugging Face folder. ``evaluate`` runs after every epoch and every
+    ``eval_steps`` steps. With ``best`` the model ends with the weights of the best evaluation, and the run when that is
+    long ago.
 
     Raises:
         ValueError: ``output_dir`` holds a checkpoint and ``resume`` is False, or one of another run.
@@ -205,19 +211,30 @@ def fit(
         stack.enter_context(untouched_globals())
         folder = Path(output_dir or stack.enter_context(tempfile.TemporaryDirectory()))
         interrupt = stack.enter_context(deferred_interrupt(active=output_dir is not None))
-        trainer = _Trainer(objective, config, lengths, collate, steps, folder, save, identity)
-        watcher = _Watcher(trainer, on_progress, evaluate, interrupt, may_save=output_dir is not None)
+        every = (steps // config.epochs, eval_steps) if evaluate is not None else ()
+        watcher = _Watcher(on_progress, interrupt, every, best, may_save=output_dir is not None)
+        trainer = _Trainer(objective, config, lengths, collate, steps, folder, save, load, identity, evaluate, best)
         trainer.add_callback(watcher)
+        if best is not None and checkpoint is not None:
+            best.load(Path(checkpoint))
         try:
-            trainer.train(resume_from_checkpoint=checkpoint)
+            if best is not None and checkpoint is not None and best.exhausted:  # it had stopped early already
+                trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+            else:
+                trainer.train(resume_from_checkpoint=checkpoint)
         finally:
             objective.model.eval()
-        if not interrupt.is_set() and not watcher.evaluation:  # resumed after the last step
-            watcher.evaluate()
         history = [entry for entry in trainer.state.log_history if "train_runtime" not in entry]
-    if interrupt.is_set():
-        raise KeyboardInterrupt
-    return Fit(history, time.perf_counter() - start, steps, watcher.evaluation)
+        if interrupt.is_set():
+            raise KeyboardInterrupt
+        if best is not None:
+            best.restore()
+        evaluation = best.evaluation if best is not None else trainer.evaluation
+        if evaluate is not None and not evaluation:  # resumed after the last step
+            evaluation = evaluate()
+            if not any(evaluation.keys() <= entry.keys() for entry in history[-2:]):
+                history.append({**evaluation, "step": trainer.state.global_step, "epoch": float(config.epochs)})
+    return Fit(history, time.perf_counter() - start, trainer.state.global_step, evaluation)
 
 
 def remove_checkpoints(output_dir: str | Path) -> None:
@@ -288,7 +305,10 @@ class _Trainer(Trainer):
         steps: int,
         folder: Path,
         save: Callable[[Path], None],
+        load: Callable[[Path], None] | None,
         identity: Mapping[str, Any],
+        evaluate: Callable[[], dict[str, float]] | None,
+        best: BestWeights | None,
     ) -> None:
         on_cpu = objective.model.device.type == "cpu"
         args = TrainingArguments(
@@ -316,7 +336,9 @@ class _Trainer(Trainer):
             report_to="none",
         )
         self._order = LengthBuckets(lengths, config.window, config.seed)
-        self._objective, self._save_model, self._identity = objective, save, identity
+        self._objective, self._save_model, self._load_model, self._identity = objective, save, load, identity
+        self._measure, self._best = evaluate, best
+        self.evaluation: dict[str, float] = {}
         super().__init__(
             model=objective,
             args=args,
@@ -329,14 +351,27 @@ class _Trainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return self._order
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        assert self._measure is not None
+        self.evaluation = self._measure()
+        self.log(dict(self.evaluation))
+        if self._best is not None:
+            self._best.update(self.evaluation)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, self.evaluation)
+        return self.evaluation
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir or ".")
         self._save_model(folder)
+        if self._best is not None:
+            self._best.save(folder)
         write_json(folder / "run.json", self._identity)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         own: Any = self._objective.model
         try:
+            if self._load_model is not None:
+                return self._load_model(Path(resume_from_checkpoint))
             saved = type(own).from_pretrained(resume_from_checkpoint, dtype=own.dtype, use_safetensors=True)
         except (OSError, ValueError, SafetensorError) as error:
             raise ValueError(
@@ -346,20 +381,19 @@ class _Trainer(Trainer):
 
 
 class _Watcher(TrainerCallback):
-    """Reports progress, evaluates after every epoch, and turns an interrupt into a checkpoint at the end of a step."""
+    """Reports progress, calls for evaluations, and turns an interrupt into a checkpoint at the end of a step."""
 
     def __init__(
         self,
-        trainer: _Trainer,
         on_progress: OnProgress | None,
-        evaluate: Callable[[], dict[str, float]] | None,
         interrupt: threading.Event,
+        eval_every: Sequence[int | None],
+        best: BestWeights | None,
         *,
         may_save: bool,
     ) -> None:
-        self.evaluation: dict[str, float] = {}
-        self._trainer, self._on_progress, self._evaluate = trainer, on_progress, evaluate
-        self._interrupt, self._may_save = interrupt, may_save
+        self._on_progress, self._interrupt, self._may_save = on_progress, interrupt, may_save
+        self._eval_every, self._best = [steps for steps in eval_every if steps], best
         self._latest: dict[str, float] = {}
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
@@ -371,18 +405,15 @@ class _Watcher(TrainerCallback):
                 self._on_progress(state.global_step, state.max_steps, self._latest)
             except KeyboardInterrupt:
                 self._interrupt.set()
+        # Trainer now logs, evaluates and saves, in that order: a checkpoint knows of the evaluation at its own step.
+        control.should_evaluate = any(state.global_step % steps == 0 for steps in self._eval_every)
         if self._interrupt.is_set():
             control.should_save = self._may_save
             control.should_training_stop = True
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self._interrupt.is_set():
-            self.evaluate()
-
-    def evaluate(self) -> None:
-        if self._evaluate is not None:
-            self.evaluation = self._evaluate()
-            self._trainer.log(dict(self.evaluation))
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._best is not None and self._best.exhausted:
+            control.should_training_stop = True
 
 
 def _checkpoints(output_dir: str | Path) -> list[Path]:

@@ -27,6 +27,9 @@ RewardFunction = Callable[..., Sequence[float]]
 SEQUENCE_CLASSIFIER = "reward_models.transformer:load_reward_model"
 """What turns a folder or hub id into a reward model. Named, not imported: that package builds on this one."""
 
+REWARD_SPEC = "reward_models.spec:build_reward_model"
+"""What turns a JSON object into a reward model."""
+
 
 _sources: dict[str, dict[str, Any]] = {"prompts": {}, "reward model": {}, "language model": {}}
 _loaded: dict[tuple[str, str, str], Any] = {}
@@ -67,7 +70,7 @@ def register(
             id=id,
             entry_point="textenv.env:TextEnv",
             vector_entry_point="textenv.vector:TextVectorEnv",
-            kwargs=options,
+            kwargs=json.loads(json.dumps(options)),  # a copy: the caller's lists stay the caller's
             # No max_episode_steps: the length budget belongs to the task, which scores what it ends.
         )
         _descriptions[id] = description
@@ -143,8 +146,9 @@ def register_prompts(name: str, source: Any) -> None:
     _register("prompts", name, source)
 
 
-def register_reward_model(name: str, source: RewardFunction | str) -> None:
-    """Name a reward model: a callable, ``"module:callable"``, or the folder or hub id of a sequence classifier."""
+def register_reward_model(name: str, source: RewardFunction | str | Mapping[str, Any]) -> None:
+    """Name a reward model: a callable, ``"module:callable"``, the folder or hub id of a sequence classifier, or a JSON
+    object (:mod:`reward_models.spec`)."""
     _register("reward model", name, source)
 
 
@@ -190,11 +194,26 @@ def fresh_language_model(name: str, device: str = "cpu") -> "LanguageModel":
     return _language_model(_source("language model", name), device)
 
 
-def reward_model(name: str, device: str = "cpu") -> RewardFunction:
-    """The shared reward model behind ``name``."""
+def reward_model(name: str | Mapping[str, Any], device: str = "cpu") -> RewardFunction:
+    """The shared reward model behind a name, or behind a JSON object that says how to build one.
+
+    The object (a mapping, or its JSON text) is one of those in :mod:`reward_models.spec`, like ``{"rule": "length"}``.
+    """
+    spec = _json_object(name)
+    if spec is not None:
+        try:
+            key = ("reward model", json.dumps(spec, sort_keys=True), device)
+        except TypeError as error:
+            raise ValueError(
+                f"a reward model must be made of JSON values, with reward_model (={name!r}): {error}. Register a "
+                "callable under a name and give the name."
+            ) from None
+        if key not in _loaded:
+            _loaded[key] = _attribute(REWARD_SPEC)(spec, device)
+        return _loaded[key]
     if not isinstance(name, str):
         raise ValueError(
-            f"reward_model must be a name, with reward_model (={name!r}). Register a callable first: "
+            f"reward_model must be a name or a JSON object, with reward_model (={name!r}). Register a callable first: "
             "textenv.register_reward_model('mine', f), then reward_model='mine'."
         )
     return _once("reward model", name, device, lambda source: _reward_function(source, device))
@@ -218,6 +237,18 @@ def vocabulary_size(name: str, *, load: bool = False) -> int | None:
     return config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
 
 
+def _json_object(source: Any) -> dict[str, Any] | None:
+    """A mapping, or the text of a JSON object, as a dict; None for anything else."""
+    if isinstance(source, str) and source.lstrip().startswith("{"):
+        try:
+            return json.loads(source)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"a reward model that starts with '{{' must be JSON, with reward_model (={source!r}): {error}."
+            ) from None
+    return dict(source) if isinstance(source, Mapping) else None
+
+
 def clear_cache() -> None:
     """Forget every loaded model and prompt set (the names stay)."""
     _loaded.clear()
@@ -227,8 +258,13 @@ def _register(kind: str, name: str, source: Any) -> None:
     if not name or ":" in name:
         raise ValueError(f"the name of a {kind} must be non-empty and without ':', with name (={name!r}).")
     _sources[kind][name] = source
-    for key in [key for key in _loaded if key[:2] == (kind, name)]:
+    for key in [key for key in _loaded if key[0] == kind and (key[1] == name or _is_composed(kind, key[1]))]:
         del _loaded[key]
+
+
+def _is_composed(kind: str, name: str) -> bool:
+    """Whether a loaded reward model was built from a JSON object, and so may hold others by name."""
+    return kind == "reward model" and _json_object(_sources[kind].get(name, name)) is not None
 
 
 def _once(kind: str, name: str, device: str, load: Callable[[Any], Any]) -> Any:
@@ -279,6 +315,8 @@ def _language_model(source: Any, device: str) -> "LanguageModel":
 
 
 def _reward_function(source: Any, device: str) -> RewardFunction:
+    if _json_object(source) is not None:
+        return reward_model(source, device)
     source = _attribute(source)
     if callable(source):
         return source  # type: ignore[return-value]

@@ -6,6 +6,7 @@ The reward of an episode is the sum of its named ``reward_terms``. The KL in it 
 
 import inspect
 import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, get_args
 
 import numpy as np
@@ -82,8 +83,8 @@ class Scorer:
 
     def score(self, episodes: Finished) -> Scored:
         """Score a batch; rows do not influence one another."""
-        rm_scores = call_reward_model(self._reward_model, episodes)
-        terms = {"reward_model": rm_scores}
+        terms = reward_model_terms(self._reward_model, episodes)
+        rm_scores = np.asarray(sum(terms.values()), dtype=np.float64)
         if self.missing_eos_penalty is not None:
             cut = np.array([reason == "length" for reason in episodes.columns["finish_reason"]])
             terms["missing_eos"] = np.where(cut, -float(self.missing_eos_penalty), 0.0)
@@ -139,35 +140,69 @@ class Scorer:
         return response_logprobs(model, episodes.tokens, self.rule, batch_size=self.batch_size).double().numpy()
 
 
+def reward_model_terms(reward_model: RewardFunction, episodes: Finished) -> dict[str, Float[np.ndarray, " B"]]:
+    """What a reward model contributes: ``{"reward_model": scores}``, or its parts where it itemises them.
+
+    A reward model that is a sum may have a method ``terms(prompts, completions, **columns)`` that returns the scores of
+    each part by name. It is called instead of the model, once, and the parts appear as ``reward_model/<name>``.
+    """
+    itemise: Any = getattr(reward_model, "terms", None)
+    if not callable(itemise):
+        return {"reward_model": call_reward_model(reward_model, episodes)}
+    texts = episodes.prompts, episodes.completions
+    parts: Any = itemise(*map(list, texts), **accepted_columns(itemise, episodes.columns))
+    return {
+        f"reward_model/{name}": checked_scores(scores, *texts, f"part {name!r} of a reward model")
+        for name, scores in parts.items()
+    }
+
+
 def call_reward_model(reward_model: RewardFunction, episodes: Finished) -> Float[np.ndarray, " B"]:
     """Scores as float64, refused unless there is one finite number an episode.
 
     Raises:
         ValueError: wrong count, NaN or inf; names the prompt.
     """
-    columns = {key: list(values) for key, values in episodes.columns.items() if _accepts(reward_model, key)}
-    scores = reward_model(list(episodes.prompts), list(episodes.completions), **columns)
-    scores = np.asarray([float(score) for score in scores], dtype=np.float64)
-    if len(scores) != len(episodes.prompts):
-        raise ValueError(
-            f"a reward model must return one score an episode, with scores (={len(scores)}) for episodes "
-            f"(={len(episodes.prompts)})."
-        )
-    for bad in np.flatnonzero(~np.isfinite(scores)):
-        raise ValueError(
-            f"a reward model must return finite scores, with score (={scores[bad]}) for prompt "
-            f"(={episodes.prompts[bad]!r}) and response (={episodes.completions[bad]!r}). Mend the reward model."
-        )
-    return scores
+    return score_texts(reward_model, episodes.prompts, episodes.completions, episodes.columns)
 
 
-def _accepts(function: RewardFunction, column: str) -> bool:
-    """Whether a reward model takes this column: by name, or through ``**columns``."""
+def score_texts(
+    reward_model: RewardFunction,
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    columns: Mapping[str, Sequence[Any]],
+    name: str = "a reward model",
+) -> Float[np.ndarray, " B"]:
+    """Call a reward model with the columns that it takes; one finite float64 a text, or a ValueError about ``name``."""
+    scores = reward_model(list(prompts), list(completions), **accepted_columns(reward_model, columns))
+    return checked_scores(scores, prompts, completions, name)
+
+
+def checked_scores(
+    scores: Sequence[float], prompts: Sequence[str], completions: Sequence[str], name: str
+) -> Float[np.ndarray, " B"]:
+    """Scores as float64, refused unless there is one finite number a text; the error names the prompt."""
+    checked = np.asarray([float(score) for score in scores], dtype=np.float64)
+    if len(checked) != len(prompts):
+        raise ValueError(
+            f"{name} must return one score an episode, with scores (={len(checked)}) for episodes (={len(prompts)})."
+        )
+    for bad in np.flatnonzero(~np.isfinite(checked)).tolist():
+        raise ValueError(
+            f"{name} must return finite scores, with score (={checked[bad]}) for prompt (={prompts[bad]!r}) and "
+            f"response (={completions[bad]!r}). Mend the reward model."
+        )
+    return checked
+
+
+def accepted_columns(function: Callable[..., Any], columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    """The columns that a reward model takes: by name, or all of them through ``**columns``."""
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
-        return False
-    return any(p.kind is p.VAR_KEYWORD or p.name == column for p in parameters)
+        return {}
+    everything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return {key: list(values) for key, values in columns.items() if everything or key in parameters}
 
 
 def spread_kl(

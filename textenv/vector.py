@@ -7,6 +7,7 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from textenv.config import OptionError
 from textenv.episode import Episodes, ScoredByTask, Task, TaskConfig
 
 
@@ -33,7 +34,7 @@ class TextVectorEnv(ScoredByTask, VectorEnv):
         if num_envs < 1:
             raise ValueError(f"num_envs must be ≥ 1, with num_envs (={num_envs}).")
         if render_mode not in (None, "ansi"):
-            raise ValueError(f"render_mode must be None or 'ansi', with render_mode (={render_mode!r}).")
+            raise OptionError(f"render_mode must be None or 'ansi', with render_mode (={render_mode!r}).")
         self.num_envs = num_envs
         self.render_mode = render_mode
         self.autoreset_mode = AutoresetMode(autoreset_mode)

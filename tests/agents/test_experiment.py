@@ -136,3 +136,19 @@ def test_a_figure_that_some_seed_lacks_is_left_out():
     rows = summarise([{"settings": settings, "figures": f} for f in ({"kl": 1.0, "reward": 2.0}, {"reward": 4.0})])
     assert rows[0]["figures"].keys() == {"reward"}
     assert rows[0]["figures"]["reward"]["mean"] == 3.0
+
+
+@pytest.mark.parametrize("algorithm", ["sb3-ppo", "sb3-a2c", "sb3-maskable-ppo"])
+def test_stable_baselines3s_algorithms_are_agents_like_any_other(algorithm, tmp_path):
+    options = {"num_envs": 8, "n_steps": 4, "learning_rate": 1e-4, "linear_decay": True}
+    options |= {} if algorithm == "sb3-a2c" else {"batch_size": 32}
+    plan = AgentPlan(name=algorithm, algorithm=algorithm, options=options)
+    (result,) = run_cells([Cell("textenv/Micro-v0", plan, 1, 40, {})], tmp_path)
+    assert result["curve"][-1]["episodes"] >= 24
+    assert 0 < result["figures"]["regret_ratio"] < 1.2
+    assert {"reward", "gold_score", "kl"} <= result["curve"][0].keys()
+    with pytest.raises(ValueError, match="n_stepz"):
+        run_cells(
+            [Cell("textenv/Micro-v0", AgentPlan(name="x", algorithm=algorithm, options={"n_stepz": 4}), 1, 40, {})],
+            tmp_path,
+        )

@@ -6,15 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from reward_models.evaluation import clustered_mean, table
 from reward_models.losses import ranking_loss
 from reward_models.preferences import Ranking
-from reward_models.trainer import (
-    RewardConfig,
-    clustered_mean,
-    evaluate_reward_model,
-    table,
-    train_reward_model,
-)
+from reward_models.trainer import RewardConfig, evaluate_reward_model, train_reward_model
 from reward_models.transformer import TransformerRewardModel, load_reward_model
 from tests.conftest import tiny_model
 

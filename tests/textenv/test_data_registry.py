@@ -99,7 +99,7 @@ def temporary_id():
         ({"prompts": {"dataset": "org/name", "colum": "question"}}, r"key \(='colum'\). Did you mean 'column'"),
         ({"prompts": {"column": "question"}}, "a data set must be named"),
         ({"prompts": {"dataset": 3}}, "dataset of a data set must be a string"),
-        ({"prompts": lambda: ["a"]}, r"must be a JSON value.*register_prompts"),
+        ({"prompts": len}, r"must be a JSON value.*register_prompts"),
     ],
     ids=str,
 )
@@ -143,6 +143,13 @@ def test_paths_may_be_path_objects_and_become_json(text_options, temporary_id, t
     textenv.register(temporary_id, **{**text_options, **paths})
     env = gymnasium.make(EnvSpec.from_json(gymnasium.spec(temporary_id).to_json()))
     assert env.reset(seed=0)[1]["prompt"] == "red"
+
+
+def test_what_is_registered_does_not_change_with_the_callers_list(text_options, temporary_id):
+    prompts = ["red"]
+    textenv.register(temporary_id, **{**text_options, "prompts": prompts})
+    prompts.append("green")
+    assert gymnasium.spec(temporary_id).kwargs["prompts"] == ["red"]
 
 
 def test_registrations_in_a_block_that_fails_are_all_taken_back():

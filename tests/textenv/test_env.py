@@ -103,6 +103,14 @@ def test_the_reward_is_the_score_minus_beta_times_the_kl_of_reported_logprobs(te
     assert info["response"] == "blue is"
 
 
+def test_a_report_whose_action_was_never_taken_dies_with_its_episode(text_options):
+    env = gymnasium.make("textenv/Text-v0", **text_options).unwrapped
+    env.reset(seed=0)
+    env.report_logprobs(-9.0)
+    env.reset(seed=0)
+    assert env.step(0)[4]["kl_source"] == "none"
+
+
 def test_what_was_reported_of_one_episode_is_forgotten_in_the_next(text_options):
     env = gymnasium.make("textenv/Text-v0", **text_options).unwrapped
     for actions, own in [([3, 6, 0], [-0.5, -1.25, -2.0]), ([4, 0], [-3.0, -1.0])]:

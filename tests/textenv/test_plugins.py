@@ -120,9 +120,9 @@ def test_importing_the_package_is_fast_and_loads_nothing_heavy_with_a_plug_in_to
         site,
         """
         import time
-        start = time.perf_counter()
+        start = time.process_time()
         import textenv
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         heavy = {"torch", "transformers", "stable_baselines3", "yaml", "datasets", "rich", "tyro"} & set(sys.modules)
         assert not heavy, heavy
         assert seconds < 1, seconds

@@ -16,7 +16,16 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector.utils import CloudpickleWrapper
 from gymnasium.wrappers import RecordEpisodeStatistics
 
-from textenv.conformance.subject import Skipped, Subject, attach, episodes, expect, expect_same, run_vector
+from textenv.conformance.subject import (
+    Skipped,
+    Subject,
+    attach,
+    difference,
+    episodes,
+    expect,
+    expect_same,
+    run_vector,
+)
 
 
 def make(subject: Subject) -> str:
@@ -34,7 +43,7 @@ def global_generators(subject: Subject) -> str:
         return {
             "random": random.getstate(),
             "numpy.random": np.random.get_state(),  # noqa: NPY002
-            "torch": torch.get_rng_state(),
+            "torch": torch.get_rng_state().numpy(),
         }
 
     saved = states()
@@ -54,10 +63,12 @@ def global_generators(subject: Subject) -> str:
     finally:
         random.setstate(saved["random"])
         np.random.set_state(saved["numpy.random"])  # noqa: NPY002
-        torch.set_rng_state(saved["torch"])
+        torch.set_rng_state(torch.from_numpy(saved["torch"]))
     for name, state in before.items():
-        same = torch.equal(state, after[name]) if name == "torch" else str(state) == str(after[name])
-        expect(same, f"the global generator of {name} was used or seeded. Use self.np_random.")
+        expect(
+            difference(state, after[name]) is None,
+            f"the global generator of {name} was used or seeded. Use self.np_random.",
+        )
     return "random, numpy.random and torch untouched"
 
 

@@ -1,5 +1,7 @@
 """The vector form against single environments: ``step`` in every autoreset mode, and ``play``."""
 
+from typing import Any
+
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 

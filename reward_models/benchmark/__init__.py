@@ -1,0 +1,30 @@
+"""The reward-model benchmark: how right, how calibrated, how biased, and how it fares when it is optimised.
+
+    from reward_models.benchmark import compare, load_suite, run
+
+    suite = load_suite("embedded")                    # or "micro", or a JSONL file of preferences
+    report = run("assistant-rm", suite)               # any name, folder or callable
+    print(report.accuracy, report.limits, report.flags)
+
+Command: ``textenv rm-bench MODEL… --data embedded``.
+"""
+
+from reward_models.benchmark.compare import Comparison, compare
+from reward_models.benchmark.harness import run
+from reward_models.benchmark.items import Item, load_items, split_dialogue
+from reward_models.benchmark.report import Report, markdown_table
+from reward_models.benchmark.suites import BenchmarkConfig, Suite, load_suite
+
+__all__ = [
+    "BenchmarkConfig",
+    "Comparison",
+    "Item",
+    "Report",
+    "Suite",
+    "compare",
+    "load_items",
+    "load_suite",
+    "markdown_table",
+    "run",
+    "split_dialogue",
+]

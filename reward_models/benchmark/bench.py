@@ -1,0 +1,67 @@
+"""Several models on one suite, written to a folder: what ``textenv rm-bench`` does."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import textenv
+from reward_models.benchmark.compare import Comparison, compare
+from reward_models.benchmark.harness import run
+from reward_models.benchmark.page import write_page
+from reward_models.benchmark.report import markdown_table, plain
+from reward_models.benchmark.suites import BenchmarkConfig, Suite, load_suite
+from textenv.data import atomic_path, write_json
+
+
+def run_all(
+    models: Sequence[str],
+    data: Suite | Sequence[Mapping[str, Any]] | str | Path,
+    output: str | Path,
+    config: BenchmarkConfig | None = None,
+    *,
+    compare_to_first: bool = False,
+    advance: Any = None,
+) -> str:
+    """Benchmark models by name and write ``<model>.json``, ``table.md`` and ``report.html``; returns the table.
+
+    With ``compare_to_first`` also ``comparisons.json``, each model against the first.
+
+    Raises:
+        ValueError: no or twice the same model, a name that stands for nothing, or malformed data.
+    """
+    config, output = config or BenchmarkConfig(), Path(output)
+    if not models or len(set(models)) < len(models):
+        raise ValueError(f"a benchmark needs one or more models, each named once, with models (={list(models)}).")
+    for name in models:
+        textenv.reward_model(name)  # a wrong name should not wait for the models before it
+    suite = load_suite(data, config)
+    reports = []
+    for number, name in enumerate(models):
+
+        def progress(done: int, total: int, number: int = number) -> None:
+            if advance is not None:
+                advance(number * total + done, len(models) * total, {"model": number + 1})
+
+        reports.append(run(name, suite, config, on_progress=progress))
+    comparisons = _against_first(reports, config) if compare_to_first else []
+    stems = file_stems(models)
+    for stem, report in zip(stems, reports, strict=True):
+        report.save(output / f"{stem}.json")
+    if comparisons:
+        write_json(output / "comparisons.json", plain(comparisons))
+    table = markdown_table(reports, comparisons)
+    with atomic_path(output / "table.md") as temporary:
+        temporary.write_text(table, "utf-8")
+    write_page(output / "report.html", reports, comparisons)
+    return table
+
+
+def file_stems(names: Sequence[str]) -> list[str]:
+    """A file name for each model; a number tells apart those that would be the same."""
+    stems = [re.sub(r"[^\w.-]+", "-", name).strip("-.")[-80:] or "model" for name in names]
+    return [stem if stems.count(stem) == 1 else f"{stem}-{place + 1}" for place, stem in enumerate(stems)]
+
+
+def _against_first(reports: Sequence[Any], config: BenchmarkConfig) -> list[Comparison]:
+    return [compare(reports[0], other, resamples=config.resamples, seed=config.seed) for other in reports[1:]]

@@ -1,0 +1,86 @@
+"""Two reward models on the same items: is one of them better?"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from reward_models.benchmark.metrics import bootstrap_interval, clustered_se, correct
+from reward_models.benchmark.report import Report, ScoredItem
+
+
+class Comparison(NamedTuple):
+    """The first model against the second, pair by pair."""
+
+    first: str
+    second: str
+    difference: float
+    """Accuracy of the first minus accuracy of the second."""
+    interval: tuple[float, float]
+    """95 % paired bootstrap over clusters (prompts)."""
+    se: float
+    """Of the difference, over clusters."""
+    only_first: int
+    """Pairs that only the first orders right."""
+    only_second: int
+    mcnemar_p: float
+    """Two-sided exact p-value (McNemar 1947). It takes pairs as independent; trust the interval where responses of a
+    prompt are many."""
+    pairs: int
+
+
+def compare(first: Report, second: Report, *, resamples: int = 2000, seed: int = 0) -> Comparison:
+    """Compare two reports on the same items.
+
+    Raises:
+        ValueError: the reports are about different items.
+    """
+    a, b, cluster = _paired(first.scored, second.scored)
+    gap = a - b
+    only_first, only_second = int(np.sum(gap == 1)), int(np.sum(gap == -1))
+    return Comparison(
+        first.model,
+        second.model,
+        float(gap.mean()),
+        bootstrap_interval(gap, cluster, resamples=resamples, seed=seed),
+        clustered_se(gap, cluster),
+        only_first,
+        only_second,
+        mcnemar(only_first, only_second),
+        len(gap),
+    )
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """``min(1, 2 P(X ≤ min))`` with X of Binomial(only_first + only_second, ½): the exact sign test. Pairs on which a
+    model ties count for neither side."""
+    count, least = only_first + only_second, min(only_first, only_second)
+    terms = [math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1) for k in range(least + 1)]
+    tail = math.fsum(math.exp(term - count * math.log(2)) for term in terms)
+    return min(1.0, 2 * tail)
+
+
+def _paired(
+    first: Sequence[ScoredItem], second: Sequence[ScoredItem]
+) -> tuple[Float[np.ndarray, " M"], Float[np.ndarray, " M"], np.ndarray]:
+    """Outcomes of both on every pair, and the pairs' clusters."""
+    same = len(first) == len(second) and all(
+        (a.prompt, a.responses, a.ranks) == (b.prompt, b.responses, b.ranks) for a, b in zip(first, second, strict=True)
+    )
+    if not same:
+        raise ValueError(
+            f"a comparison needs two reports on the same items, with items (={len(first)}) and (={len(second)}) that "
+            "differ. Run both models with the same data, limit and seed."
+        )
+    margins: list[tuple[float, float, int]] = []
+    clusters: dict[str, int] = {}
+    for a, b in zip(first, second, strict=True):
+        cluster = clusters.setdefault(a.cluster, len(clusters))
+        for i, j in itertools.combinations(range(len(a.ranks)), 2):
+            if a.ranks[i] < a.ranks[j]:
+                margins.append((a.scores[i] - a.scores[j], b.scores[i] - b.scores[j], cluster))
+    table = np.array(margins)
+    return correct(table[:, 0]), correct(table[:, 1]), table[:, 2].astype(np.int64)

@@ -1,0 +1,124 @@
+"""The pictures of the benchmark: reliability, margins, and gold against √KL. Made without pyplot."""
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from reward_models.benchmark.best_of_n import Point
+from reward_models.benchmark.metrics import Bin
+
+# Okabe and Ito (2008): told apart by colour-blind readers; shapes repeat what a colour says.
+BLUE, ORANGE, GREEN, INK, MUTED = "#0072b2", "#e69f00", "#009e73", "#24292f", "#6b7280"
+STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["Helvetica Neue", "Helvetica", "Arial", "DejaVu Sans"],
+    "font.size": 10,
+    "text.color": INK,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e5e7eb",
+    "grid.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "textenv",  # equal data, equal bytes
+}
+KL_LABELS = {
+    "exact": "√KL (√nats)",
+    "levels": "√KL, from observed shares (√nats)",
+    "bound": "√ of the KL's bound (√nats)",
+}
+
+
+@matplotlib.rc_context(STYLE)
+def reliability_picture(bins: Sequence[Bin]) -> Figure:
+    """Observed against stated agreement, with intervals and the diagonal."""
+    figure, axes = _panel("Reliability")
+    axes.plot([0.5, 1.0], [0.5, 1.0], color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)))
+    observed = np.array([part.observed for part in bins])
+    reach = np.array([part.ci95 if np.isfinite(part.ci95) else 1.0 for part in bins])
+    low, high = np.clip(observed - reach, 0.0, 1.0), np.clip(observed + reach, 0.0, 1.0)
+    axes.errorbar(
+        [part.predicted for part in bins], observed, (observed - low, high - observed), color=BLUE, fmt="o",
+        markersize=5, elinewidth=1.2,
+    )  # fmt: skip
+    axes.set(xlabel="stated agreement, σ(|margin|)", ylabel="observed agreement", xlim=(0.48, 1.02))
+    axes.set_ylim(min(0.4, float(low.min()) - 0.02), 1.02)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def margin_picture(margins: Float[np.ndarray, " M"]) -> Figure:
+    """Histogram of signed margins, in standard deviations within a prompt: right of 0 is right."""
+    figure, axes = _panel("Margins")
+    reach = max(float(np.quantile(np.abs(margins), 0.99)), 0.1)
+    edges = np.linspace(-reach, reach, 42)  # 0 lies inside the middle bin: ties belong to neither side
+    counts, _ = np.histogram(np.clip(margins, -reach, reach), edges)
+    middles = 0.5 * (edges[1:] + edges[:-1])
+    colours = [MUTED if abs(x) < 1e-9 else GREEN if x > 0 else ORANGE for x in middles]
+    axes.bar(middles, counts / len(margins), width=0.92 * (edges[1] - edges[0]), color=colours)
+    axes.axvline(0.0, color=INK, linewidth=0.8)
+    for side, label, colour in ((0.02, "wrong", ORANGE), (0.98, "right", GREEN)):
+        axes.text(side, 0.97, label, transform=axes.transAxes, ha="left" if side < 0.5 else "right", va="top",
+                  color=colour, fontweight="bold")  # fmt: skip
+    axes.set(xlabel="margin (sd within a prompt)", ylabel="share of pairs")
+    axes.margins(y=0.15)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def best_of_n_picture(points: Sequence[Point]) -> Figure:
+    """Gains of gold and of the model's own score against √KL (Gao, Schulman and Hilton 2022)."""
+    figure, axes = _panel("Best of n")
+    root = np.sqrt(np.maximum([point.kl for point in points], 0.0))
+    axes.plot(root, [p.oracle_gain for p in points], color=MUTED, linestyle=(0, (4, 3)), label="gold, if gold chose")
+    axes.errorbar(
+        root, [p.score_gain for p in points], [p.score_gain_ci95 for p in points], color=ORANGE, marker="s",
+        markersize=4, label="own score",
+    )  # fmt: skip
+    axes.errorbar(
+        root, [p.gold_gain for p in points], [p.gold_gain_ci95 for p in points], color=GREEN, marker="o",
+        markersize=5, label="gold",
+    )  # fmt: skip
+    for point, x in zip(points, root, strict=True):
+        if point.n > 1:
+            axes.annotate(f"{point.n}", (x, point.gold_gain), xytext=(0, -13), textcoords="offset points", ha="center",
+                          fontsize=8, color=MUTED)  # fmt: skip
+    axes.set(xlabel=KL_LABELS[points[-1].kl_kind], ylabel="gain over n = 1 (sd)")
+    axes.margins(y=0.12)
+    axes.legend(loc="best", handlelength=1.4)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def svg_uri(figure: Figure) -> str:
+    """A picture as a ``data:`` address of an SVG; equal data give equal bytes."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def _panel(title: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(3.9, 3.2), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title)
+    return figure, axes

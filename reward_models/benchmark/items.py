@@ -1,0 +1,184 @@
+"""Preference data as the benchmark reads it: prompts, responses, and who was ranked above whom.
+
+A record is ``{"prompt", "responses", "ranking"}`` or ``{"prompt", "chosen", "rejected"}``
+(:mod:`reward_models.preferences`), or a pair of whole dialogues ``{"chosen", "rejected"}`` in the form of Anthropic's
+"Helpful and Harmless" data (Bai et al. 2022), which :func:`split_dialogue` cuts. Beyond those, a record may have
+
+* ties: ``"tie": true`` in a pair, or a list inside ``ranking``: ``[[0, 2], 1]`` says that 0 and 2 are equally good;
+* ``category``, by which accuracy is split; ``margin``, how strong the preference is;
+* ``gold``, the true score of each response; ``finish_reasons``, how each of them ended;
+* any other field, which reaches a reward model that names it as a keyword.
+"""
+
+import gzip
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from reward_models.preferences import load_rankings, prompt_key
+
+ASSISTANT, HUMAN = "\n\nAssistant:", "\n\nHuman:"
+_KNOWN = {"prompt", "responses", "ranking", "chosen", "rejected", "tie", "category", "margin", "gold", "finish_reasons"}
+
+
+class Item(NamedTuple):
+    """A prompt with two or more responses, ranked once."""
+
+    prompt: Any
+    """A string, or a chat (list of ``{"role", "content"}``)."""
+    responses: tuple[str, ...]
+    """From best to worst."""
+    ranks: tuple[int, ...]
+    """0 for the best; equal for a tie."""
+    category: str = ""
+    margin: float = 0.0
+    """How strong the preference is, in any unit; 0 where nobody said."""
+    gold: tuple[float, ...] | None = None
+    """True scores; None where they are not known."""
+    finish_reasons: tuple[str, ...] | None = None
+    columns: Mapping[str, Any] = {}
+    """Further fields of the record, for reward models that name them."""
+    cluster: str = ""
+    """Items of one cluster are not independent of one another; the prompt, unless given."""
+
+    @property
+    def group(self) -> str:
+        """What the item is resampled with."""
+        return self.cluster or prompt_key(self.prompt)
+
+
+def load_items(
+    source: Sequence[Mapping[str, Any]] | str | Path, *, limit: int | None = None, skip_malformed: bool = False
+) -> tuple[list[Item], int]:
+    """Items, and how many malformed records were left out.
+
+    Args:
+        source: records, or a JSONL file (``.gz`` too).
+        limit: read at most so many good records.
+        skip_malformed: leave malformed records out instead of failing.
+
+    Raises:
+        ValueError: a record is malformed (names the file and the line), or none is left.
+    """
+    numbered = _lines(Path(source)) if isinstance(source, str | Path) else enumerate(source, start=1)
+    where = f"{source}, line" if isinstance(source, str | Path) else "record"
+    items, skipped = [], 0
+    for number, record in numbered:
+        if limit is not None and len(items) == limit:
+            break
+        try:
+            items.append(item_of(record))
+        except ValueError as error:
+            if not skip_malformed:
+                raise ValueError(
+                    f"{where} {number}: {error} Mend the record, or leave such records out with skip_malformed."
+                ) from None
+            skipped += 1
+    if not items:
+        raise ValueError(f"a benchmark needs at least one good record, with source (={_named(source)}), bad {skipped}.")
+    return items, skipped
+
+
+def item_of(record: Any) -> Item:
+    """One record as an item; ValueError with the rule that it breaks."""
+    if isinstance(record, str):
+        try:
+            record = json.loads(record)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not valid JSON ({error.msg}, column {error.colno}).") from None
+    if not isinstance(record, Mapping):
+        raise ValueError(f"must be a JSON object, not {type(record).__name__}.")
+    if "prompt" not in record and isinstance(record.get("chosen"), str) and isinstance(record.get("rejected"), str):
+        prompt, chosen, rejected = split_dialogue(record["chosen"], record["rejected"])
+        record = {**record, "prompt": prompt, "chosen": chosen, "rejected": rejected}
+    order, ranks = _order(record)
+    ranked = record if "ranking" not in record else {**record, "ranking": order}
+    try:
+        ranking = load_rankings([ranked])[0]
+    except ValueError as error:
+        raise ValueError(str(error).removeprefix("record 1: ")) from None
+    gold = _per_response(record, "gold", order)
+    reasons = _per_response(record, "finish_reasons", order)
+    return Item(
+        prompt=ranking.prompt,
+        responses=ranking.responses,
+        ranks=tuple(ranks),
+        category=str(record.get("category") or ""),
+        margin=ranking.margin,
+        gold=None if gold is None else tuple(float(value) for value in gold),
+        finish_reasons=None if reasons is None else tuple(reasons),
+        columns={key: value for key, value in record.items() if key not in _KNOWN},
+    )
+
+
+def split_dialogue(chosen: str, rejected: str) -> tuple[str, str, str]:
+    """``(prompt, chosen reply, rejected reply)`` of two dialogues that share all but the last assistant turn.
+
+    The prompt ends with ``Assistant:`` and a reply starts with what follows, its space included, so that prompt + reply
+    is the dialogue again.
+
+    Raises:
+        ValueError: a dialogue does not end with an assistant turn, or the two differ before it.
+    """
+    parts = []
+    for name, text in (("chosen", chosen), ("rejected", rejected)):
+        before, found, reply = text.rpartition(ASSISTANT)
+        if not found or HUMAN in reply:
+            raise ValueError(f"a dialogue must end with an assistant turn ({ASSISTANT!r}), with {name} ending so: "
+                             f"{text[-60:]!r}.")  # fmt: skip
+        parts.append((before + found, reply))
+    (prompt, reply), (other, other_reply) = parts
+    if prompt != other:
+        place = next(
+            (i for i, pair in enumerate(zip(prompt, other)) if pair[0] != pair[1]), min(len(prompt), len(other))
+        )
+        raise ValueError(
+            f"the two dialogues must be the same up to the last assistant turn; they differ from character {place} on, "
+            f"with chosen (={prompt[place : place + 40]!r}), rejected (={other[place : place + 40]!r})."
+        )
+    return prompt, reply, other_reply
+
+
+def _order(record: Mapping[str, Any]) -> tuple[list[Any], list[int]]:
+    """Indices into the responses, best first, and the rank of each."""
+    tie = record.get("tie", False)
+    if not isinstance(tie, bool):
+        raise ValueError(f"'tie' must be true or false, with {tie!r}.")
+    ranking = record.get("ranking")
+    if not isinstance(ranking, list):
+        return [0, 1], [0, 0 if tie else 1]
+    if tie:
+        raise ValueError("'tie' belongs to a pair; in a ranking, put equals into a list of their own: [[0, 2], 1].")
+    order, ranks = [], []
+    for equals in ranking:
+        equals = equals if isinstance(equals, list) else [equals]
+        ranks += [len(order)] * len(equals)
+        order += equals
+    return order, ranks
+
+
+def _per_response(record: Mapping[str, Any], name: str, order: list[int]) -> list[Any] | None:
+    """A field with one value a response, from best to worst."""
+    values = record.get(name)
+    if values is None:
+        return None
+    if not isinstance(values, list) or len(values) != len(order):
+        raise ValueError(f"{name!r} must hold one value a response, with responses (={len(order)}) and {values!r}.")
+    return [values[index] for index in order]
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines that are not blank."""
+    if not path.is_file():
+        raise ValueError(
+            f"data must be a JSONL file, 'embedded', 'embedded-validation' or 'micro', with data (={str(path)!r})."
+        )
+    with path.open("rb") as raw, gzip.open(raw) if path.suffix == ".gz" else raw as data:
+        file = io.TextIOWrapper(data, encoding="utf-8")  # type: ignore[arg-type]
+        yield from ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+
+
+def _named(source: Any) -> str:
+    return repr(str(source)) if isinstance(source, str | Path) else "records in memory"

@@ -1,0 +1,229 @@
+"""What a benchmark runs on: a file of preferences, or a world whose true scores are known.
+
+``embedded`` asks the embedded world's test prompts (``embedded-validation`` those for choosing settings), samples
+answers from ``assistant-sft`` and has simulated annotators rank four of them; the rest serve best-of-n. ``micro`` does
+the same in the exact world, where best-of-n is then computed by enumeration.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+import torch
+from jaxtyping import Float
+
+import textenv
+from reward_models.benchmark.items import Item, load_items
+from reward_models.benchmark.layout import FINISH, Texts
+from reward_models.benchmark.probes import PRAISE
+from reward_models.benchmark.robustness import Edit
+from textenv.lm import LanguageModel, TokenRule, pad_left, sample_responses
+from textenv.registry import RewardFunction
+from textenv.tasks import assistant
+from textenv.tasks.assistant.phrases import CLOSERS, OPENERS
+from textenv.tasks.assistant.world import PHRASINGS
+from textenv.tasks.exact import ExactWorld, exact_world
+from textenv.tasks.micro import gold_scores as micro_gold
+
+EMBEDDED = {"embedded": "test", "embedded-validation": "validation"}
+BATCH = 512
+"""Answers sampled at once."""
+MICRO_RANKINGS = 300
+"""Of each of its six prompts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """What to measure, and how finely."""
+
+    limit: int | None = None
+    """Use only the first so many records of a file, or prompts of a world."""
+    seed: int = 0
+    """Of sampling, annotators, edits and the bootstrap: equal seeds give equal reports, times and memory apart."""
+    skip_malformed: bool = False
+    """Leave malformed records out and count them, instead of stopping at the first."""
+    gold_temperature: float | None = None
+    """For a file whose records carry "gold": temperature τ of the annotators, who prefer a to b with probability
+    σ((gold_a − gold_b)/τ). Without it the limits of accuracy and NLL stay unknown."""
+    bins: int = 10
+    """Bins of equal mass in the reliability diagram and the ECE."""
+    resamples: int = 2000
+    """Of the bootstrap. More steady the ends of intervals."""
+    responses: int = 4
+    """Answers that an annotator of a world ranks; equal ones are merged."""
+    annotators: int = 4
+    """Rankings of the same answers, where a world simulates annotators. More lessen the noise of labels."""
+    pool: int = 32
+    """Answers a prompt for best-of-n in a world: n goes up to it."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("bins", 1), ("resamples", 1), ("responses", 2), ("annotators", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be ≥ {least}, with {name} (={getattr(self, name)}).")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit must be ≥ 1, with limit (={self.limit}). Leave it out for everything.")
+        if self.pool < self.responses:
+            raise ValueError(f"pool (={self.pool}) must be ≥ responses (={self.responses}), which are taken from it.")
+
+
+class Pool(NamedTuple):
+    """N samples for each of X prompts, prompt by prompt, with their true scores."""
+
+    texts: Texts
+    gold: Float[np.ndarray, "X N"]
+
+
+class Suite(NamedTuple):
+    """What the models are measured on."""
+
+    name: str
+    items: Sequence[Item]
+    skipped: int = 0
+    """Malformed records that were left out."""
+    temperature: float | None = None
+    """Of simulated annotators, in units of gold; None where the labels are people's."""
+    pool: Pool | None = None
+    """For best-of-n by estimation."""
+    world: ExactWorld | None = None
+    """For best-of-n by enumeration."""
+    paraphrase: Edit | None = None
+    praise: str = PRAISE
+
+
+def load_suite(data: Suite | Sequence[Mapping[str, Any]] | str | Path, config: BenchmarkConfig | None = None) -> Suite:
+    """Make the suite that ``data`` names: a world, a JSONL file (``.gz`` too), or records.
+
+    Raises:
+        ValueError: there is no such file or world, or a record is malformed (names the line).
+    """
+    config = config or BenchmarkConfig()
+    if isinstance(data, Suite):
+        return data
+    if isinstance(data, str) and data in EMBEDDED:
+        return embedded(data, config)
+    if isinstance(data, str) and data == "micro":
+        return micro(config)
+    items, skipped = load_items(data, limit=config.limit, skip_malformed=config.skip_malformed)
+    known = all(item.gold is not None for item in items)
+    if config.gold_temperature is not None and not known:
+        raise ValueError(
+            f"gold_temperature (={config.gold_temperature}) needs the field 'gold' in every record. Leave it out."
+        )
+    name = Path(data).name if isinstance(data, str | Path) else "records"
+    return Suite(name, items, skipped, config.gold_temperature)
+
+
+def embedded(name: str, config: BenchmarkConfig) -> Suite:
+    """The embedded world, answered by its SFT model."""
+    prompts = assistant.prompts(EMBEDDED[name])[: config.limit]  # type: ignore[arg-type]
+    pool = _sample_pool(
+        textenv.language_model("assistant-sft"),
+        [prompt.text for prompt in prompts],
+        assistant.gold_scores,
+        count=config.pool,
+        max_new_tokens=assistant.MAX_NEW_TOKENS,
+        seed=config.seed,
+    )
+    items = []
+    for x, prompt in enumerate(prompts):
+        items += _ranked(pool, x, slice(0, config.responses), config, config.annotators, category=prompt.kind)
+    return Suite(
+        name,
+        items,
+        temperature=assistant.ANNOTATOR_TEMPERATURE,
+        pool=pool,
+        paraphrase=other_phrasing,
+        praise=" ".join([*OPENERS, *CLOSERS]),
+    )
+
+
+def micro(config: BenchmarkConfig) -> Suite:
+    """The exact world. Its six prompts are all there are, so every ranking of fresh answers is a cluster of its own."""
+    env = gymnasium.make("textenv/Micro-v0")
+    world = exact_world(env)
+    count = config.responses * MICRO_RANKINGS
+    prompts = world.prompts[: config.limit]
+    pool = _sample_pool(
+        world.reference, prompts, micro_gold, count=count, max_new_tokens=world.response_ids.shape[1], seed=config.seed
+    )
+    items = []
+    for x, prompt in enumerate(prompts):
+        for number, start in enumerate(range(0, count, config.responses)):
+            part = slice(start, start + config.responses)
+            ranked = _ranked(pool, x, part, config, config.annotators, category=prompt, cluster=f"{x}/{number}")
+            items += ranked
+    return Suite("micro", items, temperature=assistant.ANNOTATOR_TEMPERATURE, world=world)
+
+
+def other_phrasing(prompt: str, rng: np.random.Generator) -> str:
+    """The same question of the embedded world in one of its other phrasings."""
+    asked = assistant.parse_prompt(prompt)
+    aim = f" to {asked.aim} my {asked.person}" if asked.aim else ""
+    slots = {"verb": asked.verb, "object": asked.object, "relation": asked.relation, "subject": asked.subject}
+    phrasings = [phrasing.format(**slots, aim=aim) for phrasing in PHRASINGS[asked.kind]]
+    others = [text for number, text in enumerate(phrasings) if number != asked.phrasing]
+    return prompt.replace(phrasings[asked.phrasing], others[int(rng.integers(len(others)))])
+
+
+def _ranked(
+    pool: Pool, x: int, part: slice, config: BenchmarkConfig, annotators: int, *, category: str, cluster: str = ""
+) -> list[Item]:
+    """Rankings of the distinct answers of a part of the pool; none if all are equal."""
+    width = pool.gold.shape[1]
+    rows = range(width)[part]
+    distinct = {pool.texts.responses[x * width + k]: k for k in reversed(rows)}
+    places = sorted(distinct.values())
+    if len(places) < 2:
+        return []
+    gold = [float(pool.gold[x, k]) for k in places]
+    rng = np.random.default_rng([config.seed, x, part.start])
+    items = []
+    for _ in range(annotators):
+        order = assistant.rank(gold, rng)
+        chosen = [x * width + places[i] for i in order]
+        items.append(
+            Item(
+                prompt=pool.texts.prompts[chosen[0]],
+                responses=tuple(pool.texts.responses[row] for row in chosen),
+                ranks=tuple(range(len(chosen))),
+                category=category,
+                gold=tuple(gold[i] for i in order),
+                finish_reasons=tuple(pool.texts.columns[FINISH][row] for row in chosen),
+                cluster=cluster,
+            )
+        )
+    return items
+
+
+def _sample_pool(
+    lm: LanguageModel, prompts: Sequence[str], gold: RewardFunction, *, count: int, max_new_tokens: int, seed: int
+) -> Pool:
+    """``count`` answers of a language model to each prompt."""
+    ids, lengths = pad_left([lm.encode_prompt(prompt) for prompt in prompts], lm.pad_id)
+    generator = torch.Generator().manual_seed(seed)
+    rule = TokenRule(stop_ids=(lm.eos_id,))
+    answers: list[list[tuple[str, str]]] = [[] for _ in prompts]
+    copies = max(1, BATCH // len(prompts))
+    for start in range(0, count, copies):
+        k = min(copies, count - start)
+        sampled = sample_responses(
+            lm.model,
+            ids.repeat_interleave(k, 0),
+            lengths.repeat_interleave(k),
+            max_new_tokens=max_new_tokens,
+            rule=rule,
+            pad_id=lm.pad_id,
+            generator=generator,
+        )
+        rows = [row[:n].tolist() for row, n in zip(sampled.response_ids, sampled.response_lengths, strict=True)]
+        reasons = ["eos" if row[-1] == lm.eos_id else "length" for row in rows]
+        for place, answer in enumerate(zip(lm.decode_batch(rows), reasons, strict=True)):
+            answers[place // k].append(answer)
+    flat = [answer for same_prompt in answers for answer in same_prompt]
+    repeated = [prompt for prompt in prompts for _ in range(count)]
+    texts = Texts(repeated, [text for text, _ in flat], {FINISH: [reason for _, reason in flat]})
+    scores = np.asarray(gold(texts.prompts, texts.responses, finish_reason=texts.columns[FINISH]))
+    return Pool(texts, scores.reshape(len(prompts), count))

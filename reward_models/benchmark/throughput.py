@@ -1,0 +1,68 @@
+"""How fast a reward model scores, and what memory that takes."""
+
+import statistics
+import sys
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from reward_models.benchmark.layout import Texts
+from reward_models.benchmark.scorer import Scorer
+
+TIMED = 512
+"""Texts that are timed."""
+REPEATS = 3
+
+
+class Throughput(NamedTuple):
+    """Measured on this machine, the model's own batching and tokenising included."""
+
+    texts_per_second: float
+    tokens_per_second: float
+    """Real tokens: padding does not count."""
+    token_unit: str
+    """``tokens`` of the model's tokenizer, or ``words`` where it has none."""
+    peak_memory_growth_mb: float | None
+    """By how much scoring raised the highest resident memory that this process has had, in MB (10⁶ bytes): 0 if
+    something earlier needed more. None where the system does not tell."""
+
+
+def throughput(
+    texts: Texts, scorer: Scorer, *, memory_growth: float | None, seed: int, limit: int = TIMED, repeats: int = REPEATS
+) -> Throughput:
+    """Median of ``repeats`` passes over up to ``limit`` texts. ``memory_growth``: measured over the first scoring."""
+    count = min(limit, len(texts.responses))
+    texts = texts.select(np.sort(np.random.default_rng(seed).permutation(len(texts.responses))[:count]))
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        scorer(texts, chunk=count)
+        seconds.append(time.perf_counter() - start)
+    median = statistics.median(seconds)
+    tokens, unit = count_tokens(texts, scorer.model)
+    return Throughput(count / median, tokens / median, unit, memory_growth)
+
+
+def count_tokens(texts: Texts, model: Any) -> tuple[int, str]:
+    """Tokens that the model reads of these texts; words without ``encode``."""
+    encode = getattr(model, "encode", None)
+    if callable(encode):
+        encoded: Any = encode(texts.prompts, texts.responses)
+        return int(encoded.lengths.sum()), "tokens"
+    pairs = zip(texts.prompts, texts.responses, strict=True)
+    return sum(len(f"{_plain(prompt)} {response}".split()) for prompt, response in pairs), "words"
+
+
+def peak_memory_mb() -> float | None:
+    """Highest resident memory of this process so far, 10⁶ bytes."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def _plain(prompt: Any) -> str:
+    return prompt if isinstance(prompt, str) else " ".join(str(message.get("content", "")) for message in prompt)

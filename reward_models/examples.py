@@ -1,0 +1,68 @@
+"""Rankings as tensors to train on."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from reward_models.evaluation import counts_of, ranks_of
+from reward_models.heads import features_of_rows
+from reward_models.preferences import Ranking
+from reward_models.texts import Texts
+from reward_models.transformer import TransformerRewardModel
+from textenv.lm import length_buckets
+
+
+class Examples(NamedTuple):
+    """The responses of prompt b are the texts ``starts[b] … starts[b] + counts[b] − 1``."""
+
+    texts: Texts
+    starts: Int[Tensor, " N"]
+    counts: Int[Tensor, " N"]
+    ranks: Int[Tensor, " n"]
+    margins: Float[Tensor, " N"]
+    features: Float[Tensor, "n H"] | None
+    """What the trunk makes of each text, where the trunk is frozen."""
+
+    @classmethod
+    def of(cls, model: TransformerRewardModel, rankings: Sequence[Ranking], *, frozen_trunk: bool) -> "Examples":
+        texts = model.encode_rankings(rankings)
+        counts = counts_of(rankings)
+        margins = torch.tensor([ranking.margin for ranking in rankings], dtype=torch.float32)
+        features = trunk_features(model, texts) if frozen_trunk else None
+        return cls(texts, counts.cumsum(0) - counts, counts, ranks_of(rankings), margins, features)
+
+    @property
+    def lengths(self) -> Int[Tensor, " N"]:
+        """Longest text of each prompt."""
+        return torch.stack([part.max() for part in self.texts.lengths.split(self.counts.tolist())])
+
+    def digest(self) -> str:
+        """A fingerprint of all that is trained on."""
+        labels = self.counts, self.ranks, self.margins
+        return hashlib.sha256(
+            self.texts.digest().encode() + b"".join(values.numpy().tobytes() for values in labels)
+        ).hexdigest()[:16]
+
+    def collate(self, index: Int[Tensor, " B"]) -> dict[str, Tensor]:
+        """The batch as Trainer wants it; ``labels`` has one entry a prompt, for Trainer to count."""
+        counts = self.counts[index]
+        within = torch.arange(int(counts.sum())) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+        rows = self.starts[index].repeat_interleave(counts) + within
+        texts = self.texts.batch(rows) if self.features is None else {"features": self.features[rows]}
+        batch = {"counts": counts, "ranks": self.ranks[rows], "margins": self.margins[index]}
+        return {**texts, **batch, "labels": torch.zeros(len(index))}
+
+
+def trunk_features(model: TransformerRewardModel, texts: Texts) -> Float[Tensor, "n H"]:
+    """What reaches the head, of every text, in order, on the CPU."""
+    out: Tensor | None = None
+    for index in length_buckets(texts.lengths, model.batch_size):
+        features = features_of_rows(model.model, **texts.batch(index, model.model.device)).cpu()
+        out = features.new_zeros(len(texts.lengths), features.shape[1]) if out is None else out
+        out[index] = features
+    assert out is not None
+    return out

@@ -1,0 +1,77 @@
+"""A reward model as a small HTTP service, for :class:`reward_models.remote.HTTPRewardModel`. Standard library only."""
+
+import hmac
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from textenv.registry import RewardFunction
+from textenv.scoring import score_texts
+
+MAX_BODY = 64 * 2**20
+"""Bytes of a request that are read at most."""
+
+
+class RewardServer(ThreadingHTTPServer):
+    """Answers POSTs at any path, one batch at a time; ``with server: server.serve_forever()``.
+
+    Without a ``token`` it only listens on this machine. It speaks plain HTTP: put a proxy with TLS before it elsewhere.
+    """
+
+    daemon_threads = True
+
+    def __init__(
+        self, model: RewardFunction, *, host: str = "127.0.0.1", port: int = 0, token: str | None = None
+    ) -> None:
+        if token is None and host not in ("127.0.0.1", "::1", "localhost"):
+            raise ValueError(f"a server that others can reach must have a token, with host (={host!r}), token (=None).")
+        super().__init__((host, port), _Handler)
+        self.model, self.token, self.lock = model, token, threading.Lock()
+
+    @property
+    def url(self) -> str:
+        host, port = self.server_address[:2]
+        return f"http://{host!s}:{port}/score"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Any
+    timeout = 60
+
+    def do_POST(self) -> None:
+        token = self.server.token
+        given = self.headers.get("Authorization", "")
+        length = self.headers.get("Content-Length", "")
+        if token is not None and not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+            self._answer(401, {"error": "the bearer token is missing or wrong"})
+        elif not length.isdigit() or int(length) > MAX_BODY:
+            self._answer(413, {"error": f"Content-Length must be given, up to {MAX_BODY} bytes"})
+        else:
+            body = self.rfile.read(int(length))
+            try:
+                self._answer(200, {"scores": self._scores(json.loads(body))})
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                self._answer(400, {"error": f"{type(error).__name__}: {error}"})
+            except Exception as error:  # the client is told, and the server goes on
+                self._answer(500, {"error": f"{type(error).__name__}: {error}"})
+
+    def _scores(self, batch: dict[str, Any]) -> list[float]:
+        prompts, completions = batch.pop("prompts"), batch.pop("completions")
+        if not all(
+            isinstance(values, list) and len(values) == len(prompts) for values in (completions, *batch.values())
+        ):
+            raise ValueError("prompts, completions and every column must be lists of one length")
+        with self.server.lock:
+            return score_texts(self.server.model, prompts, completions, batch).tolist()
+
+    def _answer(self, status: int, content: dict[str, Any]) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: the requests of a training run are many."""

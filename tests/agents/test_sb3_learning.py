@@ -1,0 +1,50 @@
+"""Stock Stable-Baselines3 PPO against what is exactly known of the exact world."""
+
+import functools
+
+import pytest
+from stable_baselines3 import PPO
+
+from agents.sb3 import CausalLMPolicy, make_vec_env
+from textenv.tasks.exact import exact_world
+
+pytestmark = pytest.mark.slow
+
+SLOTS, STEPS, UPDATES = 512, 8, 25
+
+
+@functools.cache
+def trained(seed: int, kl_coef: float):
+    """What 25 updates of about 1,000 episodes each reach, measured exactly."""
+    env = make_vec_env("textenv/Micro-v0", SLOTS, kl_coef=kl_coef)
+    world = exact_world(env)
+    agent = PPO(
+        CausalLMPolicy,
+        env,
+        n_steps=STEPS,
+        batch_size=512,
+        n_epochs=4,
+        gamma=1.0,
+        gae_lambda=0.95,
+        learning_rate=lambda remaining: 1e-3 * remaining,
+        vf_coef=0.1,
+        max_grad_norm=1.0,
+        seed=seed,
+        device="cpu",
+    )
+    assert world.measure(agent.policy.model).regret_ratio == pytest.approx(1.0)
+    agent.learn(SLOTS * STEPS * UPDATES)
+    return world, world.measure(agent.policy.model)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_stock_ppo_comes_near_the_optimum_of_the_exact_world(seed):
+    world, measured = trained(seed, 0.3)
+    assert measured.regret_ratio <= 0.10
+    assert measured.kl == pytest.approx(world.kl(world.optimum().logprobs), rel=0.2)
+    assert measured.expected_reward <= world.frontier_reward_at(measured.kl) + 1e-6
+
+
+def test_a_higher_kl_coefficient_leaves_a_lower_kl():
+    kls = [trained(0, kl_coef)[1].kl for kl_coef in (0.15, 0.3, 0.6)]
+    assert kls[0] > 1.3 * kls[1] > 1.3 * 1.3 * kls[2]

@@ -1,0 +1,47 @@
+"""Two models on the same items."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from reward_models.benchmark import BenchmarkConfig, compare, run
+from reward_models.benchmark.compare import mcnemar
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 0), (1, 0), (5, 9), (9, 5), (10, 10), (40, 80), (3260, 1364)])
+def test_mcnemar_is_the_exact_binomial_test(first, second):
+    scipy = stats.binomtest(first, first + second).pvalue if first + second else 1.0
+    assert mcnemar(first, second) == pytest.approx(scipy, rel=1e-6, abs=1e-300)
+
+
+def records(count):
+    return [{"prompt": f"prompt {i // 2}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(count)]
+
+
+def right_on(numbers):
+    """A model that is right on the pairs ``numbers`` and wrong on the others."""
+    right = {f"good {i}" if i in numbers else f"bad {i}" for i in range(100)}
+    return lambda prompts, completions, **columns: [float(text in right) for text in completions]
+
+
+QUICK = BenchmarkConfig(resamples=500)
+
+
+def test_the_difference_counts_the_pairs_that_only_one_gets_right():
+    a = run(right_on(set(range(70))), records(100), QUICK, name="a")
+    b = run(right_on(set(range(10, 60))), records(100), QUICK, name="b")
+    found = compare(a, b)
+    assert found.difference == pytest.approx(0.2)
+    assert (found.only_first, found.only_second, found.pairs) == (20, 0, 100)
+    assert found.mcnemar_p == pytest.approx(2 * 0.5**20)
+    assert 0.05 < found.interval[0] < 0.2 < found.interval[1] < 0.35
+    # Paired, two pairs a prompt: 10 of 50 prompts gain 1, the rest 0 — standard error √(0.2 · 0.8 / 49).
+    assert found.se == pytest.approx(np.sqrt(0.2 * 0.8 / 49))
+    assert compare(b, a).difference == pytest.approx(-0.2)
+    assert compare(a, a).interval == (0.0, 0.0)
+
+
+def test_reports_on_different_items_are_not_compared():
+    a, b = (run(right_on(set()), records(count), QUICK) for count in (10, 12))
+    with pytest.raises(ValueError, match="the same items"):
+        compare(a, b)
