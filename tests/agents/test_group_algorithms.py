@@ -12,9 +12,11 @@ import textenv
 from agents.baselines import RandomAgent, reference_agent
 from agents.best_of_n import BestOfN
 from agents.grpo import GRPO, GRPOConfig
+from agents.learner import MicroBatch, clipped_loss
+from agents.policy import Evaluated
 from agents.ppo import PPO
 from agents.reinforce import Reinforce, ReinforceConfig
-from agents.returns import group_advantages, leave_one_out_advantages
+from agents.returns import group_advantages, leave_one_out_advantages, on_every_token
 from agents.rloo import RLOO, RLOOConfig
 from tests.conftest import tiny_model
 from textenv.evaluation import evaluate
@@ -47,6 +49,24 @@ def test_each_response_is_judged_by_the_mean_of_the_others():
     assert group_advantages(returns, 3, normalize_std=True).tolist() == pytest.approx(scaled, abs=1e-4)
     same = torch.tensor([0.3, 0.3 + 1e-7, 0.3 - 1e-7])  # one response three times, but for the rounding of a batch
     assert group_advantages(same, 3, normalize_std=True).abs().max() < 1e-2
+
+
+def test_the_advantage_of_a_response_stands_on_its_tokens_and_nowhere_else():
+    mask = torch.tensor([[True, True], [True, False]])
+    assert on_every_token(torch.tensor([2.0, 3.0]), mask).tolist() == [[2.0, 2.0], [3.0, 0.0]]
+
+
+def test_the_clipped_loss_divides_by_its_normalizer_and_reports_means_over_tokens():
+    """Ratios 1.5, 1, 0.9 with ε = 0.2: the first of three tokens is outside; advantages 1, 1, −1."""
+    mask = torch.tensor([[True, True], [True, False]])
+    ratios = torch.tensor([[1.5, 1.0], [0.9, 1.0]])
+    zeros = torch.zeros(2, 2)
+    old = MicroBatch(zeros, zeros, torch.tensor([[1.0, 1.0], [-1.0, 0.0]]), zeros, mask, tokens=3, episodes=2)
+    loss, log = clipped_loss(Evaluated(ratios.log(), zeros, None), old, clip_range=0.2, normalizer=8)
+    assert float(loss) == pytest.approx(-(1.2 + 1.0 - 0.9) / 8)
+    assert float(log["policy_loss"]) == pytest.approx(float(loss))
+    assert float(log["clip_fraction"]) == pytest.approx(1 / 3)
+    assert float(log["approx_kl"]) == pytest.approx((0.5 - math.log(1.5) - 0.1 - math.log(0.9)) / 3)
 
 
 @pytest.mark.parametrize("k", [2, 3])
@@ -122,6 +142,28 @@ def test_reinforce_weighs_log_probabilities_by_return_minus_value(learner):
     total.backward()
     expected = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     torch.testing.assert_close(gradient(agent), expected, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("per_token_kl", [False, True])
+def test_reinforce_charges_the_last_token_with_all_of_the_kl_or_its_own(learner, per_token_kl):
+    agent = learner(Reinforce, tiny_model(seed=5), per_token_kl=per_token_kl)
+    rollout = agent.collect()  # values start at 0, so advantages are returns
+    got = agent.advantages(rollout).advantages
+    last = rollout.tokens.response_lengths[:, None] - 1
+    own = rollout.kl_per_token.gather(1, last).squeeze(1)
+    charged = own if per_token_kl else rollout.kl_per_token.sum(1)
+    assert (own - rollout.kl_per_token.sum(1)).abs().max() > 0.1
+    torch.testing.assert_close(got.gather(1, last).squeeze(1), rollout.rm_scores - 0.1 * charged, atol=1e-4, rtol=0)
+    torch.testing.assert_close(got[:, 0], rollout.rewards, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("kind", "config"), LEARNERS)
+def test_only_an_algorithm_with_a_critic_trains_a_value_function(learner, kind, config):
+    agent = learner(kind, **config).learn(64)
+    head = agent.actor.value_head.linear
+    trained = any(parameter is head.weight for group in agent.optimizer.param_groups for parameter in group["params"])
+    assert trained == bool(head.weight.any()) == (kind is Reinforce)
+    assert ("explained_variance" in agent.history[0]) == (kind is Reinforce)
 
 
 @pytest.mark.parametrize(("kind", "config"), LEARNERS)
