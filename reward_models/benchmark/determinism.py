@@ -1,5 +1,6 @@
 """The same text must score the same, whatever stands beside it in the batch."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -49,10 +50,16 @@ def determinism(texts: Texts, scorer: Scorer, *, unit: float, seed: int, limit: 
     shuffled = np.empty(count)
     shuffled[order] = scorer(texts.select(order), chunk=count)
     changed["shuffled"] = shuffled
-    if isinstance(scorer.model, TransformerRewardModel):
+    if isinstance(scorer.model, TransformerRewardModel) and takes_left_padding(scorer.model):
         changed["left padding"] = left_padded_scores(scorer.model, texts)
     unit = unit if unit > 0 else 1.0
     return Determinism({name: float(np.abs(values - base).max()) / unit for name, values in changed.items()}, count)
+
+
+def takes_left_padding(model: TransformerRewardModel) -> bool:
+    """A decoder whose positions can be given."""
+    trunk = model.model.base_model
+    return getattr(model, "is_decoder", True) and "position_ids" in inspect.signature(trunk.forward).parameters
 
 
 @torch.no_grad()

@@ -91,8 +91,10 @@ def item_of(record: Any) -> Item:
     if not isinstance(record, Mapping):
         raise ValueError(f"must be a JSON object, not {type(record).__name__}.")
     if "prompt" not in record and isinstance(record.get("chosen"), str) and isinstance(record.get("rejected"), str):
-        prompt, chosen, rejected = split_dialogue(record["chosen"], record["rejected"])
-        record = {**record, "prompt": prompt, "chosen": chosen, "rejected": rejected}
+        prompt, *replies = split_dialogue(record["chosen"], record["rejected"])
+        rest = {key: value for key, value in record.items() if key not in ("chosen", "rejected", "tie")}
+        ranking = [[0, 1]] if record.get("tie") else [0, 1]
+        record = {**rest, "prompt": prompt, "responses": replies, "ranking": ranking}  # a reply may be empty here
     order, ranks = _order(record)
     ranked = record if "ranking" not in record else {**record, "ranking": order}
     try:
@@ -120,7 +122,7 @@ def split_dialogue(chosen: str, rejected: str) -> tuple[str, str, str]:
     is the dialogue again.
 
     Raises:
-        ValueError: a dialogue does not end with an assistant turn, or the two differ before it.
+        ValueError: a dialogue does not end with an assistant turn, or the two differ before it, or not at all.
     """
     parts = []
     for name, text in (("chosen", chosen), ("rejected", rejected)):
@@ -138,6 +140,8 @@ def split_dialogue(chosen: str, rejected: str) -> tuple[str, str, str]:
             f"the two dialogues must be the same up to the last assistant turn; they differ from character {place} on, "
             f"with chosen (={prompt[place : place + 40]!r}), rejected (={other[place : place + 40]!r})."
         )
+    if reply == other_reply:
+        raise ValueError(f"the two dialogues must differ in the last turn, with both {reply[:60]!r}.")
     return prompt, reply, other_reply
 
 

@@ -51,6 +51,13 @@ def test_a_dialogue_is_split_at_the_last_assistant_turn():
     assert (item.prompt, item.responses) == (HELLO, (" good bye", " no"))
 
 
+def test_a_reply_may_be_empty_but_not_both_the_same():
+    item = item_of({"chosen": HELLO + " ", "rejected": HELLO + " no", "tie": True})
+    assert (item.responses, item.ranks) == ((" ", " no"), (0, 0))
+    with pytest.raises(ValueError, match="differ in the last turn"):
+        split_dialogue(HELLO + " no", HELLO + " no")
+
+
 def test_dialogues_that_differ_earlier_or_end_with_a_human_are_errors():
     with pytest.raises(ValueError, match="differ from character 9 on"):
         split_dialogue("\n\nHuman: a\n\nAssistant: x", "\n\nHuman: b\n\nAssistant: x")

@@ -76,7 +76,8 @@ def test_ece_is_the_one_done_by_hand():
     # Four pairs at p = 0.6, of which 3 right; six at p = 0.9, of which 3 right; two bins of 5: the first holds the four
     # at 0.6 and one right at 0.9. Bin 1: predicted (4·0.6 + 0.9)/5 = 0.66, observed 4/5. Bin 2: 0.9 against 2/5.
     unsure, sure = math.log(0.6 / 0.4), math.log(0.9 / 0.1)
-    margins = np.array([unsure] * 3 + [-unsure] + [sure] * 3 + [-sure] * 3)
+    # The sure ones stand first, so that bins must sort; of equals the first comes first: a right one.
+    margins = np.array([sure] * 3 + [-sure] * 3 + [unsure] * 3 + [-unsure])
     bins = metrics.reliability(margins, SINGLE[:10], 2)
     assert [part.pairs for part in bins] == [5, 5]
     assert [part.predicted for part in bins] == pytest.approx([0.66, 0.9])
