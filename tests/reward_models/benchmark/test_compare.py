@@ -45,3 +45,6 @@ def test_reports_on_different_items_are_not_compared():
     a, b = (run(right_on(set()), records(count), QUICK) for count in (10, 12))
     with pytest.raises(ValueError, match="the same items"):
         compare(a, b)
+    other = [{**record, "prompt": "another"} for record in records(10)]
+    with pytest.raises(ValueError, match="the same items"):
+        compare(a, run(right_on(set()), other, QUICK))

@@ -12,6 +12,7 @@ import torch
 import textenv
 from reward_models.benchmark import BenchmarkConfig, Item, load_suite, run
 from reward_models.benchmark.bench import file_stems
+from reward_models.benchmark.bias import swapped, within_prompt_spearman
 from reward_models.benchmark.layout import lay_out
 from reward_models.benchmark.metrics import Rate
 from reward_models.benchmark.page import write_page
@@ -63,6 +64,10 @@ def test_the_suite_is_the_held_out_world_and_equal_seeds_make_it_equal(suite):
         assert len(set(item.responses)) == len(item.responses)
         truth = assistant.gold_scores([item.prompt] * len(item.gold), item.responses, list(item.finish_reasons))
         assert truth == list(item.gold)
+    reasons = {
+        (len(text.split()) == 24, why) for item in suite.items for text, why in zip(item.responses, item.finish_reasons)
+    }
+    assert reasons == {(False, "eos"), (True, "length")}  # 24 words and no EOS is the budget
 
 
 def test_a_model_that_knows_gold_reaches_the_limit_and_is_calibrated(suite):
@@ -73,6 +78,14 @@ def test_a_model_that_knows_gold_reaches_the_limit_and_is_calibrated(suite):
     assert abs(slope.value - 1) < 1.5 * (slope.ci95[1] - slope.value)  # 3 standard errors
     assert abs(report.calibration.nll - report.limits.nll_floor) < 3 * report.calibration.nll_se
     assert report.calibration.ece < 0.05
+    # A hundredth of the scores in units of a hundred times the log-odds is the same model.
+    small = Callable(
+        lambda *texts, **columns: [0.01 * score for score in assistant.gold_scores(*texts, **columns)],
+        100 / assistant.ANNOTATOR_TEMPERATURE,
+    )
+    same = run(small, suite._replace(pool=None), CONFIG)
+    assert same.calibration.nll == pytest.approx(report.calibration.nll)
+    assert same.calibration.slope.value == pytest.approx(slope.value)
     assert report.limits.gold_spearman == pytest.approx(1.0)
     assert report.best_of_n[-1].gold_gain == pytest.approx(report.best_of_n[-1].oracle_gain)
     assert report.flags == ()
@@ -129,6 +142,19 @@ def test_a_model_that_counts_letters_shows_a_length_bias_of_one_and_reads_no_pro
     assert report.probes["empty"].beats_mean == 0.0
     assert any("best word repeated" in flag for flag in report.flags)
     assert run(lambda p, c, **k: [-x for x in length(p, c)], suite, CONFIG).length.spearman == pytest.approx(-1.0)
+
+
+def test_length_bias_is_measured_within_prompts():
+    # Long answers to one prompt, short ones to the other: over all texts score falls with length, within both it rises.
+    scores, lengths, prompt = (
+        np.array([10.0, 20.0, 1.0, 2.0]),
+        np.array([1.0, 2.0, 100.0, 200.0]),
+        np.array([0, 0, 1, 1]),
+    )
+    assert within_prompt_spearman(scores, lengths, prompt) == pytest.approx([1.0, 1.0])
+    # Equal lengths say nothing; equal scores do not go with length.
+    assert within_prompt_spearman(scores, np.array([1.0, 1.0, 2.0, 1.0]), prompt) == pytest.approx([-1.0])
+    assert within_prompt_spearman(np.ones(4), lengths, prompt) == [0.0, 0.0]
 
 
 def test_only_a_prompt_blind_model_is_told_that_it_reads_no_prompt():
@@ -188,8 +214,9 @@ def order_dependent(prompts, completions, **columns):
 
 def test_scores_that_depend_on_the_batch_or_the_order_are_caught(suite):
     small = suite._replace(pool=None)
-    for broken in (batch_dependent, order_dependent):
+    for broken, varied in ((batch_dependent, "batches of 8"), (order_dependent, "shuffled")):
         report = run(broken, small, CONFIG)
+        assert report.determinism.changes[varied] > 1e-2
         assert not report.determinism.passed
         assert any("depend on more than their text" in flag for flag in report.flags)
     calls = iter(range(10**6))
@@ -326,8 +353,6 @@ def test_chats_go_through_every_part():
 
 
 def test_swapped_prompts_are_never_their_own(suite):
-    from reward_models.benchmark.bias import swapped
-
     layout = lay_out(suite.items)
     texts = swapped(layout, seed=0)
     assert all(a != b for a, b in zip(texts.prompts, layout.texts.prompts, strict=True))
@@ -345,6 +370,7 @@ def test_the_report_is_json_and_the_page_escapes_what_it_shows(tmp_path):
     write_page(tmp_path / "r.html", [report])
     page = (tmp_path / "r.html").read_text()
     assert "&lt;b&gt;|model" in page
+    assert "<b>|model" not in page
     assert "a&lt;b" in page
     assert "<script" not in page
     assert "http" not in page.replace("http://www.w3.org", "")
