@@ -29,6 +29,7 @@ def test_every_id_passes_every_check_in_both_observation_modes(env_id, obs_mode,
     "options",
     [
         {"stop_tokens": ["?", "sky"], "min_new_tokens": 2, "missing_eos_penalty": 1.0, "gold": "colour"},
+        {"reward_model": {"weighted": {"colour": 1.0, "short": {"model": {"rule": "length"}, "weight": -0.1}}}},
         {"kl_source": "reference", "temperature": 0.5, "min_new_tokens": 1},
         {"kl_source": "policy", "temperature": 2.0},
         {"kl_source": "reported", "score_batch_size": 2},

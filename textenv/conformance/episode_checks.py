@@ -42,7 +42,8 @@ def rewards(subject: Subject) -> str:
         expect(all(np.isfinite(value) for value in terms.values()), f"reward_terms must be finite, with {terms}")
         total = sum(terms.values())
         expect(close(reward, total, 1e-6), f"the reward (={reward}) must be the sum of reward_terms (={total})")
-        expect(close(terms.get("reward_model", np.nan), info["rm_score"], 1e-6), "reward_terms must hold rm_score")
+        scored = [value for name, value in terms.items() if name.split("/")[0] == "reward_model"]  # itemised or not
+        expect(bool(scored) and close(sum(scored), info["rm_score"], 1e-6), "reward_terms must hold rm_score")
         coefficient = env.unwrapped.kl_coef
         expect(info["kl_coef"] == coefficient, f"kl_coef must be {coefficient}, not {info['kl_coef']}")
         paid, owed = terms.get("kl", 0.0), -coefficient * info.get("kl", 0.0)
