@@ -22,7 +22,6 @@ def test_every_id_passes_every_check_in_both_observation_modes(env_id, obs_mode,
     assert report.failures == {}
     assert [item.name for item in report.checks] == list(CHECKS)
     assert not any("skipped" in item.detail for item in report.checks)
-    assert sum(item.seconds for item in report.checks) < 20
 
 
 @pytest.mark.parametrize(
