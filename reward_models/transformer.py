@@ -63,6 +63,7 @@ class TransformerRewardModel:
         A ``<pad>`` token is added when the tokenizer has none, or one that equals EOS.
         """
         tokenizer = copy.deepcopy(lm.tokenizer)
+        tokenizer.padding_side = "right"  # plain transformers scores differently with padding on the left
         if tokenizer.pad_token_id is None or tokenizer.pad_token_id == lm.eos_id:
             tokenizer.add_special_tokens({"pad_token": "<pad>"})
         config = copy.deepcopy(lm.model.config)

@@ -82,7 +82,7 @@ def plain_scores(folder):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     texts = [f"{prompt} {completion} <eos>" for prompt, completion in zip(PROMPTS, COMPLETIONS, strict=True)]
-    batch = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
     with torch.no_grad():
         return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[:, 0].tolist()
 
