@@ -1,7 +1,7 @@
 """Rankings as tensors to train on."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,11 +9,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from reward_models.evaluation import counts_of, ranks_of
-from reward_models.heads import features_of_rows
 from reward_models.preferences import Ranking
 from reward_models.texts import Texts
 from reward_models.transformer import TransformerRewardModel
-from textenv.lm import length_buckets
+
+Featurize = Callable[[Texts], Float[Tensor, "n H"]]
 
 
 class Examples(NamedTuple):
@@ -28,11 +28,14 @@ class Examples(NamedTuple):
     """What the trunk makes of each text, where the trunk is frozen."""
 
     @classmethod
-    def of(cls, model: TransformerRewardModel, rankings: Sequence[Ranking], *, frozen_trunk: bool) -> "Examples":
+    def of(
+        cls, model: TransformerRewardModel, rankings: Sequence[Ranking], featurize: Featurize | None = None
+    ) -> "Examples":
+        """With ``featurize``, the trunk is frozen and read once."""
         texts = model.encode_rankings(rankings)
         counts = counts_of(rankings)
         margins = torch.tensor([ranking.margin for ranking in rankings], dtype=torch.float32)
-        features = trunk_features(model, texts) if frozen_trunk else None
+        features = None if featurize is None else featurize(texts)
         return cls(texts, counts.cumsum(0) - counts, counts, ranks_of(rankings), margins, features)
 
     @property
@@ -55,14 +58,3 @@ class Examples(NamedTuple):
         texts = self.texts.batch(rows) if self.features is None else {"features": self.features[rows]}
         batch = {"counts": counts, "ranks": self.ranks[rows], "margins": self.margins[index]}
         return {**texts, **batch, "labels": torch.zeros(len(index))}
-
-
-def trunk_features(model: TransformerRewardModel, texts: Texts) -> Float[Tensor, "n H"]:
-    """What reaches the head, of every text, in order, on the CPU."""
-    out: Tensor | None = None
-    for index in length_buckets(texts.lengths, model.batch_size):
-        features = features_of_rows(model.model, **texts.batch(index, model.model.device)).cpu()
-        out = features.new_zeros(len(texts.lengths), features.shape[1]) if out is None else out
-        out[index] = features
-    assert out is not None
-    return out

@@ -51,7 +51,8 @@ def score_rows(
 
 def score_features(model: PreTrainedModel, features: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
     """Scores of what :func:`features_of_rows` returned, with gradient to the head alone."""
-    return score_head(model)(features).squeeze(-1).float() + score_offset(model)
+    head = score_head(model)
+    return head(features.to(head.weight.dtype)).squeeze(-1).float() + score_offset(model)
 
 
 @torch.no_grad()

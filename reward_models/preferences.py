@@ -1,5 +1,6 @@
 """Human (or simulated) preferences: one record, a prompt with its responses from best to worst."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,6 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from textenv.data import read_jsonl
+
+ASSISTANT, HUMAN = "\n\nAssistant:", "\n\nHuman:"
+
+_log = logging.getLogger(__name__)
 
 
 class Ranking(NamedTuple):
@@ -31,25 +36,39 @@ class Ranking(NamedTuple):
         return len(set(self.levels)) < len(self.responses)
 
 
-def load_rankings(source: Sequence[Mapping[str, Any] | Ranking] | str | Path) -> list[Ranking]:
-    """Read records, in memory or from JSONL: ``{"prompt", "responses", "ranking"}`` or ``{"prompt", "chosen",
-    "rejected"}``, both optionally with a ``margin``.
+def load_rankings(
+    source: Sequence[Mapping[str, Any] | Ranking] | str | Path, *, skip_malformed: bool = False
+) -> list[Ranking]:
+    """Read records, in memory or from JSONL (``.gz`` too): ``{"prompt", "responses", "ranking"}`` or ``{"prompt",
+    "chosen", "rejected"}``, both optionally with a ``margin``, or whole dialogues (:func:`split_dialogue`).
 
     ``ranking`` holds indices into ``responses``, best first; a list among them is a tie, ``[[0, 2], [1]]``. A pair is a
     tie with ``"tie": true``. Responses are strings or single assistant messages. An empty one is refused in a pair,
-    where it is most often a lost field; a ranking of samples may hold one.
+    where it is most often a lost field; a ranking of samples may hold one. ``skip_malformed`` leaves malformed records
+    out, and says how many.
 
     Raises:
-        ValueError: a record is malformed; names the file, if there is one, and the record's number from 1.
+        ValueError: a record is malformed (names the file, if there is one, and the record's number from 1), or none is
+            left.
     """
     where = f"{source}, " if isinstance(source, str | Path) else ""
     records = read_jsonl(source) if isinstance(source, str | Path) else source
-    if not records:
-        raise ValueError("preferences must hold at least one record, with records (=[]). Give a list or a JSONL file.")
-    return [
-        record if isinstance(record, Ranking) else _ranking(record, f"{where}record {number}")
-        for number, record in enumerate(records, start=1)
-    ]
+    rankings, skipped = [], []
+    for number, record in enumerate(records, start=1):
+        try:
+            rankings.append(record if isinstance(record, Ranking) else _ranking(record))
+        except ValueError as error:
+            if not skip_malformed:
+                raise ValueError(f"{where}record {number}: {error}") from None
+            skipped.append(f"record {number}: {error}")
+    if skipped:
+        _log.warning("%s%d of %d preferences left out. The first: %s", where, len(skipped), len(records), skipped[0])
+    if not rankings:
+        raise ValueError(
+            f"preferences must hold at least one good record, with records (={len(records)}), malformed "
+            f"(={len(skipped)}). Give a list or a JSONL file."
+        )
+    return rankings
 
 
 def split_by_prompt(rankings: Sequence[Ranking], fraction: float, seed: int = 0) -> tuple[list[Ranking], list[Ranking]]:
@@ -73,60 +92,103 @@ def split_by_prompt(rankings: Sequence[Ranking], fraction: float, seed: int = 0)
     return sides
 
 
+def without_dialogues(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A pair of whole dialogues as a ranking of the two last turns (one of which may be empty); any other record as it
+    is."""
+    chosen, rejected = record.get("chosen"), record.get("rejected")
+    if "prompt" in record or not isinstance(chosen, str) or not isinstance(rejected, str):
+        return record
+    try:
+        prompt, *replies = split_dialogue(chosen, rejected)
+    except ValueError as error:
+        raise ValueError(f"without a 'prompt', 'chosen' and 'rejected' are whole dialogues: {error}") from None
+    rest = {key: value for key, value in record.items() if key not in ("chosen", "rejected", "tie")}
+    return {**rest, "prompt": prompt, "responses": replies, "ranking": [[0, 1]] if record.get("tie") else [0, 1]}
+
+
+def split_dialogue(chosen: str, rejected: str) -> tuple[str, str, str]:
+    """``(prompt, chosen reply, rejected reply)`` of two dialogues that share all but the last assistant turn.
+
+    The prompt ends with ``Assistant:`` and a reply starts with what follows, its space included, so that prompt + reply
+    is the dialogue again.
+
+    Raises:
+        ValueError: a dialogue does not end with an assistant turn, or the two differ before it, or not at all.
+    """
+    parts = []
+    for name, text in (("chosen", chosen), ("rejected", rejected)):
+        before, found, reply = text.rpartition(ASSISTANT)
+        if not found or HUMAN in reply:
+            raise ValueError(f"a dialogue must end with an assistant turn ({ASSISTANT!r}), with {name} ending so: "
+                             f"{text[-60:]!r}.")  # fmt: skip
+        parts.append((before + found, reply))
+    (prompt, reply), (other, other_reply) = parts
+    if prompt != other:
+        place = next(
+            (i for i, pair in enumerate(zip(prompt, other)) if pair[0] != pair[1]), min(len(prompt), len(other))
+        )
+        raise ValueError(
+            f"the two dialogues must be the same up to the last assistant turn; they differ from character {place} on, "
+            f"with chosen (={prompt[place : place + 40]!r}), rejected (={other[place : place + 40]!r})."
+        )
+    if reply == other_reply:
+        raise ValueError(f"the two dialogues must differ in the last turn, with both {reply[:60]!r}.")
+    return prompt, reply, other_reply
+
+
 def prompt_key(prompt: Any) -> str:
     """What identifies a prompt, string or chat."""
     return prompt if isinstance(prompt, str) else repr(prompt)
 
 
-def _ranking(record: Mapping[str, Any], where: str) -> Ranking:
+def _ranking(record: Mapping[str, Any]) -> Ranking:
+    record = without_dialogues(record)
     prompt = record.get("prompt")
     if not isinstance(prompt, str | list) or not prompt:
-        raise ValueError(f"{where}: 'prompt' must be a non-empty string or list of chat messages, with {prompt!r}.")
+        raise ValueError(f"'prompt' must be a non-empty string or list of chat messages, with {prompt!r}.")
     ranks: tuple[int, ...] = ()
     if "chosen" in record and "rejected" in record:
-        responses = tuple(_text(record[side], where) for side in ("chosen", "rejected"))
+        responses = tuple(_text(record[side]) for side in ("chosen", "rejected"))
         if responses[0] == responses[1]:
-            raise ValueError(f"{where}: 'chosen' and 'rejected' must differ, with both {responses[0]!r}.")
+            raise ValueError(f"'chosen' and 'rejected' must differ, with both {responses[0]!r}.")
         for side, text in zip(("chosen", "rejected"), responses, strict=True):
             if not text.strip():
                 raise ValueError(
-                    f"{where}: {side!r} must have text, with {text!r}. Drop the record; an answer that ended at once "
+                    f"{side!r} must have text, with {text!r}. Drop the record; an answer that ended at once "
                     "goes in 'responses' with a 'ranking'."
                 )
         if not isinstance(record.get("tie", False), bool):
-            raise ValueError(f"{where}: 'tie' must be true or false, with {record['tie']!r}.")
+            raise ValueError(f"'tie' must be true or false, with {record['tie']!r}.")
         ranks = (0, 0) if record.get("tie") else ()
     elif "responses" in record and "ranking" in record:
-        responses, ranks = _in_order(record["responses"], record["ranking"], where)
+        responses, ranks = _in_order(record["responses"], record["ranking"])
     else:
         raise ValueError(
-            f"{where}: a preference must have 'responses' and 'ranking', or 'chosen' and 'rejected', "
-            f"with keys {sorted(record)}."
+            f"a preference must have 'responses' and 'ranking', or 'chosen' and 'rejected', with keys {sorted(record)}."
         )
     margin = record.get("margin")
     if margin is not None and (not isinstance(margin, int | float) or not np.isfinite(margin)):
-        raise ValueError(f"{where}: 'margin' must be a finite number, with {margin!r}.")
+        raise ValueError(f"'margin' must be a finite number, with {margin!r}.")
     return Ranking(prompt, responses, float(margin or 0.0), ranks)
 
 
-def _in_order(given: Any, ranking: Any, where: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def _in_order(given: Any, ranking: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """``(responses from best to worst, their ranks if some are tied)``."""
     if not isinstance(given, list) or len(given) < 2:
-        raise ValueError(f"{where}: 'responses' must be a list of two or more, with {given!r}.")
+        raise ValueError(f"'responses' must be a list of two or more, with {given!r}.")
     groups = [group if isinstance(group, list) else [group] for group in ranking] if isinstance(ranking, list) else []
     order = [index for group in groups for index in group]
     if sorted(map(repr, order)) != sorted(map(repr, range(len(given)))) or not all(groups):
         raise ValueError(
-            f"{where}: 'ranking' must be a permutation of 0…{len(given) - 1}, best first, ties as lists in it, with "
-            f"{ranking!r}."
+            f"'ranking' must be a permutation of 0…{len(given) - 1}, best first, ties as lists in it, with {ranking!r}."
         )
     ranks = tuple(rank for rank, group in enumerate(groups) for _ in group)
-    return tuple(_text(given[index], where) for index in order), ranks if len(groups) < len(order) else ()
+    return tuple(_text(given[index]) for index in order), ranks if len(groups) < len(order) else ()
 
 
-def _text(response: Any, where: str) -> str:
+def _text(response: Any) -> str:
     if isinstance(response, list) and len(response) == 1 and isinstance(response[0], Mapping):
         response = response[0].get("content")
     if not isinstance(response, str):
-        raise ValueError(f"{where}: a response must be a string or one assistant message, with {response!r}.")
+        raise ValueError(f"a response must be a string or one assistant message, with {response!r}.")
     return response

@@ -7,19 +7,20 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 import textenv
 from reward_models.transformer import TransformerRewardModel, load_reward_model
+from textenv.lm.load import is_gguf
 
 
 def start_reward_model(name: str, device: str = "cpu") -> TransformerRewardModel:
     """A model to train, that nobody else holds. ``name`` is one of
 
-    * a causal language model (registered name, folder or hub id), whose trunk gets a head of zeros;
+    * a causal language model (registered name, folder, hub id or .gguf file), whose trunk gets a head of zeros;
     * a pre-trained encoder (folder or hub id: BERT, DeBERTa, …), likewise;
     * a reward model (folder or hub id), whose training goes on.
 
     Raises:
         ValueError: it is none of them.
     """
-    if "/" not in name and not Path(name).exists():
+    if is_gguf(name) or ("/" not in name and not Path(name).exists()):
         return TransformerRewardModel.from_language_model(textenv.fresh_language_model(name, device))
     try:
         config = AutoConfig.from_pretrained(name)

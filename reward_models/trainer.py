@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from reward_models.evaluation import evaluate_reward_model, measure_scores, table
-from reward_models.examples import Examples, trunk_features
+from reward_models.examples import Examples, Featurize
+from reward_models.features import trunk_features
 from reward_models.heads import score_features, score_head, score_rows, score_unit
 from reward_models.lora import LoRA
 from reward_models.losses import centre_penalty, plackett_luce_nll, ranking_nll
@@ -58,6 +60,8 @@ class RewardConfig(TrainingConfig):
     """Keep token and position embeddings as the language model left them: less to overfit on few rankings."""
     freeze_trunk: bool = False
     """Train the last linear layer alone, on features computed once: much faster, and less to overfit."""
+    feature_file: str | None = None
+    """Where a frozen trunk's features are kept (SQLite), for later runs on the same texts; None keeps none."""
     lora_rank: int = 0
     """Rank of low-rank adapters on every linear layer, ≥ 0; merged when saved. 0 trains the weights themselves."""
     lora_alpha: float = 16.0
@@ -86,6 +90,10 @@ class RewardConfig(TrainingConfig):
             raise ValueError(
                 "label_smoothing and tie_strength need loss='pairwise', with loss (='listwise'), label_smoothing "
                 f"(={self.label_smoothing}), tie_strength (={self.tie_strength})."
+            )
+        if self.feature_file is not None and not self.freeze_trunk:
+            raise ValueError(
+                f"feature_file (={self.feature_file!r}) needs freeze_trunk. A trunk that learns has no fixed features."
             )
         if self.freeze_trunk and self.lora_rank:
             raise ValueError(f"freeze_trunk must be off with lora_rank (={self.lora_rank}) > 0. Choose one of the two.")
@@ -130,9 +138,10 @@ def train_reward_model(
     learner = (
         _copy(model) if isinstance(model, TransformerRewardModel) else TransformerRewardModel.from_language_model(model)
     )
-    examples = Examples.of(learner, rankings, frozen_trunk=config.freeze_trunk)
+    featurize = _featurize(learner, config, on_progress) if config.freeze_trunk else None
+    examples = Examples.of(learner, rankings, featurize)
     lora = _choose_trainable(learner.model, config)
-    evaluate = None if held_out is None else _evaluation(learner, held_out, frozen_trunk=config.freeze_trunk)
+    evaluate = None if held_out is None else _evaluation(learner, held_out, featurize)
     patience = config.early_stopping_patience
     trained = sum(weight.numel() for weight in trainable_weights(learner.model).values())
     run = fit(
@@ -155,7 +164,8 @@ def train_reward_model(
     metrics = {"seconds": run.seconds, "steps": float(run.steps), "truncated_prompts": float(learner.truncated_prompts)}
     metrics |= {"trained_parameters": float(trained), **run.evaluation}
     if config.normalize:
-        learner.normalize(rankings)
+        known = None if examples.features is None else _head_scores(learner, examples.features)
+        learner.normalize(rankings, known)
     if output_dir is not None:
         learner.save_pretrained(output_dir)
         remove_checkpoints(output_dir)
@@ -192,22 +202,35 @@ def _choose_trainable(model: PreTrainedModel, config: RewardConfig) -> LoRA | No
     return None
 
 
+def _featurize(learner: TransformerRewardModel, config: RewardConfig, on_progress: OnProgress | None) -> Featurize:
+    """What reads texts through a frozen trunk; progress is told in texts."""
+
+    def on_texts(done: int, total: int) -> None:
+        if on_progress is not None:
+            on_progress(done, total, {})
+
+    return lambda texts: trunk_features(learner, texts, config.feature_file, on_texts)
+
+
 def _evaluation(
-    learner: TransformerRewardModel, held_out: Sequence[Ranking], *, frozen_trunk: bool
+    learner: TransformerRewardModel, held_out: Sequence[Ranking], featurize: Featurize | None
 ) -> Callable[[], dict[str, float]]:
     """What measures the learner as it is now; a frozen trunk reads the texts once."""
     texts = learner.encode_rankings(held_out)
-    features = trunk_features(learner, texts) if frozen_trunk else None
+    features = None if featurize is None else featurize(texts)
 
     def evaluate() -> dict[str, float]:
         learner.model.eval()
-        if features is None:
-            scores = learner.scores(texts)
-        else:
-            scores = score_features(learner.model, features.to(learner.model.device)).detach().cpu()
+        scores = learner.scores(texts) if features is None else _head_scores(learner, features)
         return {f"eval_{key}": value for key, value in measure_scores(scores * learner.score_unit, held_out).items()}
 
     return evaluate
+
+
+@torch.no_grad()
+def _head_scores(learner: TransformerRewardModel, features: Float[Tensor, "n H"]) -> Float[Tensor, " n"]:
+    """Scores of texts whose features are known, on the CPU."""
+    return score_features(learner.model, features.to(learner.model.device)).cpu()
 
 
 def _summed_loss(config: RewardConfig) -> Callable[..., Float[Tensor, ""]]:

@@ -9,7 +9,7 @@ import copy
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -127,12 +127,14 @@ class TransformerRewardModel:
     @property
     def identity(self) -> str:
         """A digest of weights, settings and tokenizer (:func:`reward_models.base.identity_of`)."""
-        hidden = ("_name_or_path", "transformers_version", "architectures")
-        settings = {key: value for key, value in self.model.config.to_dict().items() if key not in hidden}
-        weights: list[Any] = []
-        for name, tensor in sorted(self.model.state_dict().items()):
-            weights += [name, str(tensor.dtype), tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()]
-        return _sha256(self.reading, json.dumps(settings, sort_keys=True, default=str), *weights)
+        return _sha256(self.reading, *_contents(self.model))
+
+    @property
+    def trunk_identity(self) -> str:
+        """A digest of what features of tokens depend on: all weights and settings but those of the last layer."""
+        head = {id(parameter) for parameter in score_head(self.model).parameters()}
+        names = {name for name, parameter in self.model.named_parameters() if id(parameter) in head}
+        return _sha256(str(self.is_decoder), *_contents(self.model, {*names, "score_unit", "score_offset"}))
 
     def encode(self, prompts: Sequence[Any], completions: Sequence[str], chat: Sequence[Any] | None = None) -> Texts:
         """Tokens as the model reads them (:mod:`reward_models.texts`). Over-long prompts lose their left part, which is
@@ -166,7 +168,7 @@ class TransformerRewardModel:
             out[index] = score_rows(self.model, **texts.batch(index, self.model.device)).cpu()
         return out
 
-    def normalize(self, rankings: Sequence[Ranking]) -> None:
+    def normalize(self, rankings: Sequence[Ranking], scores: Float[Tensor, " n"] | None = None) -> None:
         """Shift and scale the scores: mean 0 over prompts, standard deviation 1 *within* a prompt, on these samples.
 
         Comparisons leave every prompt an offset that nothing determines, so the spread over all texts is arbitrary and
@@ -175,12 +177,14 @@ class TransformerRewardModel:
         the bias of the trunk's final norm (GPT-2); a model that has neither keeps it in ``config.score_offset``, a
         constant that plain transformers does not add and that no comparison within the model can see.
 
+        ``scores`` are those of the model as it is, one response after another, where somebody has them already.
+
         Raises:
             ValueError: the scores do not differ within any prompt.
         """
         counts = torch.tensor([len(ranking.responses) for ranking in rankings])
         prompt = torch.arange(len(rankings)).repeat_interleave(counts)
-        scores = self.scores(self.encode_rankings(rankings)).double()
+        scores = (self.scores(self.encode_rankings(rankings)) if scores is None else scores).double()
         means = torch.zeros(len(rankings), dtype=torch.float64).index_add(0, prompt, scores) / counts
         deviation = ((scores - means[prompt]).square().sum() / (counts - 1).sum()).sqrt().item()
         if not deviation > 0:
@@ -226,6 +230,17 @@ def _load(name: str | Path, dtype: torch.dtype, **options: Any) -> tuple[Any, An
             f"a reward model must be a registered name, 'module:callable', a folder or a hub id, with name "
             f"(={str(name)!r}). Loading it as a Hugging Face sequence classifier failed: {error}"
         ) from error
+
+
+def _contents(model: PreTrainedModel, without: Collection[str] = ()) -> list[Any]:
+    """Settings and weights, in a fixed order, ready to be digested; ``without`` those named."""
+    hidden = {"_name_or_path", "transformers_version", "architectures", *without}
+    settings = {key: value for key, value in model.config.to_dict().items() if key not in hidden}
+    out: list[Any] = [json.dumps(settings, sort_keys=True, default=str)]
+    for name, tensor in sorted(model.state_dict().items()):
+        if name not in without:
+            out += [name, str(tensor.dtype), tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()]
+    return out
 
 
 def _sha256(*parts: Any) -> str:

@@ -107,6 +107,7 @@ def sft_command() -> Callable[..., None]:
 def reward_command() -> Callable[..., None]:
     import tyro
 
+    from reward_models.preferences import load_rankings
     from reward_models.start import start_reward_model
     from reward_models.trainer import RewardConfig, train_reward_model
     from textenv.progress import progress_bar
@@ -119,23 +120,31 @@ def reward_command() -> Callable[..., None]:
         *,
         eval_data: Path | None = None,
         resume: bool = False,
+        skip_malformed: bool = False,
     ) -> None:
         """Train a reward model on rankings or pairs; the result is a Hugging Face sequence-classification folder.
 
         Args:
             model: language model or encoder that lends its trunk, or a reward model to train on: a registered name, a
                 folder or a hub id.
-            data: JSONL of {"prompt", "responses", "ranking"} or {"prompt", "chosen", "rejected"} records.
+            data: JSONL (.gz too) of {"prompt", "responses", "ranking"} or {"prompt", "chosen", "rejected"} records, or
+                of {"chosen", "rejected"} dialogues.
             output: folder for the result; an interrupted run leaves its checkpoint there.
             config: how to train.
             eval_data: held-out records; accuracy and NLL are printed at the end.
             resume: continue the interrupted run in the output folder.
+            skip_malformed: leave malformed records out, and say how many, instead of stopping at the first.
         """
 
+        rankings, held_out = (
+            None if path is None else load_rankings(path, skip_malformed=skip_malformed) for path in (data, eval_data)
+        )
+        assert rankings is not None
         start = start_reward_model(model)
         with progress_bar("reward model") as advance:
+            progress = _on_progress(advance)
             result = train_reward_model(
-                start, data, config, output, eval_rankings=eval_data, resume=resume, on_progress=_on_progress(advance)
+                start, rankings, config, output, eval_rankings=held_out, resume=resume, on_progress=progress
             )
         _print({**result.metrics, "output": str(output)})
 

@@ -1,5 +1,6 @@
 """Reading and writing records: JSON lines, and `datasets` sets. Errors name the file, the line and the reason."""
 
+import gzip
 import json
 import os
 import tempfile
@@ -23,38 +24,56 @@ class PromptSet:
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """Records of a ``.jsonl`` file, or of all ``*.jsonl`` in a folder (sorted by name). Blank lines are skipped.
+    """Records of a ``.jsonl`` or ``.jsonl.gz`` file, or of all such files in a folder (sorted by name). Blank lines are
+    skipped.
 
     Raises:
         ValueError: the path does not exist or holds nothing, or a line is not a JSON object.
     """
     path = Path(path)
-    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    files = sorted([*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")]) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise ValueError(f"data must be a JSONL file or a folder of them, with path (={str(path)!r}). Check the path.")
     records = []
     for file in files:
-        try:
-            text = file.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"data must be UTF-8 text, one JSON object a line, with file (={str(file)!r}): {error}."
-            ) from None
-        for number, line in enumerate(text.splitlines(), start=1):
-            if not line.strip():
-                continue
+        for number, line in numbered_lines(file):
             try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"{file}, line {number}: not valid JSON ({error.msg}, column {error.colno})."
-                ) from None
-            if not isinstance(record, dict):
-                raise ValueError(f"{file}, line {number}: must be a JSON object, not {type(record).__name__}.")
-            records.append(record)
+                records.append(json_object(line))
+            except ValueError as error:
+                raise ValueError(f"{file}, line {number}: {error}") from None
     if not records:
         raise ValueError(f"data must have at least one record, with path (={str(path)!r}) empty.")
     return records
+
+
+def numbered_lines(file: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a text file (``.gz`` too) that are not blank, with their numbers from 1.
+
+    Only a line feed ends a line: JSON strings may hold Unicode's other line separators as they are.
+
+    Raises:
+        ValueError: the file is not UTF-8, or not gzip where its name says so.
+    """
+    with file.open("rb") as raw, gzip.open(raw) if file.suffix == ".gz" else raw as data:
+        try:
+            for number, line in enumerate(data, start=1):
+                if line.strip():
+                    yield number, line.decode("utf-8")
+        except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+            raise ValueError(
+                f"data must be UTF-8 text, one JSON object a line, with file (={str(file)!r}): {error}."
+            ) from None
+
+
+def json_object(line: str) -> dict[str, Any]:
+    """One line as a record; ValueError with the reason."""
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON ({error.msg}, column {error.colno}).") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"must be a JSON object, not {type(record).__name__}.")
+    return record
 
 
 def read_dataset(

@@ -11,7 +11,7 @@ Command: ``textenv rm-bench MODEL… --data embedded``.
 
 from reward_models.benchmark.compare import Comparison, compare
 from reward_models.benchmark.harness import run
-from reward_models.benchmark.items import Item, load_items, split_dialogue
+from reward_models.benchmark.items import Item, load_items
 from reward_models.benchmark.report import Report, markdown_table
 from reward_models.benchmark.suites import BenchmarkConfig, Suite, load_suite
 
@@ -26,5 +26,4 @@ __all__ = [
     "load_suite",
     "markdown_table",
     "run",
-    "split_dialogue",
 ]

@@ -1,8 +1,8 @@
 """Preference data as the benchmark reads it: prompts, responses, and who was ranked above whom.
 
 A record is ``{"prompt", "responses", "ranking"}`` or ``{"prompt", "chosen", "rejected"}``
-(:mod:`reward_models.preferences`), or a pair of whole dialogues ``{"chosen", "rejected"}`` in the form of Anthropic's
-"Helpful and Harmless" data (Bai et al. 2022), which :func:`split_dialogue` cuts. Beyond those, a record may have
+(:mod:`reward_models.preferences`), or a pair of whole dialogues ``{"chosen", "rejected"}``, which
+:func:`reward_models.preferences.split_dialogue` cuts. Beyond those, a record may have
 
 * ties: ``"tie": true`` in a pair, or a list inside ``ranking``: ``[[0, 2], 1]`` says that 0 and 2 are equally good;
 * ``category``, by which accuracy is split; ``margin``, how strong the preference is;
@@ -10,16 +10,13 @@ A record is ``{"prompt", "responses", "ranking"}`` or ``{"prompt", "chosen", "re
 * any other field, which reaches a reward model that names it as a keyword.
 """
 
-import gzip
-import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from reward_models.preferences import load_rankings, prompt_key
+from reward_models.preferences import load_rankings, prompt_key, without_dialogues
+from textenv.data import json_object, numbered_lines
 
-ASSISTANT, HUMAN = "\n\nAssistant:", "\n\nHuman:"
 _KNOWN = {"prompt", "responses", "ranking", "chosen", "rejected", "tie", "category", "margin", "gold", "finish_reasons"}
 
 
@@ -84,17 +81,10 @@ def load_items(
 def item_of(record: Any) -> Item:
     """One record as an item; ValueError with the rule that it breaks."""
     if isinstance(record, str):
-        try:
-            record = json.loads(record)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"not valid JSON ({error.msg}, column {error.colno}).") from None
+        record = json_object(record)
     if not isinstance(record, Mapping):
         raise ValueError(f"must be a JSON object, not {type(record).__name__}.")
-    if "prompt" not in record and isinstance(record.get("chosen"), str) and isinstance(record.get("rejected"), str):
-        prompt, *replies = split_dialogue(record["chosen"], record["rejected"])
-        rest = {key: value for key, value in record.items() if key not in ("chosen", "rejected", "tie")}
-        ranking = [[0, 1]] if record.get("tie") else [0, 1]
-        record = {**rest, "prompt": prompt, "responses": replies, "ranking": ranking}  # a reply may be empty here
+    record = without_dialogues(record)
     order, ranks = _order(record)
     ranked = record if "ranking" not in record else {**record, "ranking": order}
     try:
@@ -113,36 +103,6 @@ def item_of(record: Any) -> Item:
         finish_reasons=None if reasons is None else tuple(reasons),
         columns={key: value for key, value in record.items() if key not in _KNOWN},
     )
-
-
-def split_dialogue(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """``(prompt, chosen reply, rejected reply)`` of two dialogues that share all but the last assistant turn.
-
-    The prompt ends with ``Assistant:`` and a reply starts with what follows, its space included, so that prompt + reply
-    is the dialogue again.
-
-    Raises:
-        ValueError: a dialogue does not end with an assistant turn, or the two differ before it, or not at all.
-    """
-    parts = []
-    for name, text in (("chosen", chosen), ("rejected", rejected)):
-        before, found, reply = text.rpartition(ASSISTANT)
-        if not found or HUMAN in reply:
-            raise ValueError(f"a dialogue must end with an assistant turn ({ASSISTANT!r}), with {name} ending so: "
-                             f"{text[-60:]!r}.")  # fmt: skip
-        parts.append((before + found, reply))
-    (prompt, reply), (other, other_reply) = parts
-    if prompt != other:
-        place = next(
-            (i for i, pair in enumerate(zip(prompt, other)) if pair[0] != pair[1]), min(len(prompt), len(other))
-        )
-        raise ValueError(
-            f"the two dialogues must be the same up to the last assistant turn; they differ from character {place} on, "
-            f"with chosen (={prompt[place : place + 40]!r}), rejected (={other[place : place + 40]!r})."
-        )
-    if reply == other_reply:
-        raise ValueError(f"the two dialogues must differ in the last turn, with both {reply[:60]!r}.")
-    return prompt, reply, other_reply
 
 
 def _order(record: Mapping[str, Any]) -> tuple[list[Any], list[int]]:
@@ -179,9 +139,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise ValueError(
             f"data must be a JSONL file, 'embedded', 'embedded-validation' or 'micro', with data (={str(path)!r})."
         )
-    with path.open("rb") as raw, gzip.open(raw) if path.suffix == ".gz" else raw as data:
-        file = io.TextIOWrapper(data, encoding="utf-8")  # type: ignore[arg-type]
-        yield from ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+    return numbered_lines(path)
 
 
 def _named(source: Any) -> str:

@@ -65,7 +65,7 @@ def test_errors_of_a_file_name_the_file(tmp_path):
         load_rankings(path)
     path.write_text(good)
     assert load_rankings(str(path)) == [Ranking("p", ("a", "b"))]
-    with pytest.raises(ValueError, match="at least one record"):
+    with pytest.raises(ValueError, match="at least one good record"):
         load_rankings([])
 
 

@@ -1,4 +1,4 @@
-"""Loading Hugging Face causal language models by registered name, folder or hub id."""
+"""Loading Hugging Face causal language models by registered name, folder, hub id or GGUF file."""
 
 import json
 import weakref
@@ -81,21 +81,46 @@ class LanguageModel:
 def load_language_model(
     name: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> LanguageModel:
-    """Load a folder or hub id. ``trust_remote_code`` stays off; weights come from safetensors.
+    """Load a folder, a hub id, or a ``.gguf`` file, which is de-quantised and from then on an ordinary model (needs the
+    package ``gguf``). ``trust_remote_code`` stays off; weights come from safetensors or GGUF.
 
     Raises:
         ValueError: the name is no readable causal language model, or its tokenizer has no EOS token.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(name), dtype=dtype, use_safetensors=True)
-        tokenizer = load_tokenizer(name)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        if is_gguf(name):
+            model, tokenizer = _load_gguf(Path(name), dtype)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(str(name), dtype=dtype, use_safetensors=True)
+            tokenizer = load_tokenizer(name)
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise ValueError(
-            f"a language model must be a registered name, a folder or a hub id, with name (={str(name)!r}). "
-            f"Loading it as a Hugging Face causal language model failed: {error}"
+            f"a language model must be a registered name, a folder, a hub id or a .gguf file, with name "
+            f"(={str(name)!r}). Loading it as a Hugging Face causal language model failed: {error}"
         ) from error
     model.to(torch.device(device))  # type: ignore[arg-type]
     return wrap_language_model(model, tokenizer, name=str(name))
+
+
+def is_gguf(name: str | Path) -> bool:
+    """Whether a name means a GGUF file."""
+    return str(name).endswith(".gguf")
+
+
+def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    """``(model, tokenizer)`` of a GGUF file, without the traces of quantisation that would follow a saved copy."""
+    if not path.is_file():
+        raise OSError(f"there is no file {str(path)!r}")
+    tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    model: Any = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=dtype)
+    for owner, names in (
+        (model, ("hf_quantizer", "is_quantized", "quantization_method")),
+        (model.config, ("quantization_config", "_is_quantized")),
+    ):
+        for attribute in names:
+            owner.__dict__.pop(attribute, None)
+    model.config._name_or_path = str(path)  # and not a title that the file's maker chose
+    return model, tokenizer
 
 
 def load_tokenizer(name: str | Path) -> Any:

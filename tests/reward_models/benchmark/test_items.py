@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reward_models.benchmark.items import item_of, load_items, split_dialogue
+from reward_models.benchmark.items import item_of, load_items
 from reward_models.benchmark.layout import lay_out
+from reward_models.preferences import split_dialogue
 
 HELLO = "\n\nHuman: hello\n\nAssistant: hi\n\nHuman: bye\n\nAssistant:"
 
