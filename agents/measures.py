@@ -9,8 +9,9 @@ import gymnasium
 import numpy as np
 from jaxtyping import Float
 
-from agents.best_of_n import best_of_n, kl_bound
+from agents.best_of_n import best_of_n
 from agents.policy import LanguageModelAgent
+from reward_models.benchmark.best_of_n import kl_bound
 from reward_models.preferences import load_rankings
 from reward_models.trainer import evaluate_reward_model
 from reward_models.transformer import load_reward_model

@@ -279,8 +279,9 @@ def evaluate_command() -> Callable[..., None]:
     import tyro
 
     import textenv
-    from agents.best_of_n import best_of_n, kl_bound
+    from agents.best_of_n import best_of_n
     from agents.policy import LanguageModelAgent
+    from reward_models.benchmark.best_of_n import kl_bound
     from textenv.data import write_jsonl
     from textenv.evaluation import evaluate as run
     from textenv.progress import progress_bar

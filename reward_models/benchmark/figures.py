@@ -3,7 +3,6 @@
 import base64
 import io
 from collections.abc import Sequence
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -13,35 +12,8 @@ from matplotlib.figure import Figure
 
 from reward_models.benchmark.best_of_n import Point
 from reward_models.benchmark.metrics import Bin
+from textenv.figure_style import BLUE, GREEN, INK, MUTED, ORANGE, STYLE
 
-# Okabe and Ito (2008): told apart by colour-blind readers; shapes repeat what a colour says.
-BLUE, ORANGE, GREEN, INK, MUTED = "#0072b2", "#e69f00", "#009e73", "#24292f", "#6b7280"
-STYLE: dict[Any, Any] = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["Helvetica Neue", "Helvetica", "Arial", "DejaVu Sans"],
-    "font.size": 10,
-    "text.color": INK,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelcolor": INK,
-    "axes.edgecolor": MUTED,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e5e7eb",
-    "grid.linewidth": 0.8,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "textenv",  # equal data, equal bytes
-}
 KL_LABELS = {
     "exact": "√KL (√nats)",
     "levels": "√KL, from observed shares (√nats)",

@@ -119,7 +119,7 @@ def load_suite(data: Suite | Sequence[Mapping[str, Any]] | str | Path, config: B
 def embedded(name: str, config: BenchmarkConfig) -> Suite:
     """The embedded world, answered by its SFT model."""
     prompts = assistant.prompts(EMBEDDED[name])[: config.limit]  # type: ignore[arg-type]
-    pool = _sample_pool(
+    pool = sample_pool(
         textenv.language_model("assistant-sft"),
         [prompt.text for prompt in prompts],
         assistant.gold_scores,
@@ -146,7 +146,7 @@ def micro(config: BenchmarkConfig) -> Suite:
     world = exact_world(env)
     count = config.responses * MICRO_RANKINGS
     prompts = world.prompts[: config.limit]
-    pool = _sample_pool(
+    pool = sample_pool(
         world.reference, prompts, micro_gold, count=count, max_new_tokens=world.response_ids.shape[1], seed=config.seed
     )
     items = []
@@ -198,7 +198,7 @@ def _ranked(
     return items
 
 
-def _sample_pool(
+def sample_pool(
     lm: LanguageModel, prompts: Sequence[str], gold: RewardFunction, *, count: int, max_new_tokens: int, seed: int
 ) -> Pool:
     """``count`` answers of a language model to each prompt."""

@@ -1,6 +1,7 @@
 """Loading Hugging Face causal language models by registered name, folder, hub id or GGUF file."""
 
 import json
+import struct
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -111,8 +112,11 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     """``(model, tokenizer)`` of a GGUF file, without the traces of quantisation that would follow a saved copy."""
     if not path.is_file():
         raise OSError(f"there is no file {str(path)!r}")
-    tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-    model: Any = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=dtype)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+        model: Any = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=dtype)
+    except (struct.error, IndexError) as error:
+        raise ValueError(f"the file is cut short or damaged ({error})") from error
     for owner, names in (
         (model, ("hf_quantizer", "is_quantized", "quantization_method")),
         (model.config, ("quantization_config", "_is_quantized")),

