@@ -1,5 +1,6 @@
 """Preference records: every form reads as one ranking, and malformed ones are named."""
 
+import gzip
 import json
 
 import pytest
@@ -85,3 +86,44 @@ def test_a_split_keeps_all_rankings_of_a_prompt_on_one_side():
 def test_a_split_that_leaves_a_side_empty_is_refused(fraction):
     with pytest.raises(ValueError, match="fraction"):
         split_by_prompt([Ranking("p", ("a", "b")), Ranking("q", ("a", "b"))], fraction)
+
+
+DIALOGUE = {
+    "chosen": "\n\nHuman: hello\n\nAssistant: good day",
+    "rejected": "\n\nHuman: hello\n\nAssistant: go away",
+}
+
+
+def test_whole_dialogues_are_pairs_of_last_turns():
+    assert load_rankings([DIALOGUE]) == [Ranking("\n\nHuman: hello\n\nAssistant:", (" good day", " go away"))]
+    assert load_rankings([{**DIALOGUE, "tie": True}])[0].ranks == (0, 0)
+
+
+def test_a_compressed_file_with_odd_line_separators_inside_its_strings_is_read(tmp_path):
+    # U+2028 and U+0085 end lines for str.splitlines, not in JSONL.
+    record = {"prompt": "a\u2028b", "chosen": "c\u0085d", "rejected": "e"}
+    path = tmp_path / "prefs.jsonl.gz"
+    path.write_bytes(gzip.compress(json.dumps(record, ensure_ascii=False).encode() + b"\n"))
+    assert load_rankings(path) == [Ranking("a\u2028b", ("c\u0085d", "e"))]
+    path.write_bytes(b"not gzip")
+    with pytest.raises(ValueError, match=r"prefs\.jsonl\.gz"):
+        load_rankings(path)
+
+
+def test_malformed_records_are_left_out_only_when_asked_and_counted(caplog):
+    records = [
+        {"prompt": "p", "chosen": "a", "rejected": "b"},
+        {"prompt": "p", "chosen": "a", "rejected": "a"},
+        DIALOGUE,
+    ]
+    with pytest.raises(ValueError, match="record 2: 'chosen' and 'rejected' must differ"):
+        load_rankings(records)
+    assert len(load_rankings(records, skip_malformed=True)) == 2
+    assert "1 of 3 preferences left out. The first: record 2" in caplog.text
+    with pytest.raises(ValueError, match=r"at least one good record.*malformed \(=1\)"):
+        load_rankings(records[1:2], skip_malformed=True)
+
+
+def test_without_a_prompt_texts_that_are_no_dialogues_are_refused_with_the_reason():
+    with pytest.raises(ValueError, match="record 1: without a 'prompt', 'chosen' and 'rejected' are whole dialogues"):
+        load_rankings([{"chosen": "a", "rejected": "b"}])
