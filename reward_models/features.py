@@ -50,6 +50,8 @@ def trunk_features(
         rows |= fresh
         if on_texts is not None:
             on_texts(len(rows), len(texts.lengths))
+    if on_texts is not None and not len(missing):
+        on_texts(len(rows), len(rows))
     return torch.from_numpy(np.stack([rows[i] for i in range(len(texts.lengths))]))
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from textenv.data import read_jsonl
+from textenv.data import read_records
 
 ASSISTANT, HUMAN = "\n\nAssistant:", "\n\nHuman:"
 
@@ -37,10 +37,14 @@ class Ranking(NamedTuple):
 
 
 def load_rankings(
-    source: Sequence[Mapping[str, Any] | Ranking] | str | Path, *, skip_malformed: bool = False
+    source: Sequence[Mapping[str, Any] | Ranking] | str | Path,
+    *,
+    split: str | None = None,
+    skip_malformed: bool = False,
 ) -> list[Ranking]:
-    """Read records, in memory or from JSONL (``.gz`` too): ``{"prompt", "responses", "ranking"}`` or ``{"prompt",
-    "chosen", "rejected"}``, both optionally with a ``margin``, or whole dialogues (:func:`split_dialogue`).
+    """Read records, in memory, from JSONL (``.gz`` too), or from a data set (folder or hub id, of which ``split``):
+    ``{"prompt", "responses", "ranking"}`` or ``{"prompt", "chosen", "rejected"}``, both optionally with a ``margin``,
+    or whole dialogues ``{"chosen", "rejected"}``, as text (:func:`split_dialogue`) or as lists of messages.
 
     ``ranking`` holds indices into ``responses``, best first; a list among them is a tie, ``[[0, 2], [1]]``. A pair is a
     tie with ``"tie": true``. Responses are strings or single assistant messages. An empty one is refused in a pair,
@@ -52,7 +56,7 @@ def load_rankings(
             left.
     """
     where = f"{source}, " if isinstance(source, str | Path) else ""
-    records = read_jsonl(source) if isinstance(source, str | Path) else source
+    records = read_records(source, split=split) if isinstance(source, str | Path) else source
     rankings, skipped = [], []
     for number, record in enumerate(records, start=1):
         try:
@@ -94,16 +98,35 @@ def split_by_prompt(rankings: Sequence[Ranking], fraction: float, seed: int = 0)
 
 def without_dialogues(record: Mapping[str, Any]) -> Mapping[str, Any]:
     """A pair of whole dialogues as a ranking of the two last turns (one of which may be empty); any other record as it
-    is."""
+    is. A ``prompt`` beside lists of messages only repeats what they hold, and gives way to them."""
     chosen, rejected = record.get("chosen"), record.get("rejected")
-    if "prompt" in record or not isinstance(chosen, str) or not isinstance(rejected, str):
+    messages = all(isinstance(side, list) and len(side) > 1 for side in (chosen, rejected))
+    texts = "prompt" not in record and isinstance(chosen, str) and isinstance(rejected, str)
+    if not (messages or texts):
         return record
     try:
-        prompt, *replies = split_dialogue(chosen, rejected)
+        prompt, *replies = (split_messages if messages else split_dialogue)(chosen, rejected)  # type: ignore[arg-type]
     except ValueError as error:
         raise ValueError(f"without a 'prompt', 'chosen' and 'rejected' are whole dialogues: {error}") from None
     rest = {key: value for key, value in record.items() if key not in ("chosen", "rejected", "tie")}
     return {**rest, "prompt": prompt, "responses": replies, "ranking": [[0, 1]] if record.get("tie") else [0, 1]}
+
+
+def split_messages(chosen: list[Any], rejected: list[Any]) -> tuple[list[Any], str, str]:
+    """``(prompt messages, chosen reply, rejected reply)`` of two chats that share all but their last messages.
+
+    Raises:
+        ValueError: a last message is not the assistant's, or the chats differ before it, or not at all.
+    """
+    for name, chat in (("chosen", chosen), ("rejected", rejected)):
+        last = chat[-1]
+        if not (isinstance(last, Mapping) and last.get("role") == "assistant" and isinstance(last.get("content"), str)):
+            raise ValueError(f"a chat must end with an assistant's message, with {name} ending so: {last!r}.")
+    if chosen[:-1] != rejected[:-1]:
+        raise ValueError("the two chats must be the same up to the last message.")
+    if chosen[-1]["content"] == rejected[-1]["content"]:
+        raise ValueError(f"the two chats must differ in the last message, with both {chosen[-1]['content'][:60]!r}.")
+    return chosen[:-1], chosen[-1]["content"], rejected[-1]["content"]
 
 
 def split_dialogue(chosen: str, rejected: str) -> tuple[str, str, str]:

@@ -114,11 +114,13 @@ def reward_command() -> Callable[..., None]:
 
     def reward(
         model: str,
-        data: Path,
+        data: str,
         output: Path,
         config: Annotated[RewardConfig, tyro.conf.arg(name="")],
         *,
-        eval_data: Path | None = None,
+        eval_data: str | None = None,
+        split: str | None = None,
+        eval_split: str | None = None,
         resume: bool = False,
         skip_malformed: bool = False,
     ) -> None:
@@ -127,19 +129,21 @@ def reward_command() -> Callable[..., None]:
         Args:
             model: language model or encoder that lends its trunk, or a reward model to train on: a registered name, a
                 folder or a hub id.
-            data: JSONL (.gz too) of {"prompt", "responses", "ranking"} or {"prompt", "chosen", "rejected"} records, or
-                of {"chosen", "rejected"} dialogues.
+            data: JSONL (.gz too), data set folder or hub id, of {"prompt", "responses", "ranking"} or {"prompt",
+                "chosen", "rejected"} records, or of {"chosen", "rejected"} dialogues.
             output: folder for the result; an interrupted run leaves its checkpoint there.
             config: how to train.
             eval_data: held-out records; accuracy and NLL are printed at the end.
+            split: of a data set that has several; default "train".
+            eval_split: of the held-out data set.
             resume: continue the interrupted run in the output folder.
             skip_malformed: leave malformed records out, and say how many, instead of stopping at the first.
         """
 
-        rankings, held_out = (
-            None if path is None else load_rankings(path, skip_malformed=skip_malformed) for path in (data, eval_data)
-        )
-        assert rankings is not None
+        rankings = load_rankings(data, split=split, skip_malformed=skip_malformed)
+        held_out = None
+        if eval_data is not None:
+            held_out = load_rankings(eval_data, split=eval_split, skip_malformed=skip_malformed)
         start = start_reward_model(model)
         with progress_bar("reward model") as advance:
             progress = _on_progress(advance)

@@ -96,25 +96,31 @@ def read_dataset(
     Raises:
         ValueError: no such data set, split or column, or the ``datasets`` package is missing.
     """
-    path = Path(dataset)
-    jsonl = path.is_file() or (path.is_dir() and any(path.glob("*.jsonl")))
-    if jsonl and split is None and config is None:
-        rows = read_jsonl(path)
-        names = list(dict.fromkeys(key for row in rows for key in row))
-    else:
-        rows = _load_dataset(dataset, split, config, revision)
-        names = list(rows.column_names)
+    rows = read_records(dataset, split=split, config=config, revision=revision)
+    names = list(dict.fromkeys(key for row in rows for key in row))
     if column not in names:
         raise ValueError(
             f"a data set must have the column that is asked for, with column (={column!r}) of {dataset!r}. "
             f"{hint(column, names)}Columns: {', '.join(names)}."
         )
-    records = []
-    for row in rows:
-        record = dict(row)
-        prompt = record.pop(column, None)
-        records.append({**record, "prompt": prompt})
-    return records
+    return [{**{key: value for key, value in row.items() if key != column}, "prompt": row.get(column)} for row in rows]
+
+
+def read_records(
+    dataset: str | Path, *, split: str | None = None, config: str | None = None, revision: str | None = None
+) -> list[dict[str, Any]]:
+    """Records of a data set as they are: a JSONL file (``.gz`` too), a folder (of JSONL or parquet files, or what
+    ``save_to_disk`` wrote), or a hub id; the other arguments are those of :func:`read_dataset`.
+
+    Raises:
+        ValueError: no such data set or split, a line that is no JSON object, or the ``datasets`` package is missing.
+    """
+    path = Path(dataset)
+    jsonl = path.is_file() or str(dataset).endswith((".jsonl", ".jsonl.gz"))
+    jsonl = jsonl or (path.is_dir() and any([*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")]))
+    if jsonl and split is None and config is None:
+        return read_jsonl(path)
+    return [dict(row) for row in _load_dataset(str(dataset), split, config, revision)]
 
 
 def check_dataset(source: Mapping[str, Any]) -> None:

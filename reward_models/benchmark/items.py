@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from reward_models.preferences import load_rankings, prompt_key, without_dialogues
-from textenv.data import json_object, numbered_lines
+from textenv.data import json_object, looks_like_path, numbered_lines, read_records
 
 _KNOWN = {"prompt", "responses", "ranking", "chosen", "rejected", "tie", "category", "margin", "gold", "finish_reasons"}
 
@@ -52,14 +52,14 @@ def load_items(
     """Items, and how many malformed records were left out.
 
     Args:
-        source: records, or a JSONL file (``.gz`` too).
+        source: records, a JSONL file (``.gz`` too), or the folder or hub id of a data set.
         limit: read at most so many good records.
         skip_malformed: leave malformed records out instead of failing.
 
     Raises:
         ValueError: a record is malformed (names the file and the line), or none is left.
     """
-    numbered = _lines(Path(source)) if isinstance(source, str | Path) else enumerate(source, start=1)
+    numbered = _numbered(source) if isinstance(source, str | Path) else enumerate(source, start=1)
     where = f"{source}, line" if isinstance(source, str | Path) else "record"
     items, skipped = [], 0
     for number, record in numbered:
@@ -133,13 +133,17 @@ def _per_response(record: Mapping[str, Any], name: str, order: list[int]) -> lis
     return [values[index] for index in order]
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines that are not blank."""
-    if not path.is_file():
-        raise ValueError(
-            f"data must be a JSONL file, 'embedded', 'embedded-validation' or 'micro', with data (={str(path)!r})."
-        )
-    return numbered_lines(path)
+def _numbered(source: str | Path) -> Iterator[tuple[int, Any]]:
+    """Numbered lines of a file that are not blank, or records of a data set."""
+    path = Path(source)
+    if path.is_file():
+        return numbered_lines(path)
+    if path.is_dir() or (str(source).count("/") == 1 and not looks_like_path(str(source)) and not path.suffix):
+        return enumerate(read_records(source), start=1)
+    raise ValueError(
+        "data must be a JSONL file, a data set's folder or hub id, 'embedded', 'embedded-validation' or 'micro', with "
+        f"data (={str(path)!r})."
+    )
 
 
 def _named(source: Any) -> str:

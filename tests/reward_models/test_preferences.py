@@ -127,3 +127,36 @@ def test_malformed_records_are_left_out_only_when_asked_and_counted(caplog):
 def test_without_a_prompt_texts_that_are_no_dialogues_are_refused_with_the_reason():
     with pytest.raises(ValueError, match="record 1: without a 'prompt', 'chosen' and 'rejected' are whole dialogues"):
         load_rankings([{"chosen": "a", "rejected": "b"}])
+
+
+def chat(*texts: str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+def test_chats_are_pairs_of_last_messages_whatever_prompt_stands_beside_them():
+    record = {"prompt": "hello", "chosen": chat("hello", "good day"), "rejected": chat("hello", "go away")}
+    assert load_rankings([record]) == [Ranking(chat("hello"), ("good day", "go away"))]
+
+
+@pytest.mark.parametrize(
+    ("rejected", "message"),
+    [
+        (chat("hello", "good day"), "must differ in the last message"),
+        (chat("bye", "go away"), "same up to the last message"),
+        (chat("hello", "go away", "why ?"), "end with an assistant's message, with rejected"),
+    ],
+)
+def test_chats_that_are_no_pair_are_refused_with_the_reason(rejected, message):
+    with pytest.raises(ValueError, match=f"record 1.*{message}"):
+        load_rankings([{"chosen": chat("hello", "good day"), "rejected": rejected}])
+
+
+def test_a_data_set_on_disk_is_read_by_its_split(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    parts = {name: datasets.Dataset.from_list([{**DIALOGUE, "note": name}] * count) for name, count in
+             (("train", 3), ("test", 2))}  # fmt: skip
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "pairs"))
+    assert len(load_rankings(tmp_path / "pairs")) == 3
+    assert load_rankings(str(tmp_path / "pairs"), split="test") == load_rankings([DIALOGUE] * 2)
+    with pytest.raises(ValueError, match="no-such-data"):
+        load_rankings(str(tmp_path / "no-such-data"))
