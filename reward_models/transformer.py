@@ -63,7 +63,6 @@ class TransformerRewardModel:
         A ``<pad>`` token is added when the tokenizer has none, or one that equals EOS.
         """
         tokenizer = copy.deepcopy(lm.tokenizer)
-        tokenizer.padding_side = "right"  # plain transformers scores differently with padding on the left
         if tokenizer.pad_token_id is None or tokenizer.pad_token_id == lm.eos_id:
             tokenizer.add_special_tokens({"pad_token": "<pad>"})
         config = copy.deepcopy(lm.model.config)
@@ -201,7 +200,9 @@ class TransformerRewardModel:
         return self.encode(prompts, [response for ranking in rankings for response in ranking.responses])
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """A plain Hugging Face folder: safetensors weights, config and tokenizer."""
+        """A plain Hugging Face folder: safetensors weights, config and tokenizer, which pads on the right: plain
+        transformers scores differently with padding on the left."""
+        self.tokenizer.padding_side = "right"
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
