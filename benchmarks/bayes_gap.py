@@ -2,7 +2,7 @@
 
 The embedded world knows the probability of every label: accuracy cannot pass ``mean max(p, 1 − p)`` nor NLL fall below
 ``mean H(p)``. A reward model on the trunk of ``assistant-sft`` is trained on pairs of answers to fresh training prompts
-(200 … 20,000 comparisons, each one pair and one label), then on 20,000 rankings of eight answers (about 500,000
+(200 … 20,000 comparisons, each one pair and one label), then on 30,000 rankings of eight answers (about 670,000
 comparisons), and measured on test prompts, whose verb-object pairs or phrasings were never trained on. A last model
 sees 20,000 comparisons with shuffled labels, and must be right half of the time.
 
@@ -41,7 +41,7 @@ from textenv.data import write_json
 from textenv.tasks import assistant
 
 PAIRS = (200, 600, 2_000, 6_000, 20_000)
-RANKINGS, RESPONSES = 20_000, 8
+RANKINGS, RESPONSES = 30_000, 8
 SHUFFLED = 20_000
 ANNOTATORS = 16
 """Labels of each test pair: the texts stay the same, the noise of labels averages out."""
@@ -51,8 +51,8 @@ def settings(responses: int, count: int, seed: int) -> RewardConfig:
     """As many passes as small data can use; the best one is kept."""
     common = {"learning_rate": 1e-3, "adam_beta2": 0.99, "loss": "listwise", "seed": seed}
     if responses > 2:
-        return RewardConfig(**common, epochs=4, batch_size=8, lr_schedule="cosine", early_stopping_patience=4)
-    epochs = 10 if count > 2_000 else 20
+        return RewardConfig(**common, epochs=5, batch_size=8, lr_schedule="cosine", early_stopping_patience=5)
+    epochs = 6 if count > 2_000 else 20
     return RewardConfig(**common, epochs=epochs, batch_size=32, early_stopping_patience=3)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from textenv.config import hint
+from textenv.hub import quick_hub
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +166,8 @@ def _load_dataset(dataset: str, split: str | None, config: str | None, revision:
         if saved:
             loaded: Any = datasets.load_from_disk(dataset)
         else:
-            loaded = datasets.load_dataset(dataset, config, split=split, revision=revision)
+            with quick_hub(dataset):
+                loaded = datasets.load_dataset(dataset, config, split=split, revision=revision)
     except (OSError, ValueError, DatasetsError) as error:
         raise ValueError(
             "a data set must be a JSONL file, a folder of JSONL or parquet files, what save_to_disk wrote, or a hub "

@@ -21,6 +21,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from textenv.hub import quick_hub
+
 
 @dataclass(frozen=True, eq=False)
 class LanguageModel:
@@ -92,8 +94,9 @@ def load_language_model(
         if is_gguf(name):
             model, tokenizer = _load_gguf(Path(name), dtype)
         else:
-            model = AutoModelForCausalLM.from_pretrained(str(name), dtype=dtype, use_safetensors=True)
-            tokenizer = load_tokenizer(name)
+            with quick_hub(name):
+                model = AutoModelForCausalLM.from_pretrained(str(name), dtype=dtype, use_safetensors=True)
+                tokenizer = load_tokenizer(name)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise ValueError(
             f"a language model must be a registered name, a folder, a hub id or a .gguf file, with name "
