@@ -135,17 +135,21 @@ def _load_dataset(dataset: str, split: str | None, config: str | None, revision:
             f"reading this data set needs the package `datasets`, with dataset (={dataset!r}). "
             "Install it: pip install 'textenv[data]'. JSONL files need nothing."
         ) from error
+    from textenv.hub import hub_or_cache
+
     saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
-    try:
-        if saved:
-            loaded: Any = datasets.load_from_disk(dataset)
-        else:
-            loaded = datasets.load_dataset(dataset, config, split=split, revision=revision)
-    except (OSError, ValueError, DatasetsError) as error:
-        raise ValueError(
-            "a data set must be a JSONL file, a folder of JSONL or parquet files, what save_to_disk wrote, or a hub "
-            f"id, with dataset (={dataset!r}), split (={split!r}), config (={config!r}). Loading it failed: {error}"
-        ) from error
+    with hub_or_cache(dataset) as unreachable:
+        try:
+            if saved:
+                loaded: Any = datasets.load_from_disk(dataset)
+            else:
+                loaded = datasets.load_dataset(dataset, config, split=split, revision=revision)
+        except (OSError, ValueError, DatasetsError) as error:
+            raise ValueError(
+                "a data set must be a JSONL file, a folder of JSONL or parquet files, what save_to_disk wrote, or a "
+                f"hub id, with dataset (={dataset!r}), split (={split!r}), config (={config!r}). Loading it failed: "
+                f"{error}{unreachable}"
+            ) from error
     if saved and not isinstance(loaded, dict):
         loaded = {str(loaded.split or "train"): loaded}
     if not isinstance(loaded, dict):

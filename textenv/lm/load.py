@@ -20,6 +20,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from textenv.hub import hub_or_cache
+
 
 @dataclass(frozen=True, eq=False)
 class LanguageModel:
@@ -86,14 +88,15 @@ def load_language_model(
     Raises:
         ValueError: the name is no readable causal language model, or its tokenizer has no EOS token.
     """
-    try:
-        model = AutoModelForCausalLM.from_pretrained(str(name), dtype=dtype, use_safetensors=True)
-        tokenizer = load_tokenizer(name)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise ValueError(
-            f"a language model must be a registered name, a folder or a hub id, with name (={str(name)!r}). "
-            f"Loading it as a Hugging Face causal language model failed: {error}"
-        ) from error
+    with hub_or_cache(name) as unreachable:
+        try:
+            model = AutoModelForCausalLM.from_pretrained(str(name), dtype=dtype, use_safetensors=True)
+            tokenizer = load_tokenizer(name)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise ValueError(
+                f"a language model must be a registered name, a folder or a hub id, with name (={str(name)!r}). "
+                f"Loading it as a Hugging Face causal language model failed: {error}{unreachable}"
+            ) from error
     model.to(torch.device(device))  # type: ignore[arg-type]
     return wrap_language_model(model, tokenizer, name=str(name))
 
