@@ -222,7 +222,9 @@ def _load(name: str | Path, dtype: torch.dtype, **options: Any) -> tuple[Any, An
             model = AutoModelForSequenceClassification.from_pretrained(
                 str(name), dtype=dtype, use_safetensors=True, **options
             )
-            return model, load_tokenizer(name)
+            tokenizer = load_tokenizer(name)
+            tokenizer.padding_side = "right"  # plain transformers scores differently with padding on the left
+            return model, tokenizer
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ValueError(
                 f"a reward model must be a registered name, 'module:callable', a folder or a hub id, with name "
