@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from textenv.data import read_jsonl
+from textenv.data import read_jsonl_lines
 
 
 class Ranking(NamedTuple):
@@ -40,15 +40,15 @@ def load_rankings(source: Sequence[Mapping[str, Any] | Ranking] | str | Path) ->
     where it is most often a lost field; a ranking of samples may hold one.
 
     Raises:
-        ValueError: a record is malformed; names the file, if there is one, and the record's number from 1.
+        ValueError: a record is malformed; names file and line, or the record's number from 1.
     """
-    where = f"{source}, " if isinstance(source, str | Path) else ""
-    records = read_jsonl(source) if isinstance(source, str | Path) else source
-    if not records:
+    if isinstance(source, str | Path):
+        return [_ranking(record, where) for where, record in read_jsonl_lines(source).items()]
+    if not source:
         raise ValueError("preferences must hold at least one record, with records (=[]). Give a list or a JSONL file.")
     return [
-        record if isinstance(record, Ranking) else _ranking(record, f"{where}record {number}")
-        for number, record in enumerate(records, start=1)
+        record if isinstance(record, Ranking) else _ranking(record, f"record {number}")
+        for number, record in enumerate(source, start=1)
     ]
 
 

@@ -28,11 +28,16 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: the path does not exist or holds nothing, or a line is not a JSON object.
     """
+    return list(read_jsonl_lines(path).values())
+
+
+def read_jsonl_lines(path: str | Path) -> dict[str, dict[str, Any]]:
+    """What :func:`read_jsonl` returns, under the place of each record, ``"<file>, line <number>"``, for errors."""
     path = Path(path)
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise ValueError(f"data must be a JSONL file or a folder of them, with path (={str(path)!r}). Check the path.")
-    records = []
+    records: dict[str, dict[str, Any]] = {}
     for file in files:
         try:
             text = file.read_text(encoding="utf-8")
@@ -40,7 +45,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
             raise ValueError(
                 f"data must be UTF-8 text, one JSON object a line, with file (={str(file)!r}): {error}."
             ) from None
-        for number, line in enumerate(text.splitlines(), start=1):
+        for number, line in enumerate(text.split("\n"), start=1):  # splitlines would also split at U+2028, inside JSON
             if not line.strip():
                 continue
             try:
@@ -51,7 +56,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
                 ) from None
             if not isinstance(record, dict):
                 raise ValueError(f"{file}, line {number}: must be a JSON object, not {type(record).__name__}.")
-            records.append(record)
+            records[f"{file}, line {number}"] = record
     if not records:
         raise ValueError(f"data must have at least one record, with path (={str(path)!r}) empty.")
     return records
