@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import textenv
-from textenv.data import read_jsonl
+from textenv.data import read_jsonl_lines
 from textenv.hf_training import Objective, OnProgress, Ragged, TrainingConfig, encode_texts, fit, remove_checkpoints
 from textenv.lm import LanguageModel, Responses, TokenRule, length_buckets, response_outputs
 from textenv.lm.logprobs import token_logprobs
@@ -158,15 +158,15 @@ def load_demonstrations(records: Sequence[Mapping[str, Any]] | str | Path) -> li
     """Read ``{"prompt", "completion"}`` and ``{"messages"}`` records, in memory or from JSONL.
 
     Raises:
-        ValueError: a record is malformed; names the file, if there is one, and the record's number from 1.
+        ValueError: a record is malformed; names file and line, or the record's number from 1.
     """
-    where = f"{records}, " if isinstance(records, str | Path) else ""
-    rows = read_jsonl(records) if isinstance(records, str | Path) else records
-    if not rows:
+    if isinstance(records, str | Path):
+        return [_demonstration(row, where) for where, row in read_jsonl_lines(records).items()]
+    if not records:
         raise ValueError(
             "demonstrations must hold at least one record, with records (=[]). Give a list or a JSONL file."
         )
-    return [_demonstration(row, f"{where}record {number}") for number, row in enumerate(rows, start=1)]
+    return [_demonstration(row, f"record {number}") for number, row in enumerate(records, start=1)]
 
 
 def _demonstration(record: Mapping[str, Any], where: str) -> Demonstration:

@@ -52,21 +52,22 @@ def load_rankings(
     out, and says how many.
 
     Raises:
-        ValueError: a record is malformed (names the file, if there is one, and the record's number from 1), or none is
-            left.
+        ValueError: a record is malformed (names file and line, or the record's number from 1), or none is left.
     """
-    where = f"{source}, " if isinstance(source, str | Path) else ""
-    records = read_records(source, split=split) if isinstance(source, str | Path) else source
+    if isinstance(source, str | Path):
+        records: Mapping[str, Any] = read_records(source, split=split)
+    else:
+        records = {f"record {number}": record for number, record in enumerate(source, start=1)}
     rankings, skipped = [], []
-    for number, record in enumerate(records, start=1):
+    for where, record in records.items():
         try:
             rankings.append(record if isinstance(record, Ranking) else _ranking(record))
         except ValueError as error:
             if not skip_malformed:
-                raise ValueError(f"{where}record {number}: {error}") from None
-            skipped.append(f"record {number}: {error}")
+                raise ValueError(f"{where}: {error}") from None
+            skipped.append(f"{where}: {error}")
     if skipped:
-        _log.warning("%s%d of %d preferences left out. The first: %s", where, len(skipped), len(records), skipped[0])
+        _log.warning("%d of %d preferences left out. The first: %s", len(skipped), len(records), skipped[0])
     if not rankings:
         raise ValueError(
             f"preferences must hold at least one good record, with records (={len(records)}), malformed "

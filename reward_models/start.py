@@ -7,7 +7,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 import textenv
 from reward_models.transformer import TransformerRewardModel, load_reward_model
-from textenv.hub import quick_hub
+from textenv.hub import hub_or_cache
 from textenv.lm.load import is_gguf
 
 
@@ -23,13 +23,14 @@ def start_reward_model(name: str, device: str = "cpu") -> TransformerRewardModel
     """
     if is_gguf(name) or ("/" not in name and not Path(name).exists()):
         return TransformerRewardModel.from_language_model(textenv.fresh_language_model(name, device))
-    try:
-        with quick_hub(name):
+    with hub_or_cache(name) as unreachable:
+        try:
             config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"a reward model must start from a registered name, a folder or a hub id, with name (={name!r}): {error}"
-        ) from error
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"a reward model must start from a registered name, a folder or a hub id, with name (={name!r}): "
+                f"{error}{unreachable}"
+            ) from error
     architecture = (config.architectures or [""])[0]
     if architecture.endswith("ForSequenceClassification"):
         return load_reward_model(name, device)

@@ -24,7 +24,7 @@ from reward_models.heads import is_decoder, rescale, score_head, score_offset, s
 from reward_models.preferences import Ranking
 from reward_models.texts import Texts, encode_for_decoder, encode_for_encoder
 from textenv.hf_training import untouched_globals
-from textenv.hub import quick_hub
+from textenv.hub import hub_or_cache
 from textenv.lm import LanguageModel, disable_dropout, length_buckets
 from textenv.lm.load import load_tokenizer
 
@@ -222,17 +222,17 @@ def load_reward_model(
 
 def _load(name: str | Path, dtype: torch.dtype, **options: Any) -> tuple[Any, Any]:
     """``(model, tokenizer)`` of a sequence classifier, or a ValueError that says why not."""
-    try:
-        with quick_hub(name):
+    with hub_or_cache(name) as unreachable:
+        try:
             model = AutoModelForSequenceClassification.from_pretrained(
                 str(name), dtype=dtype, use_safetensors=True, **options
             )
             return model, load_tokenizer(name)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise ValueError(
-            f"a reward model must be a registered name, 'module:callable', a folder or a hub id, with name "
-            f"(={str(name)!r}). Loading it as a Hugging Face sequence classifier failed: {error}"
-        ) from error
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise ValueError(
+                f"a reward model must be a registered name, 'module:callable', a folder or a hub id, with name "
+                f"(={str(name)!r}). Loading it as a Hugging Face sequence classifier failed: {error}{unreachable}"
+            ) from error
 
 
 def _contents(model: PreTrainedModel, without: Collection[str] = ()) -> list[Any]:

@@ -6,7 +6,17 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertModel,
+    DebertaV2Config,
+    DebertaV2Model,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
+)
 
 import textenv
 from textenv.lm import tiny_config
@@ -49,6 +59,40 @@ def tiny_model(family: str = "gpt2", seed: int = 0, spread: float = 0.2):
                 if parameter.ndim > 1:
                     parameter.normal_(0.0, spread)
     return wrap_language_model(model, word_tokenizer(), name=f"tiny-{family}-{seed}")
+
+
+ENCODERS = {
+    "bert": (BertConfig, BertModel),
+    "deberta-v2": (DebertaV2Config, DebertaV2Model),
+    "roberta": (RobertaConfig, RobertaModel),
+}
+
+
+def encoder_folder(kind: str, folder: Path) -> Path:
+    """A random pre-trained encoder of 64 positions; a pair reads ``<cls> a <sep> b <sep>``."""
+    make_config, make_model = ENCODERS[kind]
+    words = word_tokenizer()
+    words.add_special_tokens({"pad_token": "<pad>", "cls_token": "<cls>", "sep_token": "<sep>"})
+    special = [(token, words.convert_tokens_to_ids(token)) for token in ("<cls>", "<sep>")]
+    words.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<cls> $A <sep>", pair="<cls> $A <sep> $B:1 <sep>:1", special_tokens=special
+    )
+    config = make_config(
+        vocab_size=len(words),
+        pad_token_id=words.pad_token_id,
+        type_vocab_size=2,
+        max_position_embeddings=64,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = make_model(config)
+    model.save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session", params=list(FAMILIES))

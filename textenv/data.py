@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from textenv.config import hint
-from textenv.hub import quick_hub
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,15 +30,20 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: the path does not exist or holds nothing, or a line is not a JSON object.
     """
+    return list(read_jsonl_lines(path).values())
+
+
+def read_jsonl_lines(path: str | Path) -> dict[str, dict[str, Any]]:
+    """What :func:`read_jsonl` returns, under the place of each record, ``"<file>, line <number>"``, for errors."""
     path = Path(path)
     files = sorted([*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")]) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise ValueError(f"data must be a JSONL file or a folder of them, with path (={str(path)!r}). Check the path.")
-    records = []
+    records: dict[str, dict[str, Any]] = {}
     for file in files:
         for number, line in numbered_lines(file):
             try:
-                records.append(json_object(line))
+                records[f"{file}, line {number}"] = json_object(line)
             except ValueError as error:
                 raise ValueError(f"{file}, line {number}: {error}") from None
     if not records:
@@ -97,7 +101,7 @@ def read_dataset(
     Raises:
         ValueError: no such data set, split or column, or the ``datasets`` package is missing.
     """
-    rows = read_records(dataset, split=split, config=config, revision=revision)
+    rows = list(read_records(dataset, split=split, config=config, revision=revision).values())
     names = list(dict.fromkeys(key for row in rows for key in row))
     if column not in names:
         raise ValueError(
@@ -109,9 +113,10 @@ def read_dataset(
 
 def read_records(
     dataset: str | Path, *, split: str | None = None, config: str | None = None, revision: str | None = None
-) -> list[dict[str, Any]]:
-    """Records of a data set as they are: a JSONL file (``.gz`` too), a folder (of JSONL or parquet files, or what
-    ``save_to_disk`` wrote), or a hub id; the other arguments are those of :func:`read_dataset`.
+) -> dict[str, dict[str, Any]]:
+    """Records of a data set as they are, each under its place (``"<file>, line <number>"``, or ``"<data set>, record
+    <number>"``): a JSONL file (``.gz`` too), a folder (of JSONL or parquet files, or what ``save_to_disk`` wrote), or a
+    hub id; the other arguments are those of :func:`read_dataset`.
 
     Raises:
         ValueError: no such data set or split, a line that is no JSON object, or the ``datasets`` package is missing.
@@ -120,8 +125,9 @@ def read_records(
     jsonl = path.is_file() or str(dataset).endswith((".jsonl", ".jsonl.gz"))
     jsonl = jsonl or (path.is_dir() and any([*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")]))
     if jsonl and split is None and config is None:
-        return read_jsonl(path)
-    return [dict(row) for row in _load_dataset(str(dataset), split, config, revision)]
+        return read_jsonl_lines(path)
+    rows = _load_dataset(str(dataset), split, config, revision)
+    return {f"{dataset}, record {number}": dict(row) for number, row in enumerate(rows, start=1)}
 
 
 def check_dataset(source: Mapping[str, Any]) -> None:
@@ -161,18 +167,21 @@ def _load_dataset(dataset: str, split: str | None, config: str | None, revision:
             f"reading this data set needs the package `datasets`, with dataset (={dataset!r}). "
             "Install it: pip install 'textenv[data]'. JSONL files need nothing."
         ) from error
+    from textenv.hub import hub_or_cache
+
     saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
-    try:
-        if saved:
-            loaded: Any = datasets.load_from_disk(dataset)
-        else:
-            with quick_hub(dataset):
+    with hub_or_cache(dataset) as unreachable:
+        try:
+            if saved:
+                loaded: Any = datasets.load_from_disk(dataset)
+            else:
                 loaded = datasets.load_dataset(dataset, config, split=split, revision=revision)
-    except (OSError, ValueError, DatasetsError) as error:
-        raise ValueError(
-            "a data set must be a JSONL file, a folder of JSONL or parquet files, what save_to_disk wrote, or a hub "
-            f"id, with dataset (={dataset!r}), split (={split!r}), config (={config!r}). Loading it failed: {error}"
-        ) from error
+        except (OSError, ValueError, DatasetsError) as error:
+            raise ValueError(
+                "a data set must be a JSONL file, a folder of JSONL or parquet files, what save_to_disk wrote, or a "
+                f"hub id, with dataset (={dataset!r}), split (={split!r}), config (={config!r}). Loading it failed: "
+                f"{error}{unreachable}"
+            ) from error
     if saved and not isinstance(loaded, dict):
         loaded = {str(loaded.split or "train"): loaded}
     if not isinstance(loaded, dict):

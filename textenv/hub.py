@@ -1,45 +1,54 @@
-"""The model hub, when it cannot be reached: an answer within seconds, from the local cache or as an error."""
+"""The Hugging Face hub out of reach: the local cache answers at once, instead of an error after a minute of retries."""
 
-import functools
+import logging
 import socket
-import urllib.parse
+import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
-PATIENCE = 5.0
-"""Seconds to wait for a connection."""
+from huggingface_hub import constants
+
+_log = logging.getLogger(__name__)
+
+_TIMEOUT = 5.0
+"""Seconds that the hub has to take a connection."""
 
 
 @contextmanager
-def quick_hub(name: str | Path) -> Iterator[None]:
-    """Inside, a hub id is looked up in the local cache alone where the hub does not answer.
+def hub_or_cache(name: str | Path) -> Iterator[str]:
+    """Read ``name`` inside. If it is no path and the hub takes no connection, the block is in the hub's offline mode.
 
-    The libraries would ask again and again: a minute and a half for a model, with every file tried five times. A folder
-    asks nobody.
+    Yields:
+        Why the hub was not asked, as a sentence for an error to end with; empty when it may be asked.
     """
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or not (Path(name).exists() or _answers())
+    problem = None if Path(name).exists() else _problem()
+    if problem is None:
+        yield ""
+        return
+    _log.warning("%s: looking for %r among cached files.", problem, str(name))
+    switches: list[Any] = [constants, *([sys.modules["datasets.config"]] if "datasets.config" in sys.modules else [])]
+    before = [module.HF_HUB_OFFLINE for module in switches]
+    for module in switches:
+        module.HF_HUB_OFFLINE = True
     try:
-        yield
+        yield f" {problem}: only cached files were looked at."
     finally:
-        constants.HF_HUB_OFFLINE = before
+        for module, value in zip(switches, before, strict=True):
+            module.HF_HUB_OFFLINE = value
 
 
-@functools.cache
-def _answers() -> bool:
-    """Whether a connection to the hub can be made; taken for granted behind a proxy, which alone can tell."""
-    from huggingface_hub import constants
-
-    if urllib.request.getproxies():
-        return True
-    endpoint = urllib.parse.urlsplit(constants.ENDPOINT)
-    port = endpoint.port or (80 if endpoint.scheme == "http" else 443)
+def _problem() -> str | None:
+    """Why the hub cannot be reached; None when it can, when a proxy stands between, or offline mode is on anyway."""
+    hub = urlsplit(constants.ENDPOINT)
+    proxies = urllib.request.getproxies()
+    if constants.HF_HUB_OFFLINE or proxies.get(hub.scheme) or proxies.get("all"):
+        return None
     try:
-        socket.create_connection((endpoint.hostname or "", port), timeout=PATIENCE).close()
-    except OSError:
-        return False
-    return True
+        socket.create_connection((hub.hostname, hub.port or (80 if hub.scheme == "http" else 443)), _TIMEOUT).close()
+    except OSError as error:
+        return f"The hub ({constants.ENDPOINT}) cannot be reached ({error})"
+    return None

@@ -139,7 +139,7 @@ def _numbered(source: str | Path) -> Iterator[tuple[int, Any]]:
     if path.is_file():
         return numbered_lines(path)
     if path.is_dir() or (str(source).count("/") == 1 and not looks_like_path(str(source)) and not path.suffix):
-        return enumerate(read_records(source), start=1)
+        return enumerate(read_records(source).values(), start=1)
     raise ValueError(
         "data must be a JSONL file, a data set's folder or hub id, 'embedded', 'embedded-validation' or 'micro', with "
         f"data (={str(path)!r})."

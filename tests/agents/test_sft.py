@@ -295,7 +295,7 @@ def test_malformed_jsonl_is_named_by_file_and_line(tmp_path):
     with pytest.raises(ValueError, match=r"demos\.jsonl, line 2: not valid JSON"):
         train_sft(tiny_model(), path)
     path.write_text(json.dumps(RECORDS[0]) + "\n" + json.dumps({"prompt": "a"}) + "\n")
-    with pytest.raises(ValueError, match=r"demos\.jsonl, record 2"):
+    with pytest.raises(ValueError, match=r"demos\.jsonl, line 2"):
         train_sft(tiny_model(), path)
 
 

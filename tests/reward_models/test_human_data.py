@@ -22,7 +22,7 @@ def rankings():
 
 
 def test_pairs_that_do_not_share_their_prompt_are_named_or_left_out_and_counted(rankings, caplog):
-    with pytest.raises(ValueError, match=r"record 628: without a 'prompt'.*the same up to the last assistant turn"):
+    with pytest.raises(ValueError, match=r"line 628: without a 'prompt'.*the same up to the last assistant turn"):
         load_rankings(DATA)
     assert len(load_rankings(DATA, skip_malformed=True)) == len(rankings) == 1_151
     assert "5 of 1156 preferences left out" in caplog.text

@@ -45,7 +45,15 @@ def test_a_ranking_may_hold_the_same_response_twice():
         ({"prompt": "p", "responses": ["a", "b"], "ranking": [0]}, "permutation of 0…1"),
         ({"prompt": "p", "responses": ["a", "b"], "ranking": [False, True]}, "permutation of 0…1"),
         ({"prompt": "p", "responses": ["a", 3], "ranking": [0, 1]}, "a response must be a string"),
+        ({"prompt": "p", "responses": "ab", "ranking": [0, 1]}, "'responses' must be a list of two or more"),
+        ({"prompt": "p", "responses": ["a", "b"], "ranking": 1}, "permutation of 0…1"),
+        ({"prompt": "p", "responses": ["a", "b"], "ranking": [0, -1]}, "permutation of 0…1"),
+        ({"prompt": "p", "responses": ["a", "b"], "ranking": [0, [], 1]}, "permutation of 0…1"),
+        ({"prompt": "p", "responses": ["a", "b", "c"], "ranking": [[0, 1], [1, 2]]}, "permutation of 0…2"),
         ({"prompt": "p", "chosen": "a", "rejected": "a"}, "'chosen' and 'rejected' must differ"),
+        ({"prompt": "p", "chosen": "", "rejected": "a"}, "'chosen' must have text, with ''"),
+        ({"prompt": "p", "chosen": "a", "rejected": " \n"}, "'rejected' must have text"),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "tie": 1}, "'tie' must be true or false, with 1"),
         ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": "wide"}, "'margin' must be a finite number"),
         ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": float("nan")}, "'margin' must be a finite number"),
     ],
@@ -55,14 +63,21 @@ def test_a_malformed_record_is_named(record, message):
         load_rankings([{"prompt": "p", "chosen": "a", "rejected": "b"}, record])
 
 
-def test_errors_of_a_file_name_the_file(tmp_path):
+def test_an_empty_response_may_stand_in_a_ranking_and_ties_have_equal_ranks():
+    record = {"prompt": "p", "responses": ["a", "", "b", "c"], "ranking": [2, [0, 3], 1]}
+    assert load_rankings([record]) == [Ranking("p", ("b", "a", "c", ""), 0.0, (0, 1, 1, 2))]
+    (tie,) = load_rankings([{"prompt": "p", "chosen": "a", "rejected": "b", "tie": True}])
+    assert tie.ranks == (0, 0)
+
+
+def test_errors_of_a_file_name_the_file_and_the_line(tmp_path):
     path = tmp_path / "prefs.jsonl"
     good = json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}) + "\n"
     path.write_text(good + "nonsense\n")
     with pytest.raises(ValueError, match=r"prefs\.jsonl, line 2: not valid JSON"):
         load_rankings(path)
-    path.write_text(good + json.dumps({"prompt": "p", "chosen": "a"}))
-    with pytest.raises(ValueError, match=r"prefs\.jsonl, record 2"):
+    path.write_text(good + "\n" + json.dumps({"prompt": "p", "chosen": "a"}))  # a blank line is a line
+    with pytest.raises(ValueError, match=r"prefs\.jsonl, line 3: a preference must have"):
         load_rankings(path)
     path.write_text(good)
     assert load_rankings(str(path)) == [Ranking("p", ("a", "b"))]

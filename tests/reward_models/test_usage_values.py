@@ -10,7 +10,6 @@ import urllib.request
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import constants
 
 import textenv
 from reward_models import cache as cache_module
@@ -18,14 +17,11 @@ from reward_models import remote as remote_module
 from reward_models import spec as spec_module
 from reward_models.cache import CachedRewardModel
 from reward_models.ensemble import Ensemble
-from reward_models.preferences import load_rankings
 from reward_models.remote import HTTPRewardModel
 from reward_models.serve import RewardServer
-from reward_models.start import start_reward_model
-from reward_models.transformer import TransformerRewardModel, load_reward_model
+from reward_models.transformer import TransformerRewardModel
 from reward_models.weighted import Part, WeightedSum
 from tests.conftest import tiny_model
-from textenv import hub
 
 ONE = ["p"]
 
@@ -363,36 +359,3 @@ def test_a_model_that_holds_itself_is_refused():
     textenv.register_reward_model("a-loop", spec)
     with pytest.raises(ValueError, match="must not hold itself"):
         spec_module.build_reward_model(spec)
-
-
-def test_a_hub_id_without_network_is_refused_at_once_by_name_with_what_is_the_matter(monkeypatch):
-    monkeypatch.setattr(hub, "_answers", lambda: False)
-    for load in (load_reward_model, textenv.language_model, start_reward_model, textenv.reward_model, load_rankings):
-        start = time.monotonic()
-        with pytest.raises(ValueError, match=r"(?s)'nobody/no-such-\w+'.*(onnect|reach|offline)"):
-            load("nobody/no-such-thing")
-        assert time.monotonic() - start < 15, "one try of a file takes five requests and 23 seconds"
-    assert constants.HF_HUB_OFFLINE is False
-
-
-def test_the_hub_is_asked_once_whether_it_answers_and_not_for_a_folder(monkeypatch, model_folder):
-    def refuse(address, timeout):
-        tries.append(address)
-        raise OSError("no network")
-
-    def inside(name):
-        with hub.quick_hub(name):
-            return constants.HF_HUB_OFFLINE
-
-    tries: list[tuple[str, int]] = []
-    hub._answers.cache_clear()
-    monkeypatch.setattr("urllib.request.getproxies", dict)
-    monkeypatch.setattr("socket.create_connection", refuse)
-    assert inside(model_folder) is False
-    assert tries == []
-    assert inside("a/b") is inside("c/d") is True
-    assert tries == [("huggingface.co", 443)]
-    hub._answers.cache_clear()
-    monkeypatch.setattr("urllib.request.getproxies", lambda: {"https": "http://proxy"})
-    assert inside("a/b") is False
-    hub._answers.cache_clear()

@@ -23,6 +23,16 @@ def test_records_survive_writing_and_reading_and_a_folder_is_read_in_order(tmp_p
         read_jsonl(tmp_path / "none.jsonl")
 
 
+def test_characters_that_python_takes_for_line_ends_survive_writing_and_reading(tmp_path):
+    # JSON need not escape them; published texts hold all three.
+    records = [{"x": "one\u2028two\x85three\u2029four\r\nfive"}, {"x": 2}]
+    write_jsonl(tmp_path / "a.jsonl", records)
+    assert read_jsonl(tmp_path / "a.jsonl") == records
+    (tmp_path / "dos.jsonl").write_bytes(b'{"x": 1}\r\n\r\n{"x": 2}\r\n[]\r\n')
+    with pytest.raises(ValueError, match=r"dos\.jsonl, line 4: must be a JSON object, not list"):
+        read_jsonl(tmp_path / "dos.jsonl")
+
+
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
     write_json(tmp_path / "x.json", {"a": 1})
 

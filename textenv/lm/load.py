@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from textenv.hub import quick_hub
+from textenv.hub import hub_or_cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,18 +90,18 @@ def load_language_model(
     Raises:
         ValueError: the name is no readable causal language model, or its tokenizer has no EOS token.
     """
-    try:
-        if is_gguf(name):
-            model, tokenizer = _load_gguf(Path(name), dtype)
-        else:
-            with quick_hub(name):
+    with hub_or_cache(name) as unreachable:
+        try:
+            if is_gguf(name):
+                model, tokenizer = _load_gguf(Path(name), dtype)
+            else:
                 model = AutoModelForCausalLM.from_pretrained(str(name), dtype=dtype, use_safetensors=True)
                 tokenizer = load_tokenizer(name)
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        raise ValueError(
-            f"a language model must be a registered name, a folder, a hub id or a .gguf file, with name "
-            f"(={str(name)!r}). Loading it as a Hugging Face causal language model failed: {error}"
-        ) from error
+        except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+            raise ValueError(
+                f"a language model must be a registered name, a folder, a hub id or a .gguf file, with name "
+                f"(={str(name)!r}). Loading it as a Hugging Face causal language model failed: {error}{unreachable}"
+            ) from error
     model.to(torch.device(device))  # type: ignore[arg-type]
     return wrap_language_model(model, tokenizer, name=str(name))
 
