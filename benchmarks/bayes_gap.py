@@ -4,7 +4,7 @@ The embedded world knows the probability of every label: accuracy cannot pass ``
 ``mean H(p)``. A reward model on the trunk of ``assistant-sft`` is trained on pairs of answers to fresh training prompts
 (200 … 20,000 comparisons, each one pair and one label), then on 30,000 rankings of eight answers (about 670,000
 comparisons), and measured on test prompts, whose verb-object pairs or phrasings were never trained on. A last model
-sees 20,000 comparisons with shuffled labels, and must be right half of the time.
+sees 6,000 comparisons with shuffled labels, and must be right half of the time.
 
 Training stops by the NLL of rankings on validation prompts; settings were chosen on validation prompts as well.
 
@@ -42,7 +42,7 @@ from textenv.tasks import assistant
 
 PAIRS = (200, 600, 2_000, 6_000, 20_000)
 RANKINGS, RESPONSES = 30_000, 8
-SHUFFLED = 20_000
+SHUFFLED = 6_000
 ANNOTATORS = 16
 """Labels of each test pair: the texts stay the same, the noise of labels averages out."""
 

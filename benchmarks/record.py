@@ -23,7 +23,7 @@ def write_result(name: str, figures: dict[str, Any]) -> Path:
     """Write ``results/name.json`` with the figures and how they came about."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     record = {
-        "command": " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
+        "command": " ".join(["python", "-m", f"benchmarks.{name}", *map(_without_folder, sys.argv[1:])]),
         "commit": commit,
         "machine": {"processor": _processor(), "cores": os.cpu_count(), "python": platform.python_version()},
         "versions": {package: version(package) for package in ("torch", "transformers", "gymnasium", "numpy")},
@@ -33,6 +33,11 @@ def write_result(name: str, figures: dict[str, Any]) -> Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
     return path
+
+
+def _without_folder(argument: str) -> str:
+    """A path as its last part: where a file lay on one machine helps nobody on another."""
+    return Path(argument).name if "/" in argument else argument
 
 
 def _processor() -> str:

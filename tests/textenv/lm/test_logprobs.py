@@ -195,5 +195,5 @@ def test_saving_and_loading_keeps_the_function(tmp_path, family_model):
 def test_a_folder_that_is_no_model_is_a_clear_error(tmp_path):
     from textenv.lm import load_language_model
 
-    with pytest.raises(ValueError, match="a registered name, a folder, a hub id or a .gguf file"):
+    with pytest.raises(ValueError, match=r"a registered name, a folder, a hub id or a \.gguf file"):
         load_language_model(tmp_path)
