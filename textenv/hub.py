@@ -12,10 +12,12 @@ from urllib.parse import urlsplit
 
 from huggingface_hub import constants
 
+from textenv.data import looks_like_path
+
 _log = logging.getLogger(__name__)
 
-_TIMEOUT = 5.0
-"""Seconds that the hub has to take a connection."""
+_TIMEOUT = 2.0
+"""Seconds that each address of the hub (there are about eight) has to take a connection."""
 
 
 @contextmanager
@@ -25,7 +27,7 @@ def hub_or_cache(name: str | Path) -> Iterator[str]:
     Yields:
         Why the hub was not asked, as a sentence for an error to end with; empty when it may be asked.
     """
-    problem = None if Path(name).exists() else _problem()
+    problem = None if looks_like_path(str(name)) or Path(name).exists() else _problem()
     if problem is None:
         yield ""
         return

@@ -171,7 +171,7 @@ def test_processes_share_a_cache(tmp_path):
 def server():
     def serve(model, **options):
         made = RewardServer(model, **options)
-        threading.Thread(target=made.serve_forever, daemon=True).start()
+        threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True).start()
         made_servers.append(made)
         return made.url
 

@@ -88,4 +88,7 @@ def test_what_the_cache_holds_is_read_when_the_hub_is_out_of_reach(unreachable, 
 def test_a_path_never_asks_for_the_hub(unreachable, model_folder, caplog):
     with caplog.at_level(logging.WARNING, "textenv.hub"):
         start_reward_model(str(model_folder))
+        for nowhere in ("./nowhere", "/nowhere"):
+            with pytest.raises(ValueError, match="nowhere"):
+                load_reward_model(nowhere)
     assert not caplog.records
