@@ -5,6 +5,7 @@ import logging
 import gymnasium
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from reward_models.preferences import Ranking
@@ -71,6 +72,16 @@ def test_a_chat_reads_as_the_models_own_template_would_render_the_whole_conversa
     # A prompt that is no chat ends in EOS, in the company of chats too.
     mixed = model(["the grass", "green"], ["is red", "red sky"], chat=[None, CHAT])
     assert mixed == pytest.approx([logit(model, "the grass is red <eos>"), model([CHAT], ["red sky"])[0]], abs=1e-5)
+
+
+def test_a_tokenizer_that_starts_texts_with_a_token_puts_none_into_a_chat():
+    model = decoder()
+    model.tokenizer.chat_template = template(" grass not")
+    expected = model([CHAT], ["red sky"])
+    bos = TemplateProcessing(single="<unk> $A", special_tokens=[("<unk>", 11)])
+    model.tokenizer.backend_tokenizer.post_processor = bos
+    assert model([CHAT], ["red sky"]) == expected
+    assert model(["green"], ["red"])[0] == pytest.approx(logit(model, "<unk> green red <eos>"), abs=1e-5)
 
 
 def test_a_model_without_a_template_reads_what_the_policys_template_rendered():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from reward_models import trainer
 from reward_models.heads import score_head
 from reward_models.lora import LoRA
 from reward_models.preferences import Ranking
@@ -11,7 +12,7 @@ from reward_models.trainer import RewardConfig, train_reward_model
 from reward_models.transformer import TransformerRewardModel
 from tests.conftest import encoder_folder, tiny_model
 from tests.reward_models.test_resume_modes import stop_at
-from tests.reward_models.test_trainer import RANKINGS, config, weights
+from tests.reward_models.test_trainer import RANKINGS, config
 
 TIED = [
     Ranking("what is the sky ?", ("blue", "the sky is blue", "grass", ""), ranks=(0, 1, 1, 2)),
@@ -225,16 +226,21 @@ def test_a_listwise_loss_reads_neither_margins_nor_ties(ranking, message):
         train_reward_model(tiny_model(), [*RANKINGS, ranking], config(loss="listwise"))
 
 
-def test_the_weights_that_are_kept_are_those_of_the_lowest_nll_and_not_of_another_figure():
-    # With held-out rankings of one pair, all right, accuracy stays at 1 and the NLL falls: the last is the best.
-    held_out = [RANKINGS[1]]
-    settings = config(epochs=6, early_stopping_patience=2, warmup_ratio=0.0, lr_schedule="constant")
-    result = train_reward_model(tiny_model(), held_out, settings, eval_rankings=held_out)
-    nlls = [entry["eval_nll"] for entry in result.history if "eval_nll" in entry]
-    assert len(nlls) == 6
-    assert nlls == sorted(nlls, reverse=True)
-    plain = train_reward_model(
-        tiny_model(), held_out, config(**{**vars(settings), "early_stopping_patience": None}), eval_rankings=held_out
-    )
-    assert torch.equal(weights(result.model), weights(plain.model))
-    assert result.metrics["eval_nll"] == nlls[-1]
+def test_the_weights_that_are_kept_are_those_of_the_lowest_nll_whatever_the_other_figures_say(monkeypatch):
+    nlls = [0.7, 0.5, 0.6, 0.5, 0.9]  # the second is the best: an equal one is no better
+    left = [{"nll": nll, "accuracy": 0.9 - 0.1 * i, "ece": 0.9 - 0.1 * i} for i, nll in enumerate(nlls)]
+    at_evaluation = []
+
+    def figures(scores, rankings):
+        at_evaluation.append(scores.clone())
+        return left[len(at_evaluation) - 1]
+
+    monkeypatch.setattr(trainer, "measure_scores", figures)
+    settings = config(epochs=6, early_stopping_patience=3, lr_schedule="constant", normalize=False)
+    result = train_reward_model(tiny_model(), RANKINGS, settings, eval_rankings=RANKINGS)
+    assert [entry["eval_nll"] for entry in result.history if "eval_nll" in entry] == nlls
+    kept = result.model.scores(result.model.encode_rankings(RANKINGS))
+    assert torch.equal(kept, at_evaluation[1])
+    assert not torch.equal(kept, at_evaluation[4])
+    assert result.metrics["eval_accuracy"] == pytest.approx(0.8)
+    assert result.metrics["steps"] == 10

@@ -8,13 +8,22 @@ import gymnasium
 import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BartConfig,
+    BartForSequenceClassification,
+)
 
 import textenv
+from reward_models.heads import score_head
 from reward_models.preferences import Ranking
 from reward_models.trainer import evaluate_reward_model
 from reward_models.transformer import TransformerRewardModel, load_reward_model
-from tests.conftest import FAMILIES, tiny_model
+from tests.conftest import FAMILIES, encoder_folder, tiny_model
+from textenv.lm import tiny_config
+from textenv.lm.load import wrap_language_model
 
 PROMPTS = ["what is the sky ?", "red", "is <eos> the grass not green ?", "the the the", "what <eos>"]
 COMPLETIONS = ["blue", "the sky is not red the sky is blue", "", "green <eos> red", "grass"]
@@ -160,6 +169,58 @@ def test_normalised_scores_have_mean_zero_and_unit_spread_within_a_prompt(family
         model.model.score.weight.mul_(3.0)  # what further training may do
     model.normalize(RANKINGS)
     assert model(prompts, completions) == pytest.approx(expected, abs=1e-4)
+
+
+def opt():
+    """A decoder whose final norm is not the last of its modules, so that its bias must not take the shift."""
+    sizes = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 48, "max_position_embeddings": 64}
+    config = tiny_config(
+        "opt", vocab_size=12, num_hidden_layers=2, num_attention_heads=2, pad_token_id=0, eos_token_id=0, **sizes
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        lm = wrap_language_model(AutoModelForCausalLM.from_config(config), tiny_model().tokenizer)
+        model = TransformerRewardModel.from_language_model(lm)
+        model.model.score.weight.data.normal_()
+    return model
+
+
+def bert(folder):
+    """An encoder whose head has a bias."""
+    model = TransformerRewardModel.from_encoder(encoder_folder("bert", folder))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for parameter in model.model.classifier.parameters():
+            parameter.data.normal_(2.0, 1.0)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["opt", "bert"])
+def test_models_that_keep_the_shift_elsewhere_are_normalised_again_and_again(kind, tmp_path):
+    model = opt() if kind == "opt" else bert(tmp_path / "start")
+    prompts, completions = zip(*[(r.prompt, text) for r in RANKINGS for text in r.responses], strict=True)
+    raw = torch.tensor(model(prompts, completions), dtype=torch.float64).split([4, 2, 3])
+    deviation = (sum((part - part.mean()).square().sum() for part in raw) / 6).sqrt()
+    expected = ((torch.cat(raw) - sum(part.mean() for part in raw) / 3) / deviation).tolist()
+    for scale in (1.0, 3.0):
+        with torch.no_grad():
+            score_head(model.model).weight.mul_(scale)
+        model.normalize(RANKINGS)
+        assert model(prompts, completions) == pytest.approx(expected, abs=5e-3)
+    model.save_pretrained(tmp_path / "saved")
+    assert load_reward_model(tmp_path / "saved")(prompts, completions) == pytest.approx(expected, abs=5e-3)
+    assert (model.model.config.score_offset != 0.0) is (kind == "opt")
+
+
+def test_an_encoder_decoder_or_an_encoder_of_two_labels_is_no_reward_model(tmp_path):
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    dims = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "max_position_embeddings": 64}
+    bart = BartForSequenceClassification(BartConfig(vocab_size=13, num_labels=1, **sizes, **dims))
+    with pytest.raises(ValueError, match="an encoder whose classifier has one output"):
+        score_head(bart)
+    encoder = AutoModelForSequenceClassification.from_pretrained(encoder_folder("bert", tmp_path), num_labels=2)
+    with pytest.raises(ValueError, match="an encoder whose classifier has one output"):
+        score_head(encoder)
 
 
 def test_scores_that_never_differ_cannot_be_normalised():
