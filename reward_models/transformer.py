@@ -190,7 +190,8 @@ class TransformerRewardModel:
         if not deviation > 0:
             raise ValueError(
                 f"scores must differ within a prompt to be normalised, with deviation (={deviation}). "
-                "Train the model first."
+                "The model has learned nothing: train it first; where training stopped early, evaluate later or raise "
+                "early_stopping_patience."
             )
         rescale(self.model, deviation)
         shift(self.model, -means.mean().item() / deviation)
