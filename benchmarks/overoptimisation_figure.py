@@ -31,7 +31,7 @@ def picture(figures: dict[str, Any]) -> Figure:
     selected = {name: {"best_of_n": cell} for name, cell in figures["curves"]["best_of_n"].items()}
     ppo = figures["curves"]["ppo"]
     best_of_n_by_size(axes[0, 0], selected, figures["peaks"])
-    ppo_by_size(axes[0, 1], ppo)
+    ppo_by_size(axes[0, 1], ppo, figures["ppo"])
     ppo_by_coefficient(axes[0, 2], ppo)
     ensembles(axes[1, 0], selected)
     exact(axes[1, 1], figures["curves"], ppo)
@@ -67,12 +67,19 @@ def best_of_n_by_size(axes: Axes, selected: dict[str, Any], peaks: list[dict[str
     axes.legend(loc="upper left")
 
 
-def ppo_by_size(axes: Axes, ppo: list[dict[str, Any]]) -> None:
+def ppo_by_size(axes: Axes, ppo: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
     axes.set_title("PPO without a penalty, embedded world")
     for size in (200, 2_000, 8_000):
         runs = [run for run in ppo if run["world"] == "assistant" and run["kl_coef"] == 0 and is_first(run, size)]
         for number, run in enumerate(runs):
-            draw(axes, upto(run["path"]), SIZE_COLOURS[size], None if number else f"{size:,} comparisons")
+            draw(
+                axes, upto(run["path"]), SIZE_COLOURS[size], None if number else f"{size:,} comparisons", linewidth=1.2
+            )
+        row = next(row for row in rows if (row["proxy"], row["kl_coef"]) == (f"{size} single", 0.0))
+        d = np.linspace(0.0, FIT_UP_TO, 80)
+        fit = Bend("rl", row["bend"]["alpha"], row["bend"]["beta"], 1.0)
+        axes.plot(d, fit.gain(d), color=SIZE_COLOURS[size], linewidth=1.2, linestyle=":")
+    axes.plot([], [], color=INK, linewidth=1.2, linestyle=":", label="d (α − β log d)")
     axes.set_xlabel(EXACT)
     axes.legend(loc="lower left")
 
@@ -83,11 +90,12 @@ def ppo_by_coefficient(axes: Axes, ppo: list[dict[str, Any]]) -> None:
     colours = dict(zip(sorted({run["kl_coef"] for run in runs}), (RED, ORANGE, GREEN, BLUE), strict=False))
     for coefficient, colour in colours.items():
         for number, run in enumerate(run for run in runs if run["kl_coef"] == coefficient):
-            path = upto(run["path"])
-            draw(axes, path, colour, None if number else f"β = {coefficient:g}", proxy=False)
-            axes.plot(np.sqrt(path[-1]["kl"]), path[-1]["gold"], "o", color=colour, markersize=5)
+            path = upto(run["path"], 2.6)
+            draw(axes, path, colour, None if number else f"β = {coefficient:g}", proxy=False, linewidth=1.2)
+            if len(path) == len(run["path"]):  # where it ended, unless that is far off
+                axes.plot(np.sqrt(path[-1]["kl"]), path[-1]["gold"], "o", color=colour, markersize=5)
     axes.set_xlabel(EXACT)
-    axes.legend(loc="lower left")
+    axes.legend(loc="lower right")
 
 
 def ensembles(axes: Axes, selected: dict[str, Any]) -> None:
@@ -101,6 +109,7 @@ def ensembles(axes: Axes, selected: dict[str, Any]) -> None:
         for way, dashes in (("mean", (0, (5, 2))), ("min", (0, (1, 1.2)))):
             curve = averaged([each[way] for each in data_sets])
             draw(axes, curve, SIZE_COLOURS[size], f"{size:,}: {way} of four", proxy=False, linestyle=dashes)
+    axes.set_ylim(bottom=-0.95)
     axes.set_xlabel(BOUND)
     axes.legend(loc="lower left")
 
@@ -126,12 +135,10 @@ def exact(axes: Axes, curves: dict[str, Any], ppo: list[dict[str, Any]]) -> None
 def micro_by_size(axes: Axes, tilted: dict[str, Any], ppo: list[dict[str, Any]]) -> None:
     axes.set_title("Micro, learned proxies: exact")
     for size, colour in SIZE_COLOURS.items():
-        curves = [
-            curve for name, cell in tilted.items() if name.startswith(f"micro-{size}-") for curve in cell.values()
-        ]
+        curves = [cell["0"] for name, cell in tilted.items() if name.startswith(f"micro-{size}-")]
         if curves:
             for number, curve in enumerate(curves):
-                draw(axes, curve, colour, None if number else f"{size:,} comparisons", proxy=False, linewidth=0.8)
+                draw(axes, curve, colour, None if number else f"{size:,} comparisons", proxy=False, linewidth=1.2)
     for run in ppo:
         if run["world"] == "micro" and kind_of(run["proxy"]) == "200 single":
             d = np.sqrt([point["kl"] for point in run["path"]])
