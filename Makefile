@@ -38,12 +38,14 @@ check: $(READY)       ## format, lint, types and the fast tests
 assets: $(READY)      ## re-make the language and reward model shipped in textenv/assets
 	$(BIN)/python -m agents.assets
 
-bench: $(READY)       ## every benchmark -> benchmarks/results/*.json
+bench: $(READY)       ## benchmarks that need no data -> benchmarks/results/*.json (hours)
 	$(BIN)/python -m benchmarks.ppo_iteration
 	$(BIN)/python -m benchmarks.rollout_cost
 	$(BIN)/python -m benchmarks.sb3_rollout
 	$(BIN)/python -m benchmarks.rm_throughput
 	$(BIN)/python -m benchmarks.demo_seeds
+	$(BIN)/python -m benchmarks.bayes_gap
+	$(BIN)/python -m benchmarks.overoptimisation
 
 clean:
 	rm -rf $(VENV) $(VENV)-torchrl build *.egg-info

@@ -33,7 +33,6 @@ from benchmarks.record import write_result
 from reward_models.benchmark.baselines import shorter
 from reward_models.benchmark.metrics import bootstrap_interval, calibration_slope, clustered_se, correct, nll, rate
 from reward_models.features import trunk_features
-from reward_models.heads import score_features
 from reward_models.preferences import Ranking, load_rankings, prompt_key, split_by_prompt
 from reward_models.start import start_reward_model
 from reward_models.trainer import RewardConfig, train_reward_model
@@ -89,8 +88,7 @@ def without_prompt(rankings: list[Ranking]) -> list[Ranking]:
 def margins(model: TransformerRewardModel, rankings: list[Ranking], file: Path) -> Float[np.ndarray, " N"]:
     """Chosen − rejected in log-odds, from features that are kept."""
     features = trunk_features(model, model.encode_rankings(rankings), file)
-    with torch.no_grad():
-        scores = score_features(model.model, features) * model.score_unit
+    scores = model.scores_of(features) * model.score_unit
     return (scores[0::2] - scores[1::2]).double().numpy()
 
 

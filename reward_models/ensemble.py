@@ -4,16 +4,24 @@ Where members disagree, a policy may have found an error of one of them. ``min``
 would, ``mean_minus_std`` and ``uncertainty`` charge for disagreement: λ standard deviations, or λ times the variance
 (worst-case and uncertainty-weighted optimisation: Coste et al. 2023, "Reward Model Ensembles Help Mitigate
 Overoptimization"). Members should be normalised alike, or the one of the widest scores decides alone.
+
+Every member scores a whole batch at once. Transformers that read alike share the tokens, and heads on one frozen trunk
+share its pass, so that an ensemble of them costs what one of them does.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, Literal, cast, final, get_args
 
 import numpy as np
 from jaxtyping import Float
+from torch import Tensor
 
 from reward_models.base import joint_identity
+from reward_models.features import trunk_features
+from reward_models.texts import Texts
 from reward_models.transformer import TransformerRewardModel
 from textenv.registry import RewardFunction
 from textenv.scoring import checked_scores, score_texts
@@ -47,19 +55,36 @@ class Ensemble:
         return combined(scores, self.combine, self.coefficient).tolist()
 
     def member_scores(self, prompts: list[str], completions: list[str], **columns: Any) -> Float[np.ndarray, "M B"]:
-        """Scores of every member. Transformers that read a text as the same tokens share the tokens."""
-        encoded: dict[str, Any] = {}
+        """Scores of every member; what they share is found out when they are first asked."""
+        tokens: dict[str, Texts] = {}
+        features: dict[tuple[str, str], Tensor] = {}
         rows = []
         for name, member in self.members.items():
             label = f"member {name!r} of an ensemble"
-            if isinstance(member, TransformerRewardModel):
-                if member.reading not in encoded:
-                    encoded[member.reading] = member.encode(prompts, completions, columns.get("chat"))
-                scores = member.scores(encoded[member.reading]).tolist()
-                rows.append(checked_scores(scores, prompts, completions, label))
-            else:
+            if not isinstance(member, TransformerRewardModel):
                 rows.append(score_texts(member, prompts, completions, columns, label))
+                continue
+            reading, trunk = self._kinds[name]
+            if reading not in tokens:
+                tokens[reading] = member.encode(prompts, completions, columns.get("chat"))
+            if self._members_of_a_kind[reading, trunk] == 1:
+                scores = member.scores(tokens[reading])
+            else:
+                if (reading, trunk) not in features:
+                    features[reading, trunk] = trunk_features(member, tokens[reading])
+                scores = member.scores_of(features[reading, trunk])
+            rows.append(checked_scores(scores.tolist(), prompts, completions, label))
         return np.stack(rows)
+
+    @cached_property
+    def _kinds(self) -> dict[str, tuple[str, str]]:
+        """What a text becomes for each transformer, and what its trunk makes of that."""
+        members = self.members.items()
+        return {name: (m.reading, m.trunk_identity) for name, m in members if isinstance(m, TransformerRewardModel)}
+
+    @cached_property
+    def _members_of_a_kind(self) -> Counter[tuple[str, str]]:
+        return Counter(self._kinds.values())
 
     @property
     def identity(self) -> str | None:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from reward_models.heads import features_of_rows
+from reward_models.heads import features_of_rows, score_head
 from reward_models.texts import Texts
 from reward_models.transformer import TransformerRewardModel
 from textenv.lm import length_buckets
@@ -41,7 +41,7 @@ def trunk_features(
     found = {} if store is None else store.read(keys)
     rows = {i: found[key] for i, key in enumerate(keys) if key in found}
     missing = torch.tensor([i for i in range(len(texts.lengths)) if i not in rows], dtype=torch.int64)
-    for batch in length_buckets(texts.lengths[missing], model.batch_size) if len(missing) else ():
+    for batch in length_buckets(texts.lengths[missing], model.batch_size):
         index = missing[batch]
         features = features_of_rows(model.model, **texts.batch(index, model.model.device)).float().cpu().numpy()
         fresh = dict(zip(index.tolist(), features, strict=True))
@@ -52,7 +52,8 @@ def trunk_features(
             on_texts(len(rows), len(texts.lengths))
     if on_texts is not None and not len(missing):
         on_texts(len(rows), len(rows))
-    return torch.from_numpy(np.stack([rows[i] for i in range(len(texts.lengths))]))
+    width = score_head(model.model).in_features
+    return torch.from_numpy(np.stack([rows[i] for i in range(len(rows))]) if rows else np.zeros((0, width), np.float32))
 
 
 def _keys(trunk: str, texts: Texts) -> list[bytes]:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -164,7 +163,7 @@ def train_reward_model(
     metrics = {"seconds": run.seconds, "steps": float(run.steps), "truncated_prompts": float(learner.truncated_prompts)}
     metrics |= {"trained_parameters": float(trained), **run.evaluation}
     if config.normalize:
-        known = None if examples.features is None else _head_scores(learner, examples.features)
+        known = None if examples.features is None else learner.scores_of(examples.features)
         learner.normalize(rankings, known)
     if output_dir is not None:
         learner.save_pretrained(output_dir)
@@ -221,16 +220,10 @@ def _evaluation(
 
     def evaluate() -> dict[str, float]:
         learner.model.eval()
-        scores = learner.scores(texts) if features is None else _head_scores(learner, features)
+        scores = learner.scores(texts) if features is None else learner.scores_of(features)
         return {f"eval_{key}": value for key, value in measure_scores(scores * learner.score_unit, held_out).items()}
 
     return evaluate
-
-
-@torch.no_grad()
-def _head_scores(learner: TransformerRewardModel, features: Float[Tensor, "n H"]) -> Float[Tensor, " n"]:
-    """Scores of texts whose features are known, on the CPU."""
-    return score_features(learner.model, features.to(learner.model.device)).cpu()
 
 
 def _summed_loss(config: RewardConfig) -> Callable[..., Float[Tensor, ""]]:

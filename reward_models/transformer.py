@@ -20,7 +20,16 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
-from reward_models.heads import is_decoder, rescale, score_head, score_offset, score_rows, score_unit, shift
+from reward_models.heads import (
+    is_decoder,
+    rescale,
+    score_features,
+    score_head,
+    score_offset,
+    score_rows,
+    score_unit,
+    shift,
+)
 from reward_models.preferences import Ranking
 from reward_models.texts import Texts, encode_for_decoder, encode_for_encoder
 from textenv.hf_training import untouched_globals
@@ -167,6 +176,11 @@ class TransformerRewardModel:
         for index in length_buckets(texts.lengths, self.batch_size):
             out[index] = score_rows(self.model, **texts.batch(index, self.model.device)).cpu()
         return out
+
+    @torch.no_grad()
+    def scores_of(self, features: Float[Tensor, "N H"]) -> Float[Tensor, " N"]:
+        """Scores of texts that this model's trunk has read already (:mod:`reward_models.features`), on the CPU."""
+        return score_features(self.model, features.to(self.model.device)).cpu()
 
     def normalize(self, rankings: Sequence[Ranking], scores: Float[Tensor, " n"] | None = None) -> None:
         """Shift and scale the scores: mean 0 over prompts, standard deviation 1 *within* a prompt, on these samples.

@@ -87,6 +87,25 @@ def test_members_that_read_differently_share_no_tokens():
     np.testing.assert_allclose(members, alone, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_heads_on_one_trunk_share_its_pass_and_score_as_they_do_alone(family, monkeypatch):
+    heads = [TransformerRewardModel.from_language_model(tiny_model(family), batch_size=2) for _ in range(3)]
+    other = scorer(seed=5)
+    for seed, model in enumerate(heads):
+        model.model.score.weight.data.normal_(generator=torch.Generator().manual_seed(seed))
+    texts = ["the grass", "red", "green"], ["is blue", "sky", "the sky is red"]
+    alone = np.array([model(*texts) for model in (*heads, other)])
+    ensemble = Ensemble({"a": heads[0], "other": other, "b": heads[1], "c": heads[2]})
+    passes: list[str] = []
+    for name, model in ensemble.members.items():
+        model.model.base_model.register_forward_hook(lambda *_, name=name: passes.append(name))
+    np.testing.assert_allclose(ensemble.member_scores(*texts), alone[[0, 3, 1, 2]], rtol=0, atol=1e-6)
+    assert passes.count("a") == 2, "three texts in batches of two"
+    assert not {"b", "c"} & set(passes)
+    assert "other" in passes
+    assert ensemble([], []) == []
+
+
 def test_a_member_whose_scores_are_not_finite_is_named():
     broken = scorer()
     broken.model.score.weight.data.fill_(float("nan"))

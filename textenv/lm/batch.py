@@ -113,4 +113,5 @@ def _pad(sequences: Sequence[Sequence[int]], pad_id: int, width: int | None, *, 
 
 def length_buckets(lengths: Int[Tensor, " B"], size: int) -> Iterator[Int[Tensor, " n"]]:
     """Row indices in chunks of at most ``size``, each of rows of similar length (less padding, fewer FLOPs)."""
-    yield from torch.argsort(lengths, stable=True).split(size)
+    if len(lengths):  # of nothing, ``split`` makes one empty chunk
+        yield from torch.argsort(lengths, stable=True).split(size)
