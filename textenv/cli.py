@@ -159,11 +159,13 @@ def serve_command() -> Callable[..., None]:
     import os
     import secrets
 
+    import tyro
+
     import textenv
     from reward_models.serve import RewardServer
 
     def serve(
-        model: str,
+        model: tyro.conf.Positional[str],
         *,
         host: str = "127.0.0.1",
         port: int = 8000,

@@ -1,0 +1,47 @@
+"""What the documents tell a reader to type is understood, and what they link to is there."""
+
+import functools
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import tyro
+
+from textenv.cli import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = {path.relative_to(ROOT).as_posix(): path for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
+_COMMAND = re.compile(r"(?:^|`)textenv (?P<name>[a-z][a-z-]*)(?P<rest> [^`\n#…]*)?", re.MULTILINE)
+
+
+def quoted_commands() -> list[tuple[str, str, str]]:
+    """``(document, command, arguments)`` of every line of code that starts with ``textenv COMMAND``."""
+    found = [
+        (name, match["name"], (match["rest"] or "").strip())
+        for name, path in sorted(DOCUMENTS.items())
+        for match in _COMMAND.finditer(path.read_text("utf-8"))
+    ]
+    return [(name, command, rest) for name, command, rest in found if rest and "|" not in rest]
+
+
+def test_the_documents_quote_commands():
+    assert len(quoted_commands()) >= 8
+
+
+@pytest.mark.parametrize(("document", "command", "arguments"), quoted_commands())
+def test_a_quoted_command_is_one_that_the_shell_command_understands(document, command, arguments):
+    built = COMMANDS[command]()
+
+    @functools.wraps(built)
+    def parsed(*args, **kwargs):
+        return "understood"
+
+    assert tyro.cli(parsed, args=shlex.split(arguments)) == "understood"
+
+
+@pytest.mark.parametrize("document", sorted(DOCUMENTS))
+def test_a_link_to_a_file_finds_it(document):
+    path = DOCUMENTS[document]
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", path.read_text("utf-8"))
+    assert not [target for target in targets if not (path.parent / target).exists()]
