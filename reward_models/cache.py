@@ -1,19 +1,14 @@
 """Scores kept on disk: a text that a model has scored once is not scored again, in no process that shares the file."""
 
-import contextlib
 import hashlib
 import json
-import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, final
 
 from reward_models.base import identity_of
+from reward_models.store import Store
 from textenv.registry import RewardFunction
 from textenv.scoring import accepted_columns, score_texts
-
-_CHUNK = 500
-"""Keys in one query; SQLite allows 999 by default in its older versions."""
 
 
 @final
@@ -23,8 +18,8 @@ class CachedRewardModel:
     A score is filed under a SHA-256 of the model's identity (:func:`reward_models.base.identity_of`; for a transformer
     a digest of its weights), the prompt, the completion and the columns that the model takes. So a changed model never
     finds the scores of the old one. A plain callable has no identity: give it a ``version``, and change that whenever
-    the callable changes. Reads and writes are short transactions on a connection of their own, safe for threads, forks
-    and several processes. A reward model that itemises its terms is cached as their sum.
+    the callable changes. Threads, forks and several processes may share the file. A reward model that itemises its
+    terms is cached as their sum.
     """
 
     def __init__(self, model: RewardFunction, path: str | Path, *, version: str | None = None) -> None:
@@ -39,11 +34,8 @@ class CachedRewardModel:
                 "a cached reward model must have an identity, which a plain callable or a URL has not, with version "
                 "(=None). Give a version (any string), and another one when the model changes."
             )
-        self._model, self._path = model, Path(path)
+        self._model, self._store = model, Store(path, "scores", what="score cache")
         self.identity = json.dumps(["cached", own, version])
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._database() as database:
-            database.execute("CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, score REAL) WITHOUT ROWID")
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
         taken = accepted_columns(self._model, columns)
@@ -51,22 +43,20 @@ class CachedRewardModel:
             self._key(prompt, completion, {name: values[i] for name, values in taken.items()})
             for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
         ]
-        known = self._read(keys)
+        known = self._store.read(keys)
         new = list({key: i for i, key in enumerate(keys) if key not in known}.values())
         if new:
             some = {name: [values[i] for i in new] for name, values in taken.items()}
             texts = [prompts[i] for i in new], [completions[i] for i in new]
             scores = score_texts(self._model, *texts, some, "a cached reward model").tolist()
             fresh = dict(zip((keys[i] for i in new), scores, strict=True))
-            with self._database() as database:
-                database.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?)", fresh.items())
+            self._store.write(fresh)
             known |= fresh
         return [known[key] for key in keys]
 
     def __len__(self) -> int:
         """Scores in the file, of every model."""
-        with self._database() as database:
-            return database.execute("SELECT COUNT(*) FROM scores").fetchone()[0]
+        return len(self._store)
 
     def _key(self, prompt: Any, completion: str, columns: dict[str, Any]) -> bytes:
         try:
@@ -76,25 +66,3 @@ class CachedRewardModel:
                 f"columns must be JSON values to be part of a cache's key, with columns (={columns}): {error}."
             ) from None
         return hashlib.sha256(text.encode()).digest()
-
-    def _read(self, keys: list[bytes]) -> dict[bytes, float]:
-        found: dict[bytes, float] = {}
-        unique = list(dict.fromkeys(keys))
-        with self._database() as database:
-            for start in range(0, len(unique), _CHUNK):
-                part = unique[start : start + _CHUNK]
-                marks = ",".join("?" * len(part))
-                found |= dict(database.execute(f"SELECT key, score FROM scores WHERE key IN ({marks})", part))
-        return found
-
-    @contextlib.contextmanager
-    def _database(self) -> Iterator[sqlite3.Connection]:
-        """A connection for one transaction: it waits for other writers, commits at the end and closes."""
-        try:
-            with contextlib.closing(sqlite3.connect(self._path, timeout=60)) as database, database:
-                yield database
-        except sqlite3.DatabaseError as error:
-            raise ValueError(
-                f"a score cache must be an SQLite file that can be read and written, with path (={str(self._path)!r}): "
-                f"{error}. Remove it or name another."
-            ) from error

@@ -4,10 +4,8 @@ On one core a trunk of 135 M parameters reads some 300 tokens a second: an hour 
 their cross-validation, and a second once they are read.
 """
 
-import contextlib
 import hashlib
-import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reward_models.heads import features_of_rows, score_head
+from reward_models.store import Store
 from reward_models.texts import Texts
 from reward_models.transformer import TransformerRewardModel
 from textenv.lm import length_buckets
@@ -36,17 +35,17 @@ def trunk_features(
     Raises:
         ValueError: the file is no SQLite database.
     """
-    store = None if file is None else _Store(Path(file))
+    store = None if file is None else Store(file, "features", what="feature file")
     keys = [] if store is None else _keys(model.trunk_identity, texts)
     found = {} if store is None else store.read(keys)
-    rows = {i: found[key] for i, key in enumerate(keys) if key in found}
+    rows = {i: np.frombuffer(found[key], dtype=np.float32) for i, key in enumerate(keys) if key in found}
     missing = torch.tensor([i for i in range(len(texts.lengths)) if i not in rows], dtype=torch.int64)
     for batch in length_buckets(texts.lengths[missing], model.batch_size):
         index = missing[batch]
         features = features_of_rows(model.model, **texts.batch(index, model.model.device)).float().cpu().numpy()
         fresh = dict(zip(index.tolist(), features, strict=True))
         if store is not None:
-            store.write({keys[i]: row for i, row in fresh.items()})
+            store.write({keys[i]: row.tobytes() for i, row in fresh.items()})
         rows |= fresh
         if on_texts is not None:
             on_texts(len(rows), len(texts.lengths))
@@ -64,35 +63,3 @@ def _keys(trunk: str, texts: Texts) -> list[bytes]:
         hashlib.sha256(trunk.encode() + b"".join(ids.numpy().tobytes() for ids in text)).digest()
         for text in zip(*tokens, strict=True)
     ]
-
-
-class _Store:
-    """Vectors by key in an SQLite file, each access a transaction of its own."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with self._database() as database:
-            database.execute("CREATE TABLE IF NOT EXISTS features (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID")
-
-    def read(self, keys: list[bytes]) -> dict[bytes, np.ndarray]:
-        query = "SELECT value FROM features WHERE key = ?"
-        with self._database() as database:
-            rows = ((key, database.execute(query, (key,)).fetchone()) for key in dict.fromkeys(keys))
-            return {key: np.frombuffer(row[0], dtype=np.float32) for key, row in rows if row is not None}
-
-    def write(self, values: dict[bytes, np.ndarray]) -> None:
-        with self._database() as database:
-            rows = ((key, value.tobytes()) for key, value in values.items())
-            database.executemany("INSERT OR IGNORE INTO features VALUES (?, ?)", rows)
-
-    @contextlib.contextmanager
-    def _database(self) -> Iterator[sqlite3.Connection]:
-        try:
-            with contextlib.closing(sqlite3.connect(self._path, timeout=60)) as database, database:
-                yield database
-        except sqlite3.DatabaseError as error:
-            raise ValueError(
-                f"a feature file must be an SQLite file that can be read and written, with path (={str(self._path)!r}):"
-                f" {error}. Remove it or name another."
-            ) from error
