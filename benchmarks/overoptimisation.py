@@ -351,7 +351,6 @@ def ppo_cells(seeds: list[int], worlds: list[str]) -> list[PPOCell]:
             cells += [PPOCell("assistant", f"2000-{seed}/{kind}", 0.0, seed, 80) for kind in ("0", "mean", "min")]
             cells += [PPOCell("assistant", f"{size}-{seed}/0", 0.0, seed, 80) for size in (200, 8_000)]
             cells += [PPOCell("assistant", f"2000-{seed}/0", kl_coef, seed, 80) for kl_coef in (0.05, 0.2, 0.5)]
-            cells += [PPOCell("assistant", f"2000-{seed}/{m}", 0.0, seed, 80) for m in range(1, MEMBERS)]
     return cells
 
 
