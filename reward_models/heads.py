@@ -77,10 +77,9 @@ def features_of_rows(
 
 def unused_positions(model: PreTrainedModel) -> int:
     """Positions that no token ever has: RoBERTa and its kin count from behind the number of their padding token."""
-    tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
-    return max(
-        (table.padding_idx + 1 for table in tables if getattr(table, "padding_idx", None) is not None), default=0
-    )
+    named = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
+    tables = [module for module in named if isinstance(module, nn.Embedding)]
+    return max((table.padding_idx + 1 for table in tables if table.padding_idx is not None), default=0)
 
 
 def score_unit(model: PreTrainedModel) -> float:

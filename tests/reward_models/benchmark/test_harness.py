@@ -420,6 +420,7 @@ def test_the_command_writes_a_table_a_page_and_a_json_a_model(capsys, tmp_path):
     assert (tmp_path / "out" / "table.md").read_text() in printed.out
     assert json.loads((tmp_path / "out" / "letters.json").read_text())["accuracy"]["value"] == 1.0
     assert json.loads((tmp_path / "out" / "comparisons.json").read_text())[0]["difference"] == 1.0
+    assert "+100.0 points of accuracy (+100.0 … +100.0); only the first right 8, only the second 0" in printed.out
     assert "Model against model" in (tmp_path / "out" / "report.html").read_text()
 
 
