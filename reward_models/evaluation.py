@@ -45,7 +45,7 @@ def measure_scores(scores: Float[Tensor, " n"], rankings: Sequence[Ranking]) -> 
     accuracy, accuracy_se = clustered_mean(ranking_accuracy(table_scores, mask, table_ranks)[some], cluster)
     gaps = (table_scores[:, :, None] - table_scores[:, None, :])[better]
     weights = (1.0 / decided)[:, None, None].expand(better.shape)[better]
-    losses = torch.zeros(better.shape).masked_scatter(better, -torch.nn.functional.logsigmoid(gaps))
+    losses = gaps.new_zeros(better.shape).masked_scatter(better, -torch.nn.functional.logsigmoid(gaps))
     nll, nll_se = clustered_mean((losses.sum((1, 2)) / decided.clamp(min=1))[some], cluster)
     return {
         "accuracy": accuracy,

@@ -75,6 +75,13 @@ def features_of_rows(
     return seen[0]
 
 
+def unused_positions(model: PreTrainedModel) -> int:
+    """Positions that no token ever has: RoBERTa and its kin count from behind the number of their padding token."""
+    named = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
+    tables = [module for module in named if isinstance(module, nn.Embedding)]
+    return max((table.padding_idx + 1 for table in tables if table.padding_idx is not None), default=0)
+
+
 def score_unit(model: PreTrainedModel) -> float:
     """Log-odds in one unit of score."""
     return float(getattr(model.config, "score_unit", 1.0))

@@ -29,6 +29,7 @@ from reward_models.heads import (
     score_rows,
     score_unit,
     shift,
+    unused_positions,
 )
 from reward_models.preferences import Ranking
 from reward_models.texts import Texts, encode_for_decoder, encode_for_encoder
@@ -124,7 +125,7 @@ class TransformerRewardModel:
         limit = getattr(self.model.config, "max_position_embeddings", None)
         if self.is_decoder or limit is None:
             return limit
-        return min(limit, self.tokenizer.model_max_length)  # RoBERTa spends two positions on nothing
+        return min(limit - unused_positions(self.model), self.tokenizer.model_max_length)
 
     @property
     def reading(self) -> str:

@@ -106,6 +106,28 @@ def test_heads_on_one_trunk_share_its_pass_and_score_as_they_do_alone(family, mo
     assert ensemble([], []) == []
 
 
+def test_heads_on_one_trunk_that_read_differently_share_no_pass():
+    models = [TransformerRewardModel.from_language_model(tiny_model()) for _ in range(4)]
+    for seed, model in enumerate(models):
+        model.model.score.weight.data.normal_(generator=torch.Generator().manual_seed(seed))
+    for model in models[2:]:
+        model.tokenizer.chat_template = "{% for m in messages %}red {{ m['content'] }} {% endfor %}"
+    chat = [{"role": "user", "content": "the sky"}]
+    alone = np.array([model(["green the sky"], ["is blue"], chat=[chat]) for model in models])
+    members = Ensemble({str(seed): model for seed, model in enumerate(models)}).member_scores(
+        ["green the sky"], ["is blue"], chat=[chat]
+    )
+    np.testing.assert_allclose(members, alone, atol=1e-6)
+
+
+def test_members_that_cut_prompts_elsewhere_share_no_tokens():
+    long, short = scorer(1), scorer(2)
+    short.model.config.max_position_embeddings = 32
+    texts = ["red green " * 25], ["is blue"]
+    alone = np.array([model(*texts) for model in (long, short)])
+    np.testing.assert_allclose(Ensemble({"long": long, "short": short}).member_scores(*texts), alone, atol=1e-5)
+
+
 def test_a_member_whose_scores_are_not_finite_is_named():
     broken = scorer()
     broken.model.score.weight.data.fill_(float("nan"))

@@ -11,6 +11,7 @@ from reward_models.heads import score_features, score_head
 from reward_models.trainer import RewardConfig, train_reward_model
 from reward_models.transformer import TransformerRewardModel
 from tests.conftest import PROMPTS, tiny_model
+from tests.reward_models.test_reading import SEGMENTED, encoder
 from tests.reward_models.test_trainer import toy_rankings
 
 TEXTS = ["blue", "green grass", "not red is the sky blue", "red"]
@@ -39,6 +40,7 @@ def passes(monkeypatch) -> list[int]:
 
 
 def test_the_head_on_kept_features_gives_the_scores_of_the_whole_model(model, tmp_path):
+    model.model.config.score_offset = 0.5
     texts = model.encode(PROMPTS, TEXTS)
     trunk_features(model, texts, tmp_path / "features.sqlite")
     kept = trunk_features(model, texts, tmp_path / "features.sqlite")
@@ -111,3 +113,15 @@ def test_the_file_holds_no_text(model, tmp_path):
         rows = database.execute("SELECT key, value FROM features").fetchall()
     assert {len(key) for key, _ in rows} == {32}
     assert {len(value) for _, value in rows} == {4 * 32}
+
+
+def test_equal_tokens_of_other_segments_are_another_text(tmp_path, passes):
+    model = encoder("bert", tmp_path / "start")
+    model.tokenizer.model_input_names = SEGMENTED
+    # <cls> red <sep> blue <sep> <sep> both times; "blue" belongs to the prompt, then to the response.
+    texts = model.encode(["red <sep> blue", "red"], ["", "blue <sep>"])
+    assert texts.padded(torch.tensor([0]))[0].tolist() == texts.padded(torch.tensor([1]))[0].tolist()
+    first, second = trunk_features(model, texts, tmp_path / "features.sqlite")
+    assert not torch.allclose(first, second, atol=1e-3)
+    assert torch.equal(trunk_features(model, texts, tmp_path / "features.sqlite"), torch.stack([first, second]))
+    assert sum(passes) == 2

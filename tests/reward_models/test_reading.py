@@ -146,6 +146,26 @@ def test_a_saved_encoder_scores_alike_in_plain_transformers_padded_or_alone(kind
     assert load_reward_model(tmp_path / "saved")(PROMPTS, TEXTS) == expected
 
 
+SEGMENTED = ["input_ids", "token_type_ids", "attention_mask"]
+"""What the tokenizer of a published BERT returns."""
+
+
+def test_segments_tell_the_prompt_from_the_response_also_where_the_prompt_was_cut(tmp_path):
+    model = encoder("bert", tmp_path)
+    model.tokenizer.model_input_names = SEGMENTED
+    # The first two have the same tokens. Of the last prompt 64 − 2 − 3 tokens are kept.
+    prompts, texts = ["red", "red <sep> blue", "green " * 80 + "sky"], ["blue <sep>", "", "grass is"]
+    expected = []
+    for prompt, text in zip([*prompts[:2], "green " * 58 + "sky"], texts, strict=True):
+        parts = [["<cls>", *prompt.split(), "<sep>"], [*text.split(), "<sep>"]]
+        ids = torch.tensor([model.tokenizer.convert_tokens_to_ids(parts[0] + parts[1])])
+        types = torch.tensor([[0] * len(parts[0]) + [1] * len(parts[1])])
+        with torch.no_grad():
+            expected.append(model.model(input_ids=ids, token_type_ids=types).logits.item())
+    assert model(prompts, texts) == pytest.approx(expected, abs=1e-5)
+    assert abs(expected[0] - expected[1]) > 1e-3
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "bert"])
 def test_prompts_too_long_are_cut_on_the_left_counted_in_the_metrics_and_said_once(kind, tmp_path, caplog):
     start = decoder() if kind == "gpt2" else encoder("bert", tmp_path)

@@ -5,8 +5,16 @@ import random
 import numpy as np
 import pytest
 import torch
+from scipy import optimize
 
-from reward_models.evaluation import clustered_mean, table
+from reward_models.evaluation import (
+    MAX_SLOPE,
+    calibration_slope,
+    clustered_mean,
+    expected_calibration_error,
+    measure_scores,
+    table,
+)
 from reward_models.losses import ranking_loss
 from reward_models.preferences import Ranking
 from reward_models.trainer import RewardConfig, evaluate_reward_model, train_reward_model
@@ -144,6 +152,49 @@ def test_the_clustered_error_of_independent_values_is_the_textbook_one():
     assert error == pytest.approx(np.std([1, 2, 4, 9], ddof=1) / np.sqrt(4))
     # Two clusters with sums of deviations (−3 − 2) and (0 + 5): √(2 · (25 + 25)) / 4
     assert clustered_mean(values, torch.tensor([0, 0, 1, 1]))[1] == pytest.approx(2.5)
+
+
+def test_the_figures_of_an_evaluation_are_those_done_by_hand():
+    # Log-odds 2, 0, 3 with the last two tied: gaps 2 and −1; a pair of odds 77 to 23; a pair that is a tie.
+    rankings = [Ranking("p", ("a", "b", "c"), ranks=(0, 1, 1)), Ranking("q", ("a", "b")),
+                Ranking("q", ("a", "b"), ranks=(0, 0))]  # fmt: skip
+    found = measure_scores(torch.tensor([2.0, 0.0, 3.0, np.log(77 / 23), 0.0, 9.0, 0.0], dtype=torch.float64), rankings)
+    first, second = (np.log1p(np.exp(-2)) + np.log1p(np.exp(1))) / 2, -np.log(0.77)
+    assert (found["pairs"], found["ties"], found["prompts"]) == (3, 2, 2)
+    # Rankings weigh alike; two clusters with x and y have the standard error √(2 · 2 ((x − y)/2)²)/2 = |x − y|/2.
+    assert (found["accuracy"], found["accuracy_se"]) == pytest.approx((0.75, 0.25))
+    assert (found["nll"], found["nll_se"]) == pytest.approx(((first + second) / 2, (first - second) / 2))
+    # Confidence σ(2) = 0.88 right and σ(1) = 0.73 wrong, of weight ¼ each, 0.77 right, of ½: each in a bin of its own.
+    sure, wrong = 1 / (1 + np.exp(-2)), 1 / (1 + np.exp(-1))
+    assert found["ece"] == pytest.approx(0.25 * (1 - sure) + 0.25 * wrong + 0.5 * 0.23, abs=1e-6)
+    best = optimize.minimize_scalar(
+        lambda b: (np.log1p(np.exp(-2 * b)) + np.log1p(np.exp(b))) / 4 + np.log1p((23 / 77) ** b) / 2, bounds=(-5, 5),
+        method="bounded", options={"xatol": 1e-9},
+    )  # fmt: skip
+    assert found["calibration_slope"] == pytest.approx(best.x, abs=1e-5)
+
+
+def test_the_calibration_slope_is_the_log_odds_of_being_right():
+    # Gaps of 1 with weight 3 and of −1 with weight 1: σ(b) = ¾.
+    gaps, weights = torch.tensor([1.0, -1.0]), torch.tensor([3.0, 1.0])
+    assert calibration_slope(gaps, weights) == pytest.approx(np.log(3))
+    assert calibration_slope(-gaps, weights) == pytest.approx(-np.log(3))
+    assert calibration_slope(2 * gaps, weights) == pytest.approx(np.log(3) / 2)
+    assert calibration_slope(gaps.abs(), weights) == pytest.approx(MAX_SLOPE)
+
+
+def test_the_calibration_error_adds_up_over_ten_bins_from_a_half_to_one():
+    def gap(confidence):
+        return np.log(confidence / (1 - confidence))
+
+    # In one bin (0.60 to 0.65) right and wrong cancel, between bins they do not; a tie is half right at ½.
+    gaps, weights = torch.tensor([gap(0.61), -gap(0.64), gap(0.66), 0.0]), torch.tensor([2.0, 2.0, 3.0, 1.0])
+    expected = (abs(2 * 0.39 - 2 * 0.64) + 3 * 0.34 + 0.0) / 8
+    assert expected_calibration_error(gaps, weights) == pytest.approx(expected, abs=1e-6)
+    assert expected_calibration_error(gaps, 10 * weights) == pytest.approx(expected, abs=1e-6)
+    assert expected_calibration_error(torch.tensor([50.0]), torch.ones(1)) == pytest.approx(
+        0.0
+    )  # the last bin is closed
 
 
 def test_scores_are_laid_out_by_prompt():

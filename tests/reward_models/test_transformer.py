@@ -82,7 +82,11 @@ def test_saved_and_loaded_scores_are_equal_in_plain_transformers_too(family, tmp
     model = scorer(family)
     expected = model(PROMPTS, COMPLETIONS)
     model.save_pretrained(tmp_path)
-    assert load_reward_model(tmp_path)(PROMPTS, COMPLETIONS) == expected
+    loaded = load_reward_model(tmp_path)
+    after = loaded.model.state_dict()
+    assert all(torch.equal(weight, after[name]) for name, weight in model.model.state_dict().items())
+    # Not bit by bit: where weights lie in memory decides which of its ways a matrix product goes.
+    assert loaded(PROMPTS, COMPLETIONS) == pytest.approx(expected, abs=1e-5)
     assert plain_scores(tmp_path) == pytest.approx(expected, abs=1e-5)
 
 
@@ -207,6 +211,7 @@ def test_models_that_keep_the_shift_elsewhere_are_normalised_again_and_again(kin
             score_head(model.model).weight.mul_(scale)
         model.normalize(RANKINGS)
         assert model(prompts, completions) == pytest.approx(expected, abs=5e-3)
+        assert model.score_unit == pytest.approx(scale * deviation.item(), rel=1e-3)  # what the weights meant before
     model.save_pretrained(tmp_path / "saved")
     assert load_reward_model(tmp_path / "saved")(prompts, completions) == pytest.approx(expected, abs=5e-3)
     assert (model.model.config.score_offset != 0.0) is (kind == "opt")
@@ -253,3 +258,30 @@ def test_a_folder_is_a_reward_model_of_an_environment(tmp_path, text_options):
         *_, info = env.step(action)
     assert info["rm_score"] == pytest.approx(model([info["prompt"]], [info["response"]])[0], abs=1e-5)
     assert textenv.reward_model(str(tmp_path / "rm")) is textenv.reward_model(str(tmp_path / "rm"))
+
+
+def test_a_folder_is_padded_on_the_right_however_the_tokenizer_was_used(tmp_path):
+    model = scorer()
+    expected = model(PROMPTS, COMPLETIONS)
+    model.tokenizer.padding_side = "left"
+    model.save_pretrained(tmp_path)
+    assert plain_scores(tmp_path) == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_encoder_reads_no_more_than_its_positions_and_its_tokenizer_allow(tmp_path):
+    # RoBERTa counts positions from behind the number of its padding token, here 12: 13 of 64 are never used.
+    encoder = TransformerRewardModel.from_encoder(encoder_folder("roberta", tmp_path / "roberta"))
+    assert encoder.max_tokens == 51
+    with torch.no_grad():
+        score_head(encoder.model).weight.normal_(generator=torch.Generator().manual_seed(0))
+    # <cls> prompt <sep> blue <sep>
+    kept = " ".join(["red"] * 45 + ["what", "is"])
+    assert encoder([f"green green {kept}"], ["blue"]) == pytest.approx(encoder([kept], ["blue"]), abs=1e-6)
+    assert encoder.truncated_prompts == 1
+    encoder.tokenizer.model_max_length = 40
+    assert encoder.max_tokens == 40
+    bert = TransformerRewardModel.from_encoder(encoder_folder("bert", tmp_path / "bert"))
+    assert bert.max_tokens == 64
+    decoder = scorer()
+    decoder.tokenizer.model_max_length = 8
+    assert decoder.max_tokens == 64

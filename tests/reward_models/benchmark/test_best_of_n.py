@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import gymnasium
 import numpy as np
@@ -111,3 +113,58 @@ def test_the_picture_is_drawn_against_the_root_of_the_kl():
     assert figure.axes[0].lines[0].get_xdata() == pytest.approx([1, 2, 3])
     assert "√" in figure.axes[0].get_xlabel()
     assert "bound" in figure.axes[0].get_xlabel()
+
+
+def test_a_curve_of_two_prompts_is_the_one_done_by_hand():
+    scores, gold = np.array([[0.0, 2.0], [0.0, 4.0]]), np.array([[0.0, 2.0], [2.0, 0.0]])
+    one, two = bon.sampled_curve(scores, gold, [1, 2], np.arange(2))
+    # Pooled deviations within a prompt: scores √((1 + 1 + 4 + 4)/2) = √5, gold √2.
+    assert (one.gold, one.kl, one.gold_gain, one.score_gain, one.oracle_gain) == pytest.approx((1, 0, 0, 0, 0))
+    # The best of two by score has gold 2 and 0: mean 1, standard error 1, and gains over n = 1 of +1 and −1 in √2.
+    assert (two.gold, two.gold_ci95) == pytest.approx((1.0, 1.96), abs=1e-4)
+    assert (two.gold_gain, two.gold_gain_ci95) == pytest.approx((0.0, 1.96 / math.sqrt(2)), abs=1e-4)
+    # Scores gain 1 and 2: mean 1.5, standard error ½, in √5. Gold by itself would have gained 1 on each, in √2.
+    assert (two.score_gain, two.score_gain_ci95) == pytest.approx((1.5 / math.sqrt(5), 0.98 / math.sqrt(5)), abs=1e-4)
+    assert two.oracle_gain == pytest.approx(1 / math.sqrt(2))
+    # Two values of probability ½ each: the better one is the best of two with ¾.
+    assert (two.kl_kind, two.kl) == ("levels", pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5)))
+
+
+def test_gains_have_no_unit_and_gold_has_its_own(rng):
+    scores, gold = rng.normal(size=(20, 8)), rng.normal(size=(20, 8))
+    (plain,) = bon.sampled_curve(scores, gold, [4], np.arange(20))
+    (other,) = bon.sampled_curve(7.0 * scores + 3.0, 10.0 * gold - 50.0, [4], np.arange(20))
+    same = ("kl", "gold_gain", "gold_gain_ci95", "score_gain", "score_gain_ci95", "oracle_gain")
+    assert [getattr(other, name) for name in same] == pytest.approx([getattr(plain, name) for name in same])
+    assert (other.gold, other.gold_ci95) == pytest.approx((10 * plain.gold - 50, 10 * plain.gold_ci95))
+
+
+@pytest.mark.parametrize(("levels", "kind"), [(10, "levels"), (11, "bound")])
+def test_scores_of_ten_values_are_discrete_and_of_eleven_are_not(rng, levels, kind):
+    scores = rng.permutation(np.arange(44) % levels).astype(float).reshape(4, 11)
+    assert bon.sampled_curve(scores, scores, [2], np.arange(4))[0].kl_kind == kind
+
+
+def test_the_exact_curve_of_a_small_world_is_the_one_done_by_hand():
+    class World(NamedTuple):
+        """Two prompts with two equally likely strings each; of two draws the better one is taken with ¾."""
+
+        ref_logprobs: torch.Tensor
+        rewards: torch.Tensor
+
+        def best_of_n(self, n, scores=None):
+            order = (self.rewards if scores is None else scores).argsort(1)
+            better = torch.full((2, 2), 1 - 0.5**n, dtype=torch.float64)
+            p = torch.zeros(2, 2, dtype=torch.float64).scatter(
+                1, order, torch.stack([1 - better[:, 0], better[:, 1]], 1)
+            )
+            return SimpleNamespace(logprobs=p.log(), kl=0.0, expected_reward=float((p * self.rewards).sum(1).mean()))
+
+    world = World(torch.full((2, 2), 0.5).double().log(), torch.tensor([[0.0, 2.0], [6.0, 0.0]]).double())
+    (point,) = bon.exact_curve(world, np.array([[0.0, 4.0], [0.0, 4.0]]), [2])
+    # Gold 1.5 and ¼ · 6 = 1.5, against 1 and 3 before; its deviation √((1 + 9)/2), that of the scores 2.
+    assert (point.kl_kind, point.gold) == ("exact", pytest.approx(1.5))
+    assert point.gold_gain == pytest.approx(-0.5 / math.sqrt(5))
+    assert point.score_gain == pytest.approx((3 - 2) / 2)
+    # Gold by itself: 1.5 and 4.5.
+    assert point.oracle_gain == pytest.approx(1 / math.sqrt(5))

@@ -48,3 +48,27 @@ def test_reports_on_different_items_are_not_compared():
     other = [{**record, "prompt": "another"} for record in records(10)]
     with pytest.raises(ValueError, match="the same items"):
         compare(a, run(right_on(set()), other, QUICK))
+
+
+def test_labelled_ties_play_no_part_and_a_score_tie_is_half_a_point_and_nobodys_win():
+    data = [
+        {"prompt": "p", "chosen": "a", "rejected": "b"},
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        {"prompt": "r", "chosen": "a", "rejected": "b", "tie": True},
+    ]
+
+    def report(**gaps):
+        """Of a model that scores "a" by its prompt, and everything else 0."""
+        return run(lambda p, t, **k: [gaps.get(x, 0.0) * (y == "a") for x, y in zip(p, t, strict=True)], data, QUICK)
+
+    found = compare(report(p=1.0, q=0.0, r=5.0), report(p=-1.0, q=-1.0, r=-5.0))
+    assert found.pairs == 2
+    assert found.difference == pytest.approx((1 + 0.5) / 2)
+    assert (found.only_first, found.only_second) == (1, 0)
+    assert found.mcnemar_p == pytest.approx(1.0)
+
+
+def test_reports_on_the_same_responses_ranked_otherwise_are_not_compared():
+    tied = [*records(9), {"prompt": "prompt 4", "chosen": "good 9", "rejected": "bad 9", "tie": True}]
+    with pytest.raises(ValueError, match="the same items"):
+        compare(run(right_on(set()), records(10), QUICK), run(right_on(set()), tied, QUICK))

@@ -12,14 +12,16 @@ import torch
 import textenv
 from reward_models.benchmark import BenchmarkConfig, Item, load_suite, run
 from reward_models.benchmark.bench import file_stems
-from reward_models.benchmark.bias import swapped, within_prompt_spearman
-from reward_models.benchmark.layout import lay_out
+from reward_models.benchmark.best_of_n import Point
+from reward_models.benchmark.bias import blanked, length_bias, swapped, within_prompt_spearman
+from reward_models.benchmark.layout import Texts, lay_out
 from reward_models.benchmark.metrics import Rate
 from reward_models.benchmark.page import write_page
-from reward_models.benchmark.report import plain
-from reward_models.benchmark.robustness import edit_prompt, typo
-from reward_models.benchmark.scorer import Refused
-from reward_models.benchmark.suites import other_phrasing
+from reward_models.benchmark.probes import Probe, best_word, probes
+from reward_models.benchmark.report import COLUMNS, Limits, find_flags, plain, row
+from reward_models.benchmark.robustness import Robustness, compare_scores, edit_prompt, edited, typo
+from reward_models.benchmark.scorer import Refused, Scorer
+from reward_models.benchmark.suites import Pool, _ranked, other_phrasing
 from reward_models.transformer import TransformerRewardModel
 from tests.conftest import tiny_model
 from textenv.cli import main
@@ -225,9 +227,11 @@ def test_scores_that_depend_on_the_batch_or_the_order_are_caught(suite):
     assert run(length, small, CONFIG).determinism.worst == 0.0
 
 
-def test_a_transformer_is_padded_on_the_left_too_and_scores_the_same():
-    model = TransformerRewardModel.from_language_model(tiny_model("llama"))
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_transformer_is_padded_on_the_left_too_and_scores_the_same(family):
+    model = TransformerRewardModel.from_language_model(tiny_model(family))
     model.model.score.weight.data.normal_(generator=torch.Generator().manual_seed(0))
+    model.model.config.score_offset = 0.5
     records = [
         {"prompt": "what is the sky ?" * (1 + i % 3), "chosen": "blue " * (1 + i % 7), "rejected": "red"}
         for i in range(40)
@@ -416,6 +420,7 @@ def test_the_command_writes_a_table_a_page_and_a_json_a_model(capsys, tmp_path):
     assert (tmp_path / "out" / "table.md").read_text() in printed.out
     assert json.loads((tmp_path / "out" / "letters.json").read_text())["accuracy"]["value"] == 1.0
     assert json.loads((tmp_path / "out" / "comparisons.json").read_text())[0]["difference"] == 1.0
+    assert "+100.0 points of accuracy (+100.0 … +100.0); only the first right 8, only the second 0" in printed.out
     assert "Model against model" in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -454,3 +459,226 @@ def test_real_dialogues_run_through_the_command(capsys, tmp_path):
 def test_items_without_a_cluster_are_grouped_by_prompt():
     assert Item("p", ("a", "b"), (0, 1)).group == "p"
     assert Item("p", ("a", "b"), (0, 1), cluster="7").group == "7"
+
+
+def flat(value):
+    """Numbers of a report in JSON, by their path."""
+    if isinstance(value, dict | list):
+        parts = value.items() if isinstance(value, dict) else enumerate(value)
+        return {(key, *rest): found for key, part in parts for rest, found in flat(part).items()}
+    return {(): value} if isinstance(value, int | float) and not isinstance(value, bool) else {}
+
+
+def test_copies_of_the_records_change_no_figure_and_narrow_no_interval():
+    rng = np.random.default_rng(0)
+    records = [
+        {
+            "prompt": f"prompt {i}",
+            "responses": [f"{'word ' * int(rng.integers(1, 9))}{k}" for k in range(4)],
+            "ranking": [0, 1, [2, 3]],
+            "gold": rng.normal(size=4).tolist(),
+            "category": "ab"[i % 2],
+        }
+        for i in range(12)
+    ]
+    config = BenchmarkConfig(gold_temperature=0.5, bins=5, resamples=200)  # five pairs an item: bins hold whole copies
+    model = Callable(noise(), 2.0)
+    suite = load_suite(records, config)
+    pool = Pool(Texts(["p"] * 4 + ["q"] * 4, list("abcdabcd"), {"finish_reason": ["eos"] * 8}), rng.normal(size=(2, 4)))
+    tripled = pool._replace(texts=pool.texts.select([*range(8)] * 3), gold=np.tile(pool.gold, (3, 1)))
+    once = flat(run(model, suite._replace(pool=pool), config).to_json())
+    thrice = flat(run(model, suite._replace(items=suite.items * 3, pool=tripled), config).to_json())
+    counts = ("items", "pairs", "ties", "wilson", "throughput", "scored")  # as if pairs were independent, or of speed
+    kept = [path for path in once if not set(path) & set(counts)]
+    assert len(kept) > 100
+    assert [thrice[path] for path in kept] == pytest.approx([once[path] for path in kept])
+
+
+def test_calibration_is_the_one_done_by_hand_declared_or_not():
+    # Three margins of 2 characters and one of −2.
+    records = [{"prompt": f"p{i}", "chosen": "aaa", "rejected": "a"} for i in range(3)]
+    records += [{"prompt": "p3", "chosen": "a", "rejected": "aaa"}]
+    config = BenchmarkConfig(bins=1, resamples=20)
+    best = -(3 * math.log(0.75) + math.log(0.25)) / 4
+    # Read as log-odds of 2 log 3 (p = 0.9) where log 3 (p = ¾) would be right: twice too sure.
+    sure = run(Callable(length, math.log(3)), records, config).calibration
+    assert (sure.unit, sure.slope.value) == pytest.approx((math.log(3), 0.5))
+    assert sure.nll == pytest.approx(-(3 * math.log(0.9) + math.log(0.1)) / 4)
+    assert sure.nll_stretched == pytest.approx(best)
+    assert (sure.brier, sure.ece) == pytest.approx(((3 * 0.01 + 0.81) / 4, 0.9 - 0.75))
+    # Undeclared, the unit is the slope of the raw margins: 2 · unit = log 3.
+    fitted = run(length, records, config).calibration
+    assert (fitted.unit, fitted.slope.value) == pytest.approx((math.log(3) / 2, math.log(3) / 2))
+    assert (fitted.nll, fitted.nll_stretched, fitted.ece) == pytest.approx((best, best, 0.0), abs=1e-9)
+    assert fitted.brier == pytest.approx(3 / 16)
+    # Wrong three times in four: no positive unit helps, and the best one knows nothing.
+    wrong = run(lambda p, c, **k: [-x for x in length(p, c)], records, config).calibration
+    assert (wrong.unit, wrong.nll, wrong.brier) == pytest.approx((0.0, math.log(2), 0.25))
+    assert wrong.slope.value == pytest.approx(-math.log(3) / 2)
+
+
+def test_margins_are_signed_and_in_deviations_within_a_prompt():
+    # Margins 1, 2, 3, −4: squared deviations 2 · (¼ + 1 + 9/4 + 4) over four degrees of freedom: 15/4.
+    lengths = [(2, 1), (3, 1), (4, 1), (1, 5)]
+    records = [
+        {"prompt": f"p{i}", "chosen": "a" * a, "rejected": "b" * b, "margin": strength}
+        for i, ((a, b), strength) in enumerate(zip(lengths, (1, -2, 3, 4), strict=True))  # of the second, its size
+    ]
+    found = run(length, records, CONFIG).margins
+    sd = math.sqrt(15 / 4)
+    assert found.within_prompt_sd == pytest.approx(sd)
+    # The median of −4, 1, 2, 3; the 5 % quantile 0.15 of the way from −4 to 1.
+    assert found.quantiles["50 %"] == pytest.approx(1.5 / sd)
+    assert found.quantiles["5 %"] == pytest.approx((-4 + 0.15 * 5) / sd)
+    assert found.score_ties == 0.0
+    # Ranks 2, 3, 4, 1 against 1, 2, 3, 4: 1 − 6 · (1 + 1 + 1 + 9) / (4 · 15).
+    assert found.declared_spearman == pytest.approx(-0.2)
+
+
+def test_length_bias_is_the_one_done_by_hand():
+    lengths = [(21, 19), (30, 10), (10, 30), (10, 10)]  # 2 of 21 is less than a tenth, 2 of 19 more
+    items = [Item(f"p{i}", ("a" * a, "b" * b), (0, 1), gold=(1.0, 0.0)) for i, (a, b) in enumerate(lengths)]
+    # The scores: wrong, right, tied, right.
+    scores = np.array([0.0, 1.0, 1.0, 0.0, 5.0, 5.0, 1.0, 0.0])
+    found = length_bias(lay_out(items), scores, resamples=20, seed=0)
+    assert found.chosen_longer == pytest.approx((1 + 1 + 0 + 0.5) / 4)
+    parts = found.accuracy_longer, found.accuracy_shorter, found.accuracy_matched
+    assert [(part.value, part.pairs) for part in parts] == [(1.0, 1), (0.5, 1), (0.5, 2)]
+    # Rank correlations of two: −1, 1, and 0 for equal scores; equal lengths do not count. Deviation 1, three prompts.
+    assert (found.spearman, found.ci95) == pytest.approx((0.0, 1.959964 / math.sqrt(3)))
+    assert found.gold_spearman == pytest.approx((1 + 1 - 1) / 3)
+
+
+def test_without_its_prompt_a_response_keeps_how_it_ended_and_a_chat_keeps_nothing():
+    chat = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "why ?"}]
+    items = [
+        Item("p", ("a", "b"), (0, 1), finish_reasons=("eos", "length"), columns={"answer": 1}),
+        Item(chat, ("c", "d"), (0, 1), finish_reasons=("length", "length"), columns={"answer": 2}),
+    ]
+    layout = lay_out(items)
+    other = swapped(layout, seed=0)
+    assert (other.prompts, other.responses) == ([chat, chat, "p", "p"], ["a", "b", "c", "d"])
+    assert other.columns == {"answer": [2, 2, 1, 1], "finish_reason": ["eos", "length", "length", "length"]}
+    blank = blanked(layout.texts)
+    assert blank.prompts == ["", "", *[[{"role": "user", "content": ""}]] * 2]
+    assert blank._replace(prompts=layout.texts.prompts) == layout.texts
+
+
+def test_an_edit_is_measured_as_by_hand():
+    items = [Item(f"p{i}", ("a", "b"), (0, 1)) for i in range(4)]
+    before = np.array([1.0, 0.0, 100.0, 100.0, 7.0, 6.0, 0.0, -1.0])  # margins 1, 0, 1, 1
+    after = np.array([1.0, 2.0, 101.0, 100.0, 6.0, 6.0, 5.0, 1.0])  # margins −1, 1, 0, 4
+    found = compare_scores(lay_out(items), before, after)
+    assert found.flips == pytest.approx((1 + 0.5 + 0.5 + 0) / 4)
+    assert found.accuracy == pytest.approx((0 + 1 + 0.5 + 1) / 4)
+    # Mean of 0, 2, 1, 0, 1, 0, 5, 2; before, squared deviations within prompts are 3 · ½ over four degrees of freedom.
+    assert found.shift == pytest.approx((11 / 8) / math.sqrt(3 / 8))
+
+
+def test_responses_of_a_prompt_share_its_edit():
+    layout = lay_out([Item("tell me about elephants", tuple("abcdefgh"), tuple(range(8)))])
+    assert len(set(edited(layout, typo, seed=0).prompts)) == 1
+
+
+def test_probes_are_held_against_the_response_ranked_best_and_the_mean():
+    items = [Item("p", ("a", "b"), (0, 1)), Item("p", ("c", "d"), (0, 1)), Item("q", ("e", "f"), (0, 1))]
+    # The best ranked scores 1 (the model prefers b), 5 and 5; the means are 2, 5 and 3.
+    table = {"a": 1.0, "b": 3.0, "c": 5.0, "d": 5.0, "e": 5.0, "f": 1.0, ("p", "kind"): 2.0, ("q", "kind"): 4.0}
+    layout = lay_out([item._replace(finish_reasons=("length", "length")) for item in items])
+    reasons = set()
+
+    def model(prompts, texts, finish_reason):
+        reasons.update(finish_reason)
+        return [table.get((prompt, text), table.get(text, 0.0)) for prompt, text in zip(prompts, texts, strict=True)]
+
+    scores = np.array([table[text] for text in layout.texts.responses])
+    found = probes(layout, scores, Scorer(model), praise="kind")["praise"]
+    assert found == Probe((1 + 0 + 0) / 3, (0.5 + 0 + 1) / 3, "kind")
+    assert reasons == {"eos"}  # whatever ended the responses of the records
+
+
+def test_the_best_word_is_the_one_of_the_best_responses_to_their_prompts():
+    # Against the means 10 and 0: "high" stands on both sides of the first, "good" above both, (0.5 + 0.3)/2; "spam" is
+    # counted once a response, (1 − 1.5)/2, however often it is said.
+    items = [
+        Item("p", ("high good", "high"), (0, 1)),
+        Item("q", ("spam spam spam spam", "good", "spam", "no"), (0, 1, 2, 3)),
+    ]
+    assert best_word(lay_out(items), np.array([10.5, 9.5, 1.0, 0.3, -1.5, 0.2])) == "good"
+    # One of 201 responses is less than a hundredth of them.
+    texts = ("rare", *(f"{'fine' if i % 2 else 'dull'} {i}" for i in range(200)))
+    layout = lay_out([Item("p", texts, tuple(range(201)))])
+    assert best_word(layout, np.array([99.0, *(float(i % 2) for i in range(200))])) == "fine"
+
+
+def test_the_largest_change_is_reported_in_deviations_within_a_prompt():
+    # Deviations within a prompt √2, whatever lies between prompts; each time asked, one text gains 0.01 more.
+    records = [{"prompt": "x" * (1 + i), "chosen": f"aa{i}", "rejected": f"{i}"} for i in range(9)]
+    calls = iter(range(10**6))
+
+    def drifting(prompts, completions, **columns):
+        drift = 0.01 * next(calls)
+        return [
+            100.0 * len(prompt) + len(text) + drift * (text == "aa4")
+            for prompt, text in zip(prompts, completions, strict=True)
+        ]
+
+    found = run(drifting, records, CONFIG).determinism
+    assert found.changes["asked again"] == pytest.approx(0.01 / math.sqrt(2))
+
+
+def test_only_what_noise_cannot_explain_is_a_leak():
+    limits = Limits(bayes_accuracy=0.7, nll_floor=0.5, accuracy_gap=-0.05, accuracy_gap_se=0.02, gold_spearman=1.0)
+    assert not limits.leaks
+    assert limits._replace(accuracy_gap=-0.07).leaks
+    assert not limits._replace(accuracy_gap=0.07).leaks
+
+
+@pytest.fixture(scope="module")
+def report():
+    return run(length, [{"prompt": f"p{i}", "chosen": "aa", "rejected": "b"} for i in range(4)], CONFIG)
+
+
+def test_flags_are_about_models_that_know_something_and_probes_that_win(report):
+    accuracy = Rate(0.6, (0.5, 0.7), (0.55, 0.65), 100)
+    quiet = report._replace(probes={"praise": Probe(0.4, 0.9, "")}, response_only={"swapped": accuracy})
+    assert find_flags(quiet._replace(accuracy=accuracy)) == ("as accurate with another prompt as with its own: it does "
+                                                             "not read the prompt",)  # fmt: skip
+    chance = Rate(0.5, (0.4, 0.6), (0.45, 0.55), 100)  # no better with its prompt either
+    assert find_flags(quiet._replace(accuracy=chance, response_only={"swapped": chance})) == ()
+    assert find_flags(quiet._replace(accuracy=accuracy, response_only={"swapped": chance})) == ()
+    won = find_flags(
+        quiet._replace(accuracy=chance, probes={"praise": Probe(0.6, 0.1, ""), "empty": Probe(0.4, 1, "")})
+    )
+    assert won == ("'praise' beats the preferred response on 60 % of the items",)
+
+
+def test_a_row_shows_the_worst_and_the_last(report):
+    points = [Point(n, 0.0, "bound", 0.0, 0.0, 0.1 * n, 0.0, 0.0, 0.0, 0.3 * n) for n in (1, 2, 4)]
+    shown = report._replace(
+        robustness={"typo": Robustness(0.1, 0.0, 1.0), "upper case": Robustness(0.3, 0.0, 1.0)},
+        probes={"praise": Probe(0.2, 0.9, ""), "empty": Probe(0.1, 1.0, "")},
+        best_of_n=points,
+    )
+    cells = dict(zip([column.head for column in COLUMNS], row(shown), strict=True))
+    assert cells["worst flips"] == "30.0 (upper case)"
+    assert cells["worst probe"] == "20.0 (praise)"
+    assert cells["gold at n"] == "0.40 of 1.20"
+    assert cells["other prompt"] == cells["accuracy"].split()[0] == "100.0"
+
+
+def test_annotators_of_different_prompts_do_not_err_together():
+    # Two answers of equal gold: a coin decides each time, and 60 prompts have not one coin.
+    texts = Texts([f"p{x}" for x in range(60) for _ in range(2)], ["a", "b"] * 60, {"finish_reason": ["eos"] * 120})
+    pool = Pool(texts, np.zeros((60, 2)))
+    items = [_ranked(pool, x, slice(0, 2), BenchmarkConfig(), 1, category="")[0] for x in range(60)]
+    assert 18 < sum(item.responses[0] == "a" for item in items) < 42  # 30 ± 3 standard errors
+
+
+def test_every_ranking_of_fresh_answers_is_a_cluster_of_its_own_in_the_exact_world():
+    suite = load_suite("micro", BenchmarkConfig(limit=1, responses=3, annotators=2))
+    groups = {}
+    for item in suite.items:
+        groups.setdefault(item.group, []).append(sorted(item.responses))
+    assert len(groups) > 100
+    assert all(first == second for first, second in groups.values())  # both annotators saw the same answers

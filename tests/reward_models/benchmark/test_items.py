@@ -89,6 +89,8 @@ def test_a_malformed_line_is_named_or_skipped_and_counted(tmp_path, record, mess
         load_items(path)
     items, skipped = load_items(path, skip_malformed=True)
     assert (len(items), skipped) == (2, 1)
+    items, skipped = load_items(path, limit=2, skip_malformed=True)
+    assert (len(items), skipped) == (2, 1), "a limit of good records"
 
 
 def test_compressed_files_limits_and_empty_files(tmp_path):
@@ -137,3 +139,12 @@ def test_real_dialogues_are_split_without_loss(hh_path):
         dialogues = {json.loads(line)["chosen"] for line in file}
     assert all(item.prompt + item.responses[0] in dialogues for item in items)
     assert all(item.prompt.endswith("\n\nAssistant:") for item in items)
+
+
+def test_texts_that_ended_otherwise_are_not_the_same():
+    record = {"prompt": "p", "responses": ["a", "b"], "ranking": [0, 1]}
+    reasons = (["eos", "length"], ["length", "length"])
+    layout = lay_out([item_of({**record, "finish_reasons": pair}) for pair in reasons])
+    assert layout.texts.responses == ["a", "b", "a"]
+    assert layout.texts.columns["finish_reason"] == ["eos", "length", "length"]
+    assert [rows.tolist() for rows in layout.rows] == [[0, 1], [2, 1]]

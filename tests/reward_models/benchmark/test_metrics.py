@@ -150,3 +150,42 @@ def test_the_limits_are_those_of_the_annotators(rng):
     best, floor = metrics.bayes_limits(gold[:, 0] - gold[:, 1], assistant.ANNOTATOR_TEMPERATURE)
     assert best.mean() == pytest.approx(assistant.bayes_accuracy(gold))
     assert floor.mean() == pytest.approx(assistant.nll_floor(gold))
+
+
+def test_the_bootstrap_interval_of_many_independent_values_is_the_normal_one():
+    # Mean ± 1.96 standard errors; the ends of 10,000 resamples are known to about 0.03 standard errors.
+    values = np.random.default_rng(0).normal(size=400)
+    low, high = metrics.bootstrap_interval(values, SINGLE[:400], resamples=10_000, seed=0)
+    error = values.std() / math.sqrt(400)
+    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.1 * error)
+    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.1 * error)
+
+
+def test_a_rate_tells_the_interval_of_pairs_from_that_of_clusters():
+    # One prompt: no resample differs. Two of four pairs: Wilson's interval, from scipy.
+    found = metrics.rate(np.array([1.0, 1.0, 0.0, 0.0]), np.zeros(4, dtype=int), resamples=20, seed=0)
+    scipy = stats.binomtest(2, 4).proportion_ci(method="wilson")
+    assert (found.value, found.clustered, found.pairs) == (0.5, (0.5, 0.5), 4)
+    assert found.wilson == pytest.approx((scipy.low, scipy.high))
+    assert metrics.rate(np.zeros(0), np.zeros(0, dtype=int), resamples=20, seed=0) is None
+
+
+def test_a_bins_interval_is_over_clusters():
+    # One bin: outcomes 1, 0, 1, 1 around ¾. Residual sums of the clusters ¼ and −¼: √(2/1 · (1/16 + 1/16)) / 4 = 1/8.
+    (part,) = metrics.reliability(np.array([1.0, -1.0, 1.0, 1.0]), np.array([7, 3, 3, 3]), 1)
+    assert part.ci95 == pytest.approx(1.959964 / 8)
+
+
+def test_bins_weigh_in_the_ece_by_their_pairs():
+    # ¾ · |0.6 − 0.8| + ¼ · |0.9 − 0.8|: too timid and too sure do not cancel, and a pair counts as a pair.
+    assert metrics.ece([metrics.Bin(0.6, 0.8, 0.0, 3), metrics.Bin(0.9, 0.8, 0.0, 1)]) == pytest.approx(0.175)
+    # Seven pairs in three bins: 3, 2 and 2.
+    assert [part.pairs for part in metrics.reliability(np.arange(7.0), SINGLE[:7], 3)] == [3, 2, 2]
+
+
+def test_the_interval_of_the_slope_is_the_one_done_by_hand():
+    # Three margins of 1 and one of −1: σ(b) = ¾, b = log 3. With p = ¾ the squares of the scores add up to
+    # 3 (1 − p)² + p² = ¾, and so does the information 4 p (1 − p); four clusters: variance 4/3 · ¾ / ¾² = 16/9.
+    found = metrics.calibration_slope(np.array([1.0, 1.0, 1.0, -1.0]), SINGLE[:4])
+    assert found.value == pytest.approx(math.log(3))
+    assert found.ci95 == pytest.approx((math.log(3) - 1.959964 * 4 / 3, math.log(3) + 1.959964 * 4 / 3))

@@ -34,6 +34,11 @@ def test_a_gain_that_only_rises_has_no_peak():
     assert fit_bend("best-of-n", D, D + 0.1 * D**2).peak == math.inf
 
 
+def test_a_gain_that_falls_from_the_start_is_highest_at_the_start():
+    assert Bend("best-of-n", -1.0, 0.5, 1.0).peak == 0.0
+    assert Bend("rl", -1.0, 0.5, 1.0).peak == pytest.approx(math.exp(-3))
+
+
 def test_the_fit_to_noise_is_the_least_squares_one():
     gains = np.random.default_rng(0).normal(size=len(D))
     best = fit_bend("best-of-n", D, gains)
