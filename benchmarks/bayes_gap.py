@@ -2,8 +2,8 @@
 
 The embedded world knows the probability of every label: accuracy cannot pass ``mean max(p, 1 − p)`` nor NLL fall below
 ``mean H(p)``. A reward model on the trunk of ``assistant-sft`` is trained on pairs of answers to fresh training prompts
-(200 … 20,000 comparisons, each one pair and one label), then on eight answers to 30,000 prompts, each set ranked by five
-annotators (3.3 million comparisons), and measured on test prompts, whose verb-object pairs or phrasings were never
+(200 … 20,000 comparisons, each one pair and one label), then on eight answers to 30,000 prompts, each set ranked by
+five annotators (3.3 million comparisons), and measured on test prompts, whose verb-object pairs or phrasings were never
 trained on. A last model sees 6,000 comparisons with shuffled labels, and must be right half of the time.
 
 Training stops by the NLL of rankings on validation prompts; settings were chosen on validation prompts as well.
