@@ -1,0 +1,144 @@
+"""What a report says, flags and shows, and the command that writes it."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+import textenv
+from reward_models.benchmark import run
+from reward_models.benchmark.bench import file_stems
+from reward_models.benchmark.best_of_n import Point
+from reward_models.benchmark.metrics import Rate
+from reward_models.benchmark.page import write_page
+from reward_models.benchmark.probes import Probe
+from reward_models.benchmark.report import COLUMNS, Limits, find_flags, plain, row
+from reward_models.benchmark.robustness import Robustness
+from tests.reward_models.benchmark.models import CONFIG, length
+from textenv.cli import main
+
+
+def test_the_report_is_json_and_the_page_escapes_what_it_shows(tmp_path):
+    records = [{"prompt": "<p>", "chosen": "<script>" * (1 + i), "rejected": "x", "category": "a<b"} for i in range(6)]
+    report = run(length, records, CONFIG, name="<b>|model")
+    stored = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert stored["scored"][0]["scores"] == [8.0, 1.0]
+    assert stored["calibration"]["slope"]["value"] is None  # infinite
+    write_page(tmp_path / "r.html", [report])
+    page = (tmp_path / "r.html").read_text()
+    assert "&lt;b&gt;|model" in page
+    assert "<b>|model" not in page
+    assert "a&lt;b" in page
+    assert "<script" not in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+    write_page(
+        tmp_path / "again.html", [run(length, records, CONFIG, name="<b>|model")._replace(throughput=report.throughput)]
+    )
+    assert (tmp_path / "again.html").read_text() == page
+
+
+def test_plain_values_have_no_nan():
+    assert plain({"a": (math.nan, math.inf), "b": [Rate(1.0, (0.0, 1.0), (0.0, math.nan), 3)]}) == {
+        "a": [None, None],
+        "b": [{"value": 1.0, "wilson": [0.0, 1.0], "clustered": [0.0, None], "pairs": 3}],
+    }
+
+
+def test_equal_file_names_are_told_apart():
+    assert file_stems(["a/b", "a:b", "c"]) == ["a-b-1", "a-b-2", "c"]
+
+
+def test_only_what_noise_cannot_explain_is_a_leak():
+    limits = Limits(bayes_accuracy=0.7, nll_floor=0.5, accuracy_gap=-0.05, accuracy_gap_se=0.02, gold_spearman=1.0)
+    assert not limits.leaks
+    assert limits._replace(accuracy_gap=-0.07).leaks
+    assert not limits._replace(accuracy_gap=0.07).leaks
+
+
+@pytest.fixture(scope="module")
+def report():
+    return run(length, [{"prompt": f"p{i}", "chosen": "aa", "rejected": "b"} for i in range(4)], CONFIG)
+
+
+def test_flags_are_about_models_that_know_something_and_probes_that_win(report):
+    accuracy = Rate(0.6, (0.5, 0.7), (0.55, 0.65), 100)
+    quiet = report._replace(probes={"praise": Probe(0.4, 0.9, "")}, response_only={"swapped": accuracy})
+    assert find_flags(quiet._replace(accuracy=accuracy)) == ("as accurate with another prompt as with its own: it does "
+                                                             "not read the prompt",)  # fmt: skip
+    chance = Rate(0.5, (0.4, 0.6), (0.45, 0.55), 100)  # no better with its prompt either
+    assert find_flags(quiet._replace(accuracy=chance, response_only={"swapped": chance})) == ()
+    assert find_flags(quiet._replace(accuracy=accuracy, response_only={"swapped": chance})) == ()
+    won = find_flags(
+        quiet._replace(accuracy=chance, probes={"praise": Probe(0.6, 0.1, ""), "empty": Probe(0.4, 1, "")})
+    )
+    assert won == ("'praise' beats the preferred response on 60 % of the items",)
+
+
+def test_a_row_shows_the_worst_and_the_last(report):
+    points = [Point(n, 0.0, "bound", 0.0, 0.0, 0.1 * n, 0.0, 0.0, 0.0, 0.3 * n) for n in (1, 2, 4)]
+    shown = report._replace(
+        robustness={"typo": Robustness(0.1, 0.0, 1.0), "upper case": Robustness(0.3, 0.0, 1.0)},
+        probes={"praise": Probe(0.2, 0.9, ""), "empty": Probe(0.1, 1.0, "")},
+        best_of_n=points,
+    )
+    cells = dict(zip([column.head for column in COLUMNS], row(shown), strict=True))
+    assert cells["worst flips"] == "30.0 (upper case)"
+    assert cells["worst probe"] == "20.0 (praise)"
+    assert cells["gold at n"] == "0.40 of 1.20"
+    assert cells["other prompt"] == cells["accuracy"].split()[0] == "100.0"
+
+
+def cli(capsys, *arguments):
+    code = main(["rm-bench", *map(str, arguments)])
+    return code, capsys.readouterr()
+
+
+def test_the_command_writes_a_table_a_page_and_a_json_a_model(capsys, tmp_path):
+    textenv.register_reward_model("letters", length)
+    lines = [json.dumps({"prompt": f"p{i}", "chosen": "aa" * i, "rejected": "b"}) for i in range(1, 9)]
+    (tmp_path / "d.jsonl").write_text("\n".join(lines))
+    code, printed = cli(
+        capsys, "letters", "reward_models.benchmark.baselines:shorter", "--data", tmp_path / "d.jsonl", "--output",
+        tmp_path / "out", "--compare", "--resamples", 50,
+    )  # fmt: skip
+    assert code == 0, printed.err
+    assert "| letters | 100.0" in printed.out
+    assert (tmp_path / "out" / "table.md").read_text() in printed.out
+    assert json.loads((tmp_path / "out" / "letters.json").read_text())["accuracy"]["value"] == 1.0
+    assert json.loads((tmp_path / "out" / "comparisons.json").read_text())[0]["difference"] == 1.0
+    assert "+100.0 points of accuracy (+100.0 … +100.0); only the first right 8, only the second 0" in printed.out
+    assert "Model against model" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing-of-this-name"], "reward model must be"),
+        ([], "one or more models"),
+        (["assistant-gold", "--data", "absent.jsonl"], "absent.jsonl"),
+        (["assistant-gold", "--limit", "0"], r"limit (=0)"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(capsys, arguments, message):
+    code, printed = cli(capsys, *arguments)
+    assert code == 2
+    assert message in printed.err
+    assert "Traceback" not in printed.err
+
+
+def test_real_dialogues_run_through_the_command(capsys, tmp_path):
+    path = os.environ.get("TEXTENV_HH_DATA", "")
+    if not Path(path).is_file():
+        pytest.skip("TEXTENV_HH_DATA does not name a file of HH dialogues (JSONL, may be .gz).")
+    code, printed = cli(
+        capsys, "reward_models.benchmark.baselines:longer", "--data", path, "--output", tmp_path, "--skip-malformed",
+        "--resamples", 200,
+    )  # fmt: skip
+    assert code == 0, printed.err
+    report = json.loads(next(tmp_path.glob("*longer.json")).read_text())
+    assert report["length"]["spearman"] == pytest.approx(1.0)
+    assert report["response_only"]["swapped"]["value"] == report["accuracy"]["value"]
+    assert report["limits"] is None
+    assert 0.3 < report["accuracy"]["value"] < 0.7
