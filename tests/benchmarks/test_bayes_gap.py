@@ -49,6 +49,21 @@ def test_training_data_are_fresh_rankings_of_the_split_and_the_coin_turns_half_o
     assert all(sorted(a.responses) == sorted(b.responses) for a, b in zip(records, flipped, strict=True))
 
 
+def test_annotators_of_the_same_answers_disagree_as_often_as_they_should():
+    """Three orders of one pair, 250 times: two annotators agree with probability p² + (1 − p)²."""
+    records = bayes_gap.rankings("train", 250, 2, seed=2, labels=3)
+    sets = [records[i : i + 3] for i in range(0, len(records), 3)]
+    assert len(sets) == 250
+    assert all(len({(r.prompt, frozenset(r.responses)) for r in labelled}) == 1 for labelled in sets)
+    agree, expected = [], []
+    for first, second, third in sets:
+        gold = assistant.gold_scores([first.prompt] * 2, list(first.responses))
+        p = 1 / (1 + np.exp(-(gold[0] - gold[1]) / assistant.ANNOTATOR_TEMPERATURE))
+        expected.append(p**2 + (1 - p) ** 2)
+        agree.append(np.mean([a.responses == b.responses for a, b in ((first, second), (second, third))]))
+    assert np.mean(agree) == pytest.approx(np.mean(expected), abs=3 * 0.5 / np.sqrt(250))
+
+
 def test_a_demand_fails_when_a_figure_does():
     good = {"training": "rankings", "gap": 0.02, "gap_se": 0.004, "nll_ratio": 1.05, "calibration_slope": 0.95}
     coin = {**good, "training": "shuffled-6000", "gap": 0.28, "accuracy": 0.501, "accuracy_se": 0.004}
