@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-real test-torchrl check assets bench clean
+.PHONY: demo test test-real test-torchrl lint check assets bench clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "textenv needs Python >= 3.11; name one with: make PYTHON=python3.11 ...")'
@@ -29,10 +29,12 @@ test-torchrl:         ## the test of TorchRL's GymEnv, in an environment that ha
 	$(VENV)-torchrl/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' torchrl==0.14.1
 	$(VENV)-torchrl/bin/python -m pytest tests/test_examples.py -k torchrl
 
-check: $(READY)       ## format, lint, types and the fast tests
+lint: $(READY)        ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+check: lint           ## the same and the fast tests
 	$(BIN)/python -m pytest -n auto -m "not slow"
 
 assets: $(READY)      ## re-make the language and reward model shipped in textenv/assets
