@@ -95,7 +95,7 @@ def ppo_by_coefficient(axes: Axes, ppo: list[dict[str, Any]]) -> None:
             if len(path) == len(run["path"]):  # where it ended, unless that is far off
                 axes.plot(np.sqrt(path[-1]["kl"]), path[-1]["gold"], "o", color=colour, markersize=5)
     axes.set_xlabel(EXACT)
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper right")
 
 
 def ensembles(axes: Axes, selected: dict[str, Any]) -> None:
@@ -144,6 +144,7 @@ def micro_by_size(axes: Axes, tilted: dict[str, Any], ppo: list[dict[str, Any]])
             d = np.sqrt([point["kl"] for point in run["path"]])
             axes.plot(d, [point["gold"] for point in run["path"]], "o", color=RED, markersize=2.5)
     axes.plot([], [], "o", color=RED, markersize=2.5, label="PPO, 200 comparisons")
+    axes.set_ylim(top=2.1)
     axes.set_xlabel(EXACT)
     axes.legend(loc="upper left", fontsize=8)
 
