@@ -120,9 +120,9 @@ def cell(name: str, seed: int) -> dict[str, Any]:
     ample = AMPLE, RESPONSES, LABELS
     count, responses, labels = ample if name == "rankings" else (int(name.split("-")[1]), 2, 1)
     records = rankings("train", count, responses, seed, labels)
-    if name.startswith("shuffled"):
-        records = shuffled(records, seed)
     validation = rankings("validation", 500, 4, 1_000 + seed)
+    if name.startswith("shuffled"):  # those to stop by as well: choosing a step by true labels would be to learn them
+        records, validation = shuffled(records, seed), shuffled(validation, 1_000 + seed)
     start = start_reward_model("assistant-sft")
     result = train_reward_model(start, records, settings(responses, count, seed), eval_rankings=validation)
     suite = load_suite("embedded", BenchmarkConfig(annotators=ANNOTATORS, pool=8, seed=seed))
@@ -159,6 +159,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--output", type=Path, default=Path("runs/bayes-gap"))
     parser.add_argument("--only", nargs="+", default=None, help="cells to run, without writing the result")
+    parser.add_argument("--finished", action="store_true", help="sum up the finished cells and run none")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     hf_logging.set_verbosity_error()
@@ -168,6 +169,8 @@ def main() -> None:
         for name in names:
             path = arguments.output / f"{name}-{seed}.json"
             if not path.is_file():
+                if arguments.finished:
+                    continue
                 write_json(path, cell(name, seed))
             rows.append(json.loads(path.read_text("utf-8")))
             shown = ("gap", "gap_se", "nll_ratio", "calibration_slope", "accuracy", "seconds")
@@ -178,7 +181,8 @@ def main() -> None:
     for name in names:
         same = [row for row in rows if row["training"] == name]
         keys = ("comparisons", "accuracy", "bayes_accuracy", "gap", "nll", "nll_ratio", "calibration_slope")
-        curve.append({"training": name, **{key: mean_ci95([row[key] for row in same]) for key in keys}})
+        figures = {key: mean_ci95([row[key] for row in same]) for key in keys}
+        curve.append({"training": name, "seeds": len(same), **figures})
     checks = demands(rows)
     print(write_result("bayes_gap", {"curve": curve, "demands": checks, "cells": rows}))
     print("failed:", [name for name, good in checks.items() if not good] or "nothing")
