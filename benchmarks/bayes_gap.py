@@ -4,7 +4,9 @@ The embedded world knows the probability of every label: accuracy cannot pass ``
 ``mean H(p)``. A reward model on the trunk of ``assistant-sft`` is trained on pairs of answers to fresh training prompts
 (200 … 20,000 comparisons, each one pair and one label), then on eight answers to 30,000 prompts, each set ranked by
 five annotators (3.3 million comparisons), and measured on test prompts, whose verb-object pairs or phrasings were never
-trained on. A last model sees 6,000 comparisons with shuffled labels, and must be right half of the time.
+trained on. Twelve more models see 6,000 comparisons with shuffled labels: they must be right half of the time. A model
+that learned nothing still has a taste, which agrees with the judge a little by chance: the standard error of their
+accuracy is therefore that over models, not that over prompts.
 
 Training stops by the NLL of rankings on validation prompts; settings were chosen on validation prompts as well.
 
@@ -44,7 +46,7 @@ PAIRS = (200, 600, 2_000, 6_000, 20_000)
 AMPLE, RESPONSES, LABELS = 30_000, 8, 5
 """Prompts, answers to each, and annotators who rank them: one pass over five labels a set in place of five passes over
 one, from which the noise would be learned by heart."""
-SHUFFLED = 6_000
+COIN, COIN_SEEDS = "shuffled-6000", range(1, 13)
 ANNOTATORS = 16
 """Labels of each test pair: the texts stay the same, the noise of labels averages out."""
 
@@ -142,15 +144,14 @@ def cell(name: str, seed: int) -> dict[str, Any]:
 def demands(rows: list[dict[str, Any]]) -> dict[str, bool]:
     """What is asked of a model with ample comparisons, and of one with shuffled labels."""
     ample = [row for row in rows if row["training"] == "rankings"]
-    coin = [row for row in rows if row["training"].startswith("shuffled")]
+    coin = np.array([row["accuracy"] for row in rows if row["training"] == COIN])
+    coin_se = coin.std(ddof=1) / np.sqrt(len(coin))
     return {
         "accuracy within 0.03 of the Bayes limit": all(row["gap"] <= 0.03 for row in ample),
         "no accuracy above the limit + 3 SE": all(row["gap"] >= -3 * row["gap_se"] for row in rows),
         "NLL within 8 % of its floor": all(row["nll_ratio"] <= 1.08 for row in ample),
         "calibration slope in 0.85 … 1.15": all(0.85 <= row["calibration_slope"] <= 1.15 for row in ample),
-        "shuffled labels: accuracy 0.50 ± 3 SE": all(
-            abs(row["accuracy"] - 0.5) <= 3 * row["accuracy_se"] for row in coin
-        ),
+        "shuffled labels: accuracy 0.50 ± 3 SE": bool(abs(coin.mean() - 0.5) <= 3 * coin_se),
     }
 
 
@@ -158,27 +159,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--output", type=Path, default=Path("runs/bayes-gap"))
-    parser.add_argument("--only", nargs="+", default=None, help="cells to run, without writing the result")
-    parser.add_argument("--finished", action="store_true", help="sum up the finished cells and run none")
+    parser.add_argument("--only", nargs="+", default=None, help="trainings to run, without writing the result")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     hf_logging.set_verbosity_error()
-    names = arguments.only or ["rankings", *(f"pairs-{count}" for count in PAIRS), f"shuffled-{SHUFFLED}"]
+    names = ["rankings", *(f"pairs-{count}" for count in PAIRS)]
+    plan = [(name, seed) for seed in arguments.seeds for name in arguments.only or names]
+    if not arguments.only:
+        plan += [(COIN, seed) for seed in COIN_SEEDS]
     rows = []
-    for seed in arguments.seeds:
-        for name in names:
-            path = arguments.output / f"{name}-{seed}.json"
-            if not path.is_file():
-                if arguments.finished:
-                    continue
-                write_json(path, cell(name, seed))
-            rows.append(json.loads(path.read_text("utf-8")))
-            shown = ("gap", "gap_se", "nll_ratio", "calibration_slope", "accuracy", "seconds")
-            print(name, seed, {key: round(rows[-1][key], 4) for key in shown if rows[-1][key] is not None}, flush=True)
+    for name, seed in plan:
+        path = arguments.output / f"{name}-{seed}.json"
+        if not path.is_file():
+            write_json(path, cell(name, seed))
+        rows.append(json.loads(path.read_text("utf-8")))
+        shown = ("gap", "gap_se", "nll_ratio", "calibration_slope", "accuracy", "seconds")
+        print(name, seed, {key: round(rows[-1][key], 4) for key in shown if rows[-1][key] is not None}, flush=True)
     if arguments.only:
         return
     curve = []
-    for name in names:
+    for name in [*names, COIN]:
         same = [row for row in rows if row["training"] == name]
         keys = ("comparisons", "accuracy", "bayes_accuracy", "gap", "nll", "nll_ratio", "calibration_slope")
         figures = {key: mean_ci95([row[key] for row in same]) for key in keys}

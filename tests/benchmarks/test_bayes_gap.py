@@ -66,10 +66,11 @@ def test_annotators_of_the_same_answers_disagree_as_often_as_they_should():
 
 def test_a_demand_fails_when_a_figure_does():
     good = {"training": "rankings", "gap": 0.02, "gap_se": 0.004, "nll_ratio": 1.05, "calibration_slope": 0.95}
-    coin = {**good, "training": "shuffled-6000", "gap": 0.28, "accuracy": 0.501, "accuracy_se": 0.004}
-    assert all(bayes_gap.demands([good, coin]).values())
+    coin = [{**good, "training": "shuffled-6000", "gap": 0.28, "accuracy": value} for value in (0.44, 0.52, 0.53)]
+    assert all(bayes_gap.demands([good, *coin]).values())
     worse = {"gap": 0.031, "nll_ratio": 1.09, "calibration_slope": 1.2}
     for key, value in worse.items():
-        assert sum(not fine for fine in bayes_gap.demands([{**good, key: value}, coin]).values()) == 1
-    assert not all(bayes_gap.demands([{**good, "gap": -0.02}, coin]).values()), "above the limit: a leak"
-    assert not all(bayes_gap.demands([good, {**coin, "accuracy": 0.52}]).values())
+        assert sum(not fine for fine in bayes_gap.demands([{**good, key: value}, *coin]).values()) == 1
+    assert not all(bayes_gap.demands([{**good, "gap": -0.02}, *coin]).values()), "above the limit: a leak"
+    learned = [{**row, "accuracy": value} for row, value in zip(coin, (0.51, 0.52, 0.53), strict=True)]
+    assert not all(bayes_gap.demands([good, *learned]).values()), "all of them above a half: a leak"
