@@ -11,7 +11,7 @@ members to a data set that differ in the order of training, three data sets to a
 Gold is the judge that made the labels. Axes are √KL, and gains are fitted with the forms of Gao, Schulman, Hilton
 (2022). On Micro no point of PPO may lie above the exact frontier of tilted policies: the run fails if one does.
 
-Command: ``python -m benchmarks.overoptimisation`` (about two hours on one core; finished cells are not run again, and
+Command: ``python -m benchmarks.overoptimisation`` (two to three hours on one core; finished cells are not run again, and
 several processes may share the work: ``--worlds micro`` in one, ``--worlds assistant`` in another, then both).
 """
 
@@ -348,7 +348,8 @@ def ppo_cells(seeds: list[int], worlds: list[str]) -> list[PPOCell]:
                 cells.append(PPOCell("micro", "word-count", kl_coef, seed, 100))
                 cells.append(PPOCell("micro", f"200-{seed}/0", kl_coef, seed, 100))
         if "assistant" in worlds:
-            cells += [PPOCell("assistant", f"2000-{seed}/{kind}", 0.0, seed, 80) for kind in ("0", "mean", "min")]
+            kinds = (*map(str, range(MEMBERS)), "mean", "min")
+            cells += [PPOCell("assistant", f"2000-{seed}/{kind}", 0.0, seed, 80) for kind in kinds]
             cells += [PPOCell("assistant", f"{size}-{seed}/0", 0.0, seed, 80) for size in (200, 8_000)]
             cells += [PPOCell("assistant", f"2000-{seed}/0", kl_coef, seed, 80) for kl_coef in (0.05, 0.2, 0.5)]
     return cells
