@@ -11,8 +11,8 @@ members to a data set that differ in the order of training, three data sets to a
 Gold is the judge that made the labels. Axes are √KL, and gains are fitted with the forms of Gao, Schulman, Hilton
 (2022). On Micro no point of PPO may lie above the exact frontier of tilted policies: the run fails if one does.
 
-Command: ``python -m benchmarks.overoptimisation`` (two to three hours on one core; finished cells are not run again, and
-several processes may share the work: ``--worlds micro`` in one, ``--worlds assistant`` in another, then both).
+Command: ``python -m benchmarks.overoptimisation`` (two to three hours on one core; finished cells are not run again,
+and several processes may share the work: ``--worlds micro`` in one, ``--worlds assistant`` in another, then both).
 """
 
 import argparse
