@@ -227,6 +227,18 @@ def test_a_learnable_preference_is_learned_and_a_coin_is_not():
     assert isinstance(result.model, TransformerRewardModel)
 
 
+def test_labels_upside_down_teach_the_same_scores_with_the_other_sign():
+    """Why a coin's labels give an accuracy that is as often above a half as below: nothing prefers one side."""
+    pairs = [Ranking(ranking.prompt, ranking.responses[:2]) for ranking in toy_rankings(40, seed=2)]
+    mirrored = [pair._replace(responses=pair.responses[::-1]) for pair in pairs]
+    options = config(batch_size=8, normalize=False)
+    learned, opposite = (train_reward_model(tiny_model(), records, options).model for records in (pairs, mirrored))
+    texts = learned.encode_rankings(pairs)
+    scores = learned.scores(texts)
+    assert scores.std() > 0.1
+    torch.testing.assert_close(opposite.scores(texts), -scores, atol=1e-4, rtol=1e-3)
+
+
 def test_frozen_embeddings_stay_and_the_rest_learns():
     start = TransformerRewardModel.from_language_model(tiny_model())
     trained = train_reward_model(start, RANKINGS, config(freeze_embeddings=True, normalize=False)).model
