@@ -4,13 +4,13 @@ The embedded world knows the probability of every label: accuracy cannot pass ``
 ``mean H(p)``. A reward model on the trunk of ``assistant-sft`` is trained on pairs of answers to fresh training prompts
 (200 … 20,000 comparisons, each one pair and one label), then on eight answers to 30,000 prompts, each set ranked by
 five annotators (3.3 million comparisons), and measured on test prompts, whose verb-object pairs or phrasings were never
-trained on. Twelve more models see 6,000 comparisons with shuffled labels: they must be right half of the time. A model
+trained on. Twenty-four more models see 6,000 comparisons with shuffled labels: they must be right half of the time. A model
 that learned nothing still has a taste, which agrees with the judge a little by chance: the standard error of their
 accuracy is therefore that over models, not that over prompts.
 
 Training stops by the NLL of rankings on validation prompts; settings were chosen on validation prompts as well.
 
-Command: ``python -m benchmarks.bayes_gap`` (about two hours on one core; finished cells are not run again).
+Command: ``python -m benchmarks.bayes_gap`` (about three hours on one core; finished cells are not run again).
 """
 
 import argparse
@@ -46,7 +46,7 @@ PAIRS = (200, 600, 2_000, 6_000, 20_000)
 AMPLE, RESPONSES, LABELS = 30_000, 8, 5
 """Prompts, answers to each, and annotators who rank them: one pass over five labels a set in place of five passes over
 one, from which the noise would be learned by heart."""
-COIN, COIN_SEEDS = "shuffled-6000", range(1, 13)
+COIN, COIN_SEEDS = "shuffled-6000", range(1, 25)
 ANNOTATORS = 16
 """Labels of each test pair: the texts stay the same, the noise of labels averages out."""
 
