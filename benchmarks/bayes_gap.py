@@ -4,9 +4,9 @@ The embedded world knows the probability of every label: accuracy cannot pass ``
 ``mean H(p)``. A reward model on the trunk of ``assistant-sft`` is trained on pairs of answers to fresh training prompts
 (200 … 20,000 comparisons, each one pair and one label), then on eight answers to 30,000 prompts, each set ranked by
 five annotators (3.3 million comparisons), and measured on test prompts, whose verb-object pairs or phrasings were never
-trained on. Twenty-four more models see 6,000 comparisons with shuffled labels: they must be right half of the time. A model
-that learned nothing still has a taste, which agrees with the judge a little by chance: the standard error of their
-accuracy is therefore that over models, not that over prompts.
+trained on. 24 more models see 6,000 comparisons with shuffled labels: they must be right half of the time. A model that
+learned nothing still has a taste, which agrees with the judge a little by chance, so that the standard error of their
+accuracy is that over models, not that over prompts.
 
 Training stops by the NLL of rankings on validation prompts; settings were chosen on validation prompts as well.
 
