@@ -117,7 +117,7 @@ def train_sft(
         examples.collate,
         config,
         save=learner.save_pretrained,
-        fingerprint=examples.prompts.digest() + examples.responses.digest(),
+        inputs={"data": examples.prompts.digest() + examples.responses.digest()},
         output_dir=output_dir,
         resume=resume,
         on_progress=on_progress,

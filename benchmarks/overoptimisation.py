@@ -137,7 +137,8 @@ def members(world_name: str, size: int, data_seed: int, folder: Path) -> list[Pa
         records = comparisons(world, size, 1_000 * data_seed + size)
         for m, path in enumerate(paths):
             config = RewardConfig(**{**vars(world.reward), "seed": 100 * data_seed + m})
-            train_reward_model(start_reward_model(world.reference), records, config, path, resume=True)
+            if not (path / "config.json").is_file():
+                train_reward_model(start_reward_model(world.reference), records, config, path, resume=True)
     return paths
 
 

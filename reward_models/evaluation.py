@@ -64,9 +64,12 @@ def calibration_slope(gaps: Float[Tensor, " n"], weights: Float[Tensor, " n"]) -
     """The b that makes ``σ(b · gap)`` fit best, with gap = better − worse in log-odds; in [−100, 100].
 
     1 is calibrated, less is over-confident, more under-confident (Cox 1958, without intercept since swapping the two
-    responses of a pair must swap the odds). Found by bisection: the likelihood is concave in b.
+    responses of a pair must swap the odds). Found by bisection: the likelihood is concave in b. Gaps that are all 0 fit
+    every b alike, and get 0.
     """
     gaps, weights = gaps.double(), weights.double()
+    if not gaps.any():
+        return 0.0
     low, high = -MAX_SLOPE, MAX_SLOPE
     for _ in range(60):
         middle = (low + high) / 2

@@ -40,7 +40,7 @@ def trunk_features(
     found = {} if store is None else store.read(keys)
     rows = {i: np.frombuffer(found[key], dtype=np.float32) for i, key in enumerate(keys) if key in found}
     missing = torch.tensor([i for i in range(len(texts.lengths)) if i not in rows], dtype=torch.int64)
-    for batch in length_buckets(texts.lengths[missing], model.batch_size):
+    for batch in length_buckets(texts.lengths[missing], model.batch_size, max_padding=0.1):
         index = missing[batch]
         features = features_of_rows(model.model, **texts.batch(index, model.model.device)).float().cpu().numpy()
         fresh = dict(zip(index.tolist(), features, strict=True))

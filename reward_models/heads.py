@@ -46,13 +46,13 @@ def score_rows(
     """Scores of right-padded rows, with gradient."""
     if is_decoder(model):
         return score_features(model, _last_hidden(model, input_ids, lengths))
-    return _pooled_scores(model, input_ids, lengths, token_type_ids) + score_offset(model)
+    return _pooled_scores(model, input_ids, lengths, token_type_ids)
 
 
 def score_features(model: PreTrainedModel, features: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
     """Scores of what :func:`features_of_rows` returned, with gradient to the head alone."""
     head = score_head(model)
-    return head(features.to(head.weight.dtype)).squeeze(-1).float() + score_offset(model)
+    return head(features.to(head.weight.dtype)).squeeze(-1).float()
 
 
 @torch.no_grad()
@@ -87,11 +87,6 @@ def score_unit(model: PreTrainedModel) -> float:
     return float(getattr(model.config, "score_unit", 1.0))
 
 
-def score_offset(model: PreTrainedModel) -> float:
-    """Constant added to every score of a model that has no bias to take it."""
-    return float(getattr(model.config, "score_offset", 0.0))
-
-
 def rescale(model: PreTrainedModel, deviation: float) -> None:
     """Divide every score by ``deviation``, in the weights, and remember it as ``config.score_unit``."""
     head = score_head(model)
@@ -99,14 +94,13 @@ def rescale(model: PreTrainedModel, deviation: float) -> None:
         head.weight.div_(deviation)
         if head.bias is not None:
             head.bias.div_(deviation)
-    model.config.score_offset = score_offset(model) / deviation
     model.config.score_unit = score_unit(model) * deviation
 
 
 @torch.no_grad()
 def shift(model: PreTrainedModel, by: float) -> None:
-    """Add a constant to every score: in the head's bias, in the bias of the trunk's final norm
-    (``w · (h + by · w / (w · w)) = w · h + by``), or else in ``config.score_offset``."""
+    """Add a constant to every score: in the head's bias or in the bias of the trunk's final norm
+    (``w · (h + by · w / (w · w)) = w · h + by``). A model that has neither (Llama, Qwen2, …) keeps its scores."""
     head = score_head(model)
     if head.bias is not None:
         head.bias.add_(by)
@@ -124,7 +118,6 @@ def shift(model: PreTrainedModel, by: float) -> None:
         if torch.allclose(moved, torch.full_like(moved, by), rtol=1e-3, atol=1e-3):
             return
         bias.copy_(kept)  # the last norm is not the final one after all
-    model.config.score_offset = score_offset(model) + by
 
 
 def _last_hidden(

@@ -9,6 +9,7 @@ import textenv
 from reward_models.transformer import TransformerRewardModel, load_reward_model
 from textenv.hub import hub_or_cache
 from textenv.lm.load import is_gguf
+from textenv.registry import registered_sources
 
 
 def start_reward_model(name: str, device: str = "cpu") -> TransformerRewardModel:
@@ -16,11 +17,14 @@ def start_reward_model(name: str, device: str = "cpu") -> TransformerRewardModel
 
     * a causal language model (registered name, folder, hub id or .gguf file), whose trunk gets a head of zeros;
     * a pre-trained encoder (folder or hub id: BERT, DeBERTa, …), likewise;
-    * a reward model (folder or hub id), whose training goes on.
+    * a reward model (registered name, folder or hub id), whose training goes on.
 
     Raises:
         ValueError: it is none of them.
     """
+    source = registered_sources("reward model").get(name)
+    if isinstance(source, str | Path):
+        name = str(source)
     if is_gguf(name) or ("/" not in name and not Path(name).exists()):
         return TransformerRewardModel.from_language_model(textenv.fresh_language_model(name, device))
     with hub_or_cache(name) as unreachable:

@@ -10,6 +10,7 @@ References: Bradley and Terry 1952; Christiano et al. 2017; Ouyang et al. 2022.
 """
 
 import copy
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,7 @@ class RewardConfig(TrainingConfig):
                 f"label_smoothing must be in [0, 0.5), with label_smoothing (={self.label_smoothing}). At a half, "
                 "labels say nothing."
             )
-        for name in ("tie_strength", "center_coef", "lora_rank"):
+        for name in ("tie_strength", "center_coef", "lora_rank", "lora_alpha"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be finite and ≥ 0, with {name} (={getattr(self, name)}).")
         for name in ("eval_steps", "early_stopping_patience"):
@@ -139,6 +140,7 @@ def train_reward_model(
     )
     featurize = _featurize(learner, config, on_progress) if config.freeze_trunk else None
     examples = Examples.of(learner, rankings, featurize)
+    inputs = {"start model": learner.identity, "data": examples.digest(), "held-out data": _digest(held_out)}
     lora = _choose_trainable(learner.model, config)
     evaluate = None if held_out is None else _evaluation(learner, held_out, featurize)
     patience = config.early_stopping_patience
@@ -150,7 +152,7 @@ def train_reward_model(
         config,
         save=learner.save_pretrained if lora is None else _in_folder(save_trainable, learner.model),
         load=None if lora is None else _in_folder(load_trainable, learner.model),
-        fingerprint=examples.digest(),
+        inputs=inputs,
         output_dir=output_dir,
         resume=resume,
         on_progress=on_progress,
@@ -172,7 +174,8 @@ def train_reward_model(
 
 
 def _check(config: RewardConfig, rankings: Sequence[Ranking], held_out: Sequence[Ranking] | None) -> None:
-    """Refuse what a listwise loss cannot read, and stopping on figures that nobody measures."""
+    """Refuse what a listwise loss cannot read, rankings that tell nothing, and stopping on figures that nobody
+    measures."""
     if config.loss == "listwise":
         for what, found in {
             "margins": any(ranking.margin for ranking in rankings),
@@ -180,6 +183,9 @@ def _check(config: RewardConfig, rankings: Sequence[Ranking], held_out: Sequence
         }.items():
             if found:
                 raise ValueError(f"{what} need loss='pairwise', with loss (='listwise'). Drop them or change the loss.")
+    for what, given in {"rankings": rankings, "eval_rankings": held_out or ()}.items():
+        if given and not any(len(set(ranking.levels)) > 1 for ranking in given):
+            raise ValueError(f"{what} (={len(given)}) must hold a pair that is no tie. Add such rankings.")
     if held_out is None and (config.early_stopping_patience or config.eval_steps):
         raise ValueError(
             "early_stopping_patience and eval_steps need held-out rankings, with early_stopping_patience "
@@ -249,6 +255,10 @@ def _summed_loss(config: RewardConfig) -> Callable[..., Float[Tensor, ""]]:
 def _in_folder(act: Callable[[nn.Module, Path], None], model: nn.Module) -> Callable[[Path], None]:
     """What writes or reads the trainable weights of ``model`` in a checkpoint's folder."""
     return lambda folder: act(model, folder / "trainable.safetensors")
+
+
+def _digest(rankings: Sequence[Ranking] | None) -> str:
+    return hashlib.sha256(repr(rankings).encode()).hexdigest()[:16]
 
 
 def _copy(model: TransformerRewardModel) -> TransformerRewardModel:

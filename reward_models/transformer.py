@@ -9,6 +9,7 @@ import copy
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, final
@@ -25,7 +26,6 @@ from reward_models.heads import (
     rescale,
     score_features,
     score_head,
-    score_offset,
     score_rows,
     score_unit,
     shift,
@@ -38,7 +38,7 @@ from textenv.hub import hub_or_cache
 from textenv.lm import LanguageModel, disable_dropout, length_buckets
 from textenv.lm.load import load_tokenizer
 
-__all__ = ["TransformerRewardModel", "load_reward_model", "score_head", "score_offset", "score_rows", "score_unit"]
+__all__ = ["TransformerRewardModel", "load_reward_model", "score_head", "score_rows", "score_unit"]
 
 _log = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ class TransformerRewardModel:
         """A digest of what features of tokens depend on: all weights and settings but those of the last layer."""
         head = {id(parameter) for parameter in score_head(self.model).parameters()}
         names = {name for name, parameter in self.model.named_parameters() if id(parameter) in head}
-        return _sha256(str(self.is_decoder), *_contents(self.model, {*names, "score_unit", "score_offset"}))
+        return _sha256(str(self.is_decoder), *_contents(self.model, {*names, "score_unit"}))
 
     def encode(self, prompts: Sequence[Any], completions: Sequence[str], chat: Sequence[Any] | None = None) -> Texts:
         """Tokens as the model reads them (:mod:`reward_models.texts`). Over-long prompts lose their left part, which is
@@ -174,7 +174,7 @@ class TransformerRewardModel:
     def scores(self, texts: Texts) -> Float[Tensor, " N"]:
         """Scores of tokenised texts, in order, on the CPU; batches are of similar length."""
         out = torch.zeros(len(texts.lengths))
-        for index in length_buckets(texts.lengths, self.batch_size):
+        for index in length_buckets(texts.lengths, self.batch_size, max_padding=0.1):
             out[index] = score_rows(self.model, **texts.batch(index, self.model.device)).cpu()
         return out
 
@@ -189,8 +189,9 @@ class TransformerRewardModel:
         Comparisons leave every prompt an offset that nothing determines, so the spread over all texts is arbitrary and
         would change the meaning of β from seed to seed; the spread within a prompt (pooled, unbiased) is what
         comparisons fix. The scale goes into the head's weight. The shift goes into the head's bias (encoders) or into
-        the bias of the trunk's final norm (GPT-2); a model that has neither keeps it in ``config.score_offset``, a
-        constant that plain transformers does not add and that no comparison within the model can see.
+        the bias of the trunk's final norm (GPT-2). A model that has neither (Llama, Qwen2, …) is scaled alone: plain
+        transformers must read the same scores, and would add no constant kept elsewhere. ``center_coef`` draws their
+        mean to 0 in training.
 
         ``scores`` are those of the model as it is, one response after another, where somebody has them already.
 
@@ -202,6 +203,11 @@ class TransformerRewardModel:
         scores = (self.scores(self.encode_rankings(rankings)) if scores is None else scores).double()
         means = torch.zeros(len(rankings), dtype=torch.float64).index_add(0, prompt, scores) / counts
         deviation = ((scores - means[prompt]).square().sum() / (counts - 1).sum()).sqrt().item()
+        if not math.isfinite(deviation):
+            raise ValueError(
+                f"scores must be finite to be normalised, with deviation (={deviation}). The training diverged: lower "
+                "the learning rate."
+            )
         if not deviation > 0:
             raise ValueError(
                 f"scores must differ within a prompt to be normalised, with deviation (={deviation}). "

@@ -95,6 +95,7 @@ def sft_command() -> Callable[..., None]:
             resume: continue the interrupted run in the output folder.
         """
 
+        _refuse_finished(output)
         with progress_bar("supervised fine-tuning") as advance:
             result = train_sft(
                 model, data, config, output, eval_records=eval_data, resume=resume, on_progress=_on_progress(advance)
@@ -140,6 +141,7 @@ def reward_command() -> Callable[..., None]:
             skip_malformed: leave malformed records out, and say how many, instead of stopping at the first.
         """
 
+        _refuse_finished(output)
         rankings = load_rankings(data, split=split, skip_malformed=skip_malformed)
         held_out = None
         if eval_data is not None:
@@ -394,6 +396,15 @@ COMMANDS = {
 }
 
 
+_AFTER_STOP = {
+    **dict.fromkeys(
+        ("sft", "reward", "ppo", "rloo", "grpo", "reinforce"), "The same command with --resume goes on from here."
+    ),
+    **dict.fromkeys(("run", "demo"), "The same command goes on from here."),
+    "rm-bench": "Reports of models that were finished are in the output folder.",
+}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; errors that a user can mend are one line and exit code 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -404,6 +415,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"\nerror: a command must be one of the above, with command (={arguments[0]!r}).", file=sys.stderr)
         return 0 if known else 2
     name, rest = arguments[0], arguments[1:]
+    if "" not in sys.path:
+        sys.path.append("")  # module:callable may name a module of the folder where the command is called
     try:
         import tyro
 
@@ -412,12 +425,18 @@ def main(arguments: list[str] | None = None) -> int:
             no_progress_bars()
         code = tyro.cli(command, args=rest, prog=f"textenv {name}")
     except KeyboardInterrupt:
-        print("\nstopped. The same command (with --resume, where it has that) goes on from here.", file=sys.stderr)
+        print(f"\nstopped. {_AFTER_STOP.get(name, '')}".rstrip(), file=sys.stderr)
         return 130
-    except (ValueError, gymnasium.error.Error) as error:
+    except (ValueError, OSError, gymnasium.error.Error) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return code or 0
+
+
+def _refuse_finished(output: Path) -> None:
+    """A model that training has saved is not trained over; a checkpoint beside it says that it was not finished."""
+    if (output / "config.json").is_file() and not list(output.glob("checkpoint-*")):
+        raise ValueError(f"output (={str(output)!r}) holds a finished model. Remove it, or name another folder.")
 
 
 def _on_progress(advance: Any) -> Callable[..., None]:

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import random
 import shutil
 import tempfile
@@ -71,14 +72,17 @@ class TrainingConfig:
     """Optimizer steps between checkpoints in the output folder, ≥ 1; None: only when interrupted."""
 
     def __post_init__(self) -> None:
-        for name, low in {"epochs": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "weight_decay": 0.0}.items():
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} (={getattr(self, name)}) must be ≥ {low}. Raise it.")
+        lowest = {"epochs": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "weight_decay": 0, "max_grad_norm": 0}
+        for name, low in lowest.items():
+            if not low <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} (={getattr(self, name)}) must be ≥ {low} and finite. Change it.")
+        if not 0 <= self.adam_beta2 < 1:
+            raise ValueError(f"adam_beta2 (={self.adam_beta2}) must be in [0, 1). Lower it.")
         for name in ("logging_steps", "save_steps"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} (={getattr(self, name)}) must be ≥ 1. Use None for the default.")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate (={self.learning_rate}) must be > 0. Raise it.")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate (={self.learning_rate}) must be > 0 and finite. Change it.")
         if not 0 <= self.warmup_ratio < 1:
             raise ValueError(f"warmup_ratio (={self.warmup_ratio}) must be in [0, 1). It is a share of the steps.")
         if self.lr_schedule not in ("linear", "cosine", "constant"):
@@ -181,7 +185,7 @@ def fit(
     config: TrainingConfig,
     *,
     save: Callable[[Path], None],
-    fingerprint: str = "",
+    inputs: Mapping[str, str] | None = None,
     output_dir: str | Path | None = None,
     resume: bool = False,
     on_progress: OnProgress | None = None,
@@ -194,16 +198,17 @@ def fit(
 
     ``collate`` makes the batch of the examples numbered ``[B]``; ``lengths`` only serve to group them. Checkpoints
     (``save`` writes the model, Trainer its own state) go to ``output_dir``; ``resume=True`` continues from the last one
-    if there is one, and ends with the weights of a run that never stopped. Ctrl-C finishes the step, leaves a
-    checkpoint and raises. Who has saved the finished model calls :func:`remove_checkpoints`. ``load`` reads into the
-    model what ``save`` wrote, where that is no Hugging Face folder. ``evaluate`` runs after every epoch and every
-    ``eval_steps`` steps. With ``best`` the model ends with the weights of the best evaluation, and the run when that is
-    long ago.
+    if there is one, and ends with the weights of a run that never stopped. ``inputs`` are fingerprints by name of all
+    that such a run depends on beside ``config``. Ctrl-C finishes the step, leaves a checkpoint and raises. So does the
+    last step: nothing that fails later loses the training, and who has saved the finished model calls
+    :func:`remove_checkpoints`. ``load`` reads into the model what ``save`` wrote, where that is no Hugging Face folder.
+    ``evaluate`` runs after every epoch and every ``eval_steps`` steps. With ``best`` the model ends with the weights of
+    the best evaluation, and the run when that is long ago.
 
     Raises:
         ValueError: ``output_dir`` holds a checkpoint and ``resume`` is False, or one of another run.
     """
-    identity = {"config": dataclasses.asdict(config), "data": fingerprint, "examples": len(lengths)}
+    identity = {"config": dataclasses.asdict(config), "examples": len(lengths), **(inputs or {})}
     checkpoint = _checkpoint(output_dir, resume, identity)
     steps = config.epochs * -(-len(lengths) // config.window)
     start = time.perf_counter()
@@ -408,12 +413,14 @@ class _Watcher(TrainerCallback):
         # Trainer now logs, evaluates and saves, in that order: a checkpoint knows of the evaluation at its own step.
         control.should_evaluate = any(state.global_step % steps == 0 for steps in self._eval_every)
         if self._interrupt.is_set():
-            control.should_save = self._may_save
             control.should_training_stop = True
+        if self._interrupt.is_set() or state.global_step >= state.max_steps:
+            control.should_save = self._may_save
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._best is not None and self._best.exhausted:
             control.should_training_stop = True
+            control.should_save = self._may_save
 
 
 def _checkpoints(output_dir: str | Path) -> list[Path]:

@@ -9,7 +9,7 @@ import textenv
 from reward_models.benchmark.compare import Comparison, compare
 from reward_models.benchmark.harness import run
 from reward_models.benchmark.page import write_page
-from reward_models.benchmark.report import markdown_table, plain
+from reward_models.benchmark.report import Report, markdown_table, plain
 from reward_models.benchmark.suites import BenchmarkConfig, Suite, load_suite
 from textenv.data import atomic_path, write_json
 
@@ -25,10 +25,12 @@ def run_all(
 ) -> str:
     """Benchmark models by name and write ``<model>.json``, ``table.md`` and ``report.html``; returns the table.
 
-    With ``compare_to_first`` also ``comparisons.json``, each model against the first.
+    With ``compare_to_first`` also ``comparisons.json``, each model against the first. A model that fails, or Ctrl-C,
+    leaves the files of those that are finished.
 
     Raises:
-        ValueError: no or twice the same model, a name that stands for nothing, or malformed data.
+        ValueError: no or twice the same model, a name that stands for nothing, malformed data, or an output folder that
+            cannot be written.
     """
     config, output = config or BenchmarkConfig(), Path(output)
     if not models or len(set(models)) < len(models):
@@ -36,18 +38,28 @@ def run_all(
     for name in models:
         textenv.reward_model(name)  # a wrong name should not wait for the models before it
     suite = load_suite(data, config)
-    reports = []
-    for number, name in enumerate(models):
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"output must be a folder to write to, with output (={str(output)!r}): {error}.") from error
+    reports: list[Report] = []
+    try:
+        for number, (name, stem) in enumerate(zip(models, file_stems(models), strict=True)):
 
-        def progress(done: int, total: int, number: int = number) -> None:
-            if advance is not None:
-                advance(number * total + done, len(models) * total, {"model": number + 1})
+            def progress(done: int, total: int, number: int = number) -> None:
+                if advance is not None:
+                    advance(number * total + done, len(models) * total, {"model": number + 1})
 
-        reports.append(run(name, suite, config, on_progress=progress))
+            reports.append(run(name, suite, config, on_progress=progress))
+            reports[-1].save(output / f"{stem}.json")
+    finally:
+        if reports:
+            table = _write_together(reports, output, config, compare_to_first)
+    return table
+
+
+def _write_together(reports: Sequence[Report], output: Path, config: BenchmarkConfig, compare_to_first: bool) -> str:
     comparisons = _against_first(reports, config) if compare_to_first else []
-    stems = file_stems(models)
-    for stem, report in zip(stems, reports, strict=True):
-        report.save(output / f"{stem}.json")
     if comparisons:
         write_json(output / "comparisons.json", plain(comparisons))
     table = markdown_table(reports, comparisons)
@@ -63,5 +75,5 @@ def file_stems(names: Sequence[str]) -> list[str]:
     return [stem if stems.count(stem) == 1 else f"{stem}-{place + 1}" for place, stem in enumerate(stems)]
 
 
-def _against_first(reports: Sequence[Any], config: BenchmarkConfig) -> list[Comparison]:
+def _against_first(reports: Sequence[Report], config: BenchmarkConfig) -> list[Comparison]:
     return [compare(reports[0], other, resamples=config.resamples, seed=config.seed) for other in reports[1:]]

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from reward_models.benchmark.layout import Texts
 from reward_models.benchmark.scorer import Scorer
-from reward_models.transformer import TransformerRewardModel, score_head, score_offset
+from reward_models.transformer import TransformerRewardModel, score_head
 from textenv.lm import length_buckets
 from textenv.lm.batch import length_mask
 
@@ -75,5 +75,5 @@ def left_padded_scores(model: TransformerRewardModel, texts: Texts) -> Float[np.
         hidden = trunk(
             input_ids=input_ids.to(mask.device), attention_mask=mask, position_ids=positions, use_cache=False
         ).last_hidden_state[:, -1]
-        out[index] = (score_head(model.model)(hidden).squeeze(-1).float() + score_offset(model.model)).cpu()
+        out[index] = score_head(model.model)(hidden).squeeze(-1).float().cpu()
     return out.double().numpy()

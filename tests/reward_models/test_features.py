@@ -40,7 +40,6 @@ def passes(monkeypatch) -> list[int]:
 
 
 def test_the_head_on_kept_features_gives_the_scores_of_the_whole_model(model, tmp_path):
-    model.model.config.score_offset = 0.5
     texts = model.encode(PROMPTS, TEXTS)
     trunk_features(model, texts, tmp_path / "features.sqlite")
     kept = trunk_features(model, texts, tmp_path / "features.sqlite")

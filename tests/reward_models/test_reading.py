@@ -12,6 +12,7 @@ from reward_models.preferences import Ranking
 from reward_models.trainer import RewardConfig, train_reward_model
 from reward_models.transformer import TransformerRewardModel, load_reward_model
 from tests.conftest import ENCODERS, encoder_folder, tiny_model, word_tokenizer
+from textenv.lm import length_buckets
 from textenv.lm.load import wrap_language_model
 
 POLICY_TEMPLATE = "{% for m in messages %}green {{ m['content'] }} {% endfor %}"
@@ -218,3 +219,33 @@ def test_a_decoders_tokenizer_must_have_an_eos_token():
         TransformerRewardModel(model.model, words)
     with pytest.raises(ValueError, match="must have an EOS token"):
         wrap_language_model(tiny_model().model, words)
+
+
+def test_a_folder_without_its_tokenizer_is_refused(tmp_path):
+    """transformers would read it with a tokenizer that knows no word, and score every text the same."""
+    randomised(TransformerRewardModel.from_language_model(tiny_model())).save_pretrained(tmp_path)
+    for file in tmp_path.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ValueError, match="a folder must hold its tokenizer"):
+        load_reward_model(tmp_path)
+
+
+def test_rows_of_similar_length_are_padded_by_less_than_a_tenth():
+    """Lengths like those of dialogues: a long tail (log-normal, median 120, from 5 to some 1,500 tokens)."""
+    lengths = torch.exp(torch.randn(1_200, generator=torch.Generator().manual_seed(0)) * 0.7 + 4.8).long() + 5
+    chunks = list(length_buckets(lengths, 64, max_padding=0.1))
+    assert sorted(torch.cat(chunks).tolist()) == list(range(1_200))
+    assert max(map(len, chunks)) == 64
+    assert 1 - int(lengths.sum()) / sum(len(index) * int(lengths[index].max()) for index in chunks) < 0.1
+    assert len(chunks) < 1.7 * 1_200 / 64
+    model = decoder()
+    rows = []
+    hook = model.model.base_model.register_forward_pre_hook(
+        lambda trunk, _, given: rows.append(given["input_ids"].shape), with_kwargs=True
+    )
+    responses = ["blue " * (5 + 7 * i % 50) for i in range(300)]
+    model(["red"] * 300, responses)
+    hook.remove()
+    assert sum(count for count, _ in rows) == 300, "each response passes the trunk once"
+    real = sum(len(text.split()) + 2 for text in responses)
+    assert 1 - real / sum(count * width for count, width in rows) < 0.1

@@ -1,5 +1,6 @@
 """Reward-model training: learns what can be learned, invents nothing, resumes exactly."""
 
+import math
 import random
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from scipy import optimize
 
+import textenv
 from reward_models.evaluation import (
     MAX_SLOPE,
     calibration_slope,
@@ -17,6 +19,7 @@ from reward_models.evaluation import (
 )
 from reward_models.losses import ranking_loss
 from reward_models.preferences import Ranking
+from reward_models.start import start_reward_model
 from reward_models.trainer import RewardConfig, evaluate_reward_model, train_reward_model
 from reward_models.transformer import TransformerRewardModel, load_reward_model
 from tests.conftest import tiny_model
@@ -246,3 +249,30 @@ def test_frozen_embeddings_stay_and_the_rest_learns():
     for name, before in start.model.named_parameters():
         frozen = "wte" in name or "wpe" in name
         assert torch.equal(before, after[name]) == frozen, name
+
+
+def test_training_goes_on_from_a_registered_reward_model():
+    start = start_reward_model("assistant-rm")
+    assert start is not textenv.reward_model("assistant-rm")
+    texts = ["where is paris ?"], ["it is in france ."]
+    assert start(*texts) == textenv.reward_model("assistant-rm")(*texts)
+
+
+def test_equal_scores_have_a_calibration_slope_of_zero():
+    figures = evaluate_reward_model(TransformerRewardModel.from_language_model(tiny_model()), RANKINGS)
+    assert (figures["accuracy"], figures["calibration_slope"]) == (0.5, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_grad_norm", -1.0),
+        ("adam_beta2", 1.0),
+        ("learning_rate", math.inf),
+        ("lora_alpha", math.nan),
+        ("epochs", 0),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(name, value):
+    with pytest.raises(ValueError, match=name):
+        config(**{name: value})

@@ -12,7 +12,7 @@ from reward_models.trainer import RewardConfig, train_reward_model
 from reward_models.transformer import TransformerRewardModel
 from tests.conftest import encoder_folder, tiny_model
 from tests.reward_models.test_resume_modes import stop_at
-from tests.reward_models.test_trainer import RANKINGS, config
+from tests.reward_models.test_trainer import RANKINGS, config, weights
 
 TIED = [
     Ranking("what is the sky ?", ("blue", "the sky is blue", "grass", ""), ranks=(0, 1, 1, 2)),
@@ -184,6 +184,65 @@ def test_a_run_is_not_resumed_on_other_data(changed, tmp_path):
         train_reward_model(tiny_model(), RANKINGS, config(), tmp_path, on_progress=stop_at(1))
     with pytest.raises(ValueError, match="a run must be resumed with the"):
         train_reward_model(tiny_model(), changed, config(), tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"freeze_trunk": True}, {"lora_rank": 2}])
+def test_a_run_is_not_resumed_from_another_start_model_or_with_other_held_out_data(options, tmp_path):
+    """A frozen trunk and adapters are not in the checkpoint: they would be another model's."""
+    if "lora_rank" in options:
+        pytest.importorskip("peft")
+    settings = config(**options)
+    with pytest.raises(KeyboardInterrupt):
+        train_reward_model(tiny_model(), RANKINGS, settings, tmp_path, eval_rankings=RANKINGS, on_progress=stop_at(1))
+    other = tiny_model()
+    with torch.no_grad():
+        next(iter(other.model.parameters())).add_(0.01)
+    with pytest.raises(ValueError, match="resumed with the start model it started with"):
+        train_reward_model(other, RANKINGS, settings, tmp_path, eval_rankings=RANKINGS, resume=True)
+    with pytest.raises(ValueError, match="resumed with the held-out data it started with"):
+        train_reward_model(tiny_model(), RANKINGS, settings, tmp_path, eval_rankings=RANKINGS[:2], resume=True)
+
+
+@pytest.mark.parametrize("stopped_in", ["normalize", "save_pretrained"])
+def test_what_stops_a_run_after_its_last_step_loses_no_training(stopped_in, tmp_path, monkeypatch):
+    straight = train_reward_model(tiny_model(), RANKINGS, config(), eval_rankings=RANKINGS)
+    original = getattr(TransformerRewardModel, stopped_in)
+
+    def stop(self, folder=None, *rest):
+        if stopped_in == "save_pretrained" and "checkpoint" in str(folder):
+            return original(self, folder, *rest)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TransformerRewardModel, stopped_in, stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_reward_model(tiny_model(), RANKINGS, config(), tmp_path, eval_rankings=RANKINGS)
+    steps = []
+    resumed = train_reward_model(
+        tiny_model(), RANKINGS, config(), tmp_path, eval_rankings=RANKINGS, resume=True,
+        on_progress=lambda done, total, numbers: steps.append(done),
+    )  # fmt: skip
+    assert steps == []
+    assert torch.equal(weights(resumed.model), weights(straight.model))
+    assert resumed.history == straight.history
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_rankings_without_a_decided_pair_are_refused_before_any_training(tmp_path):
+    ties = [Ranking("red", ("is", "not"), ranks=(0, 0))]
+    with pytest.raises(ValueError, match=r"rankings \(=1\) must hold a pair that is no tie"):
+        train_reward_model(tiny_model(), ties, config())
+    with pytest.raises(ValueError, match=r"eval_rankings \(=1\) must hold a pair that is no tie"):
+        train_reward_model(tiny_model(), RANKINGS, config(), tmp_path, eval_rankings=ties)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_diverged_is_not_called_one_that_learned_nothing():
+    model = TransformerRewardModel.from_language_model(tiny_model())
+    with torch.no_grad():
+        model.model.score.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="The training diverged"):
+        model.normalize(RANKINGS)
 
 
 def test_a_run_is_not_resumed_with_other_settings_nor_begun_over_an_unfinished_one(tmp_path):

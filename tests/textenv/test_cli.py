@@ -1,6 +1,9 @@
 """The command line: help is there, each command works on small data, errors are one line."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import gymnasium
 import pytest
@@ -195,3 +198,59 @@ def test_malformed_data_is_one_line_that_names_file_line_and_reason(capsys, tmp_
     assert "d.jsonl" in printed.err
     assert "Traceback" not in printed.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_finished_model_is_not_trained_over(capsys, tmp_path, model_folder):
+    write_jsonl(
+        tmp_path / "r.jsonl", [{"prompt": "the grass is", "responses": ["green", "red"], "ranking": [0, 1]}] * 4
+    )
+    reward = ["reward", "--model", model_folder, "--data", tmp_path / "r.jsonl", "--output", tmp_path / "rm"]
+    assert run(capsys, *reward)[0] == 0
+    weights = (tmp_path / "rm" / "model.safetensors").read_bytes()
+    for flags in ([], ["--resume"]):
+        code, printed = run(capsys, *reward, *flags, "--learning-rate", 1e-2)
+        assert code == 2
+        assert "holds a finished model" in printed.err
+    assert (tmp_path / "rm" / "model.safetensors").read_bytes() == weights
+
+
+def test_a_callable_is_found_in_the_folder_where_the_command_is_called(tmp_path):
+    """As the installed command does it, whose path does not start with that folder."""
+    (tmp_path / "my_rules.py").write_text(
+        "def short(prompts, completions):\n    return [-len(c) for c in completions]\n"
+    )
+    write_jsonl(tmp_path / "d.jsonl", [{"prompt": f"p{i}", "chosen": "a", "rejected": "bb"} for i in range(12)])
+    command = Path(sys.executable).with_name("textenv")
+    done = subprocess.run(
+        [command, "rm-bench", "my_rules:short", "--data", "d.jsonl"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "my_rules:short" in done.stdout
+
+
+def test_what_the_system_refuses_is_one_line(capsys, tmp_path, model_folder):
+    write_jsonl(
+        tmp_path / "r.jsonl", [{"prompt": "the grass is", "responses": ["green", "red"], "ranking": [0, 1]}] * 4
+    )
+    (tmp_path / "file").write_text("")
+    code, printed = run(
+        capsys, "reward", "--model", model_folder, "--data", tmp_path / "r.jsonl", "--output", tmp_path / "file" / "rm"
+    )
+    assert code == 2
+    assert str(tmp_path / "file") in printed.err
+    assert "Traceback" not in printed.err
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [("reward", "with --resume goes on"), ("demo", "The same command goes on"), ("envs", "stopped.")],
+)
+def test_ctrl_c_says_how_to_go_on_where_that_is_possible(capsys, monkeypatch, command, says):
+    def stop():
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(COMMANDS, command, stop)
+    code, printed = run(capsys, command)
+    assert code == 130
+    assert says in printed.err
+    assert ("--resume" in printed.err) is (command == "reward")

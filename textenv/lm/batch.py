@@ -111,7 +111,18 @@ def _pad(sequences: Sequence[Sequence[int]], pad_id: int, width: int | None, *, 
     return ids, torch.tensor(lengths, dtype=torch.int64)
 
 
-def length_buckets(lengths: Int[Tensor, " B"], size: int) -> Iterator[Int[Tensor, " n"]]:
-    """Row indices in chunks of at most ``size``, each of rows of similar length (less padding, fewer FLOPs)."""
-    if len(lengths):  # of nothing, ``split`` makes one empty chunk
-        yield from torch.argsort(lengths, stable=True).split(size)
+def length_buckets(lengths: Int[Tensor, " B"], size: int, *, max_padding: float = 1.0) -> Iterator[Int[Tensor, " n"]]:
+    """Row indices in chunks of at most ``size``, each of rows of similar length (less padding, fewer FLOPs).
+
+    A chunk is closed early where one more row would make more than ``max_padding`` of its tokens padding: the few long
+    rows of a mixed lot would otherwise share a chunk with rows half as long.
+    """
+    order = torch.argsort(lengths, stable=True)
+    start = real = 0
+    for end, length in enumerate(lengths[order].tolist()):
+        if end > start and (end - start == size or real + length < (1 - max_padding) * (end + 1 - start) * length):
+            yield order[start:end]
+            start, real = end, 0
+        real += length
+    if start < len(order):
+        yield order[start:]

@@ -135,13 +135,22 @@ def load_tokenizer(name: str | Path) -> Any:
 
     Some families' own classes rebuild their pre-tokenizer whatever the file says; a folder that names the generic class
     is read by the generic class.
+
+    Raises:
+        ValueError: there are no tokenizer files; transformers would go on with a tokenizer that knows no word.
     """
     settings = Path(name) / "tokenizer_config.json"
     if settings.is_file():
         saved = json.loads(settings.read_text("utf-8")).get("tokenizer_class")
         if saved in ("TokenizersBackend", "PreTrainedTokenizerFast"):
             return PreTrainedTokenizerFast.from_pretrained(str(name))
-    return AutoTokenizer.from_pretrained(str(name))
+    tokenizer = AutoTokenizer.from_pretrained(str(name))
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ValueError(
+            f"a folder must hold its tokenizer, with name (={str(name)!r}): nothing but special tokens was found. Save "
+            "it there: tokenizer.save_pretrained(folder)."
+        )
+    return tokenizer
 
 
 def wrap_language_model(model: PreTrainedModel, tokenizer: Any, *, name: str = "unnamed") -> LanguageModel:

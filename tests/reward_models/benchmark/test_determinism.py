@@ -39,7 +39,6 @@ def test_scores_that_depend_on_the_batch_or_the_order_are_caught(suite):
 def test_a_transformer_is_padded_on_the_left_too_and_scores_the_same(family):
     model = TransformerRewardModel.from_language_model(tiny_model(family))
     model.model.score.weight.data.normal_(generator=torch.Generator().manual_seed(0))
-    model.model.config.score_offset = 0.5
     records = [
         {"prompt": "what is the sky ?" * (1 + i % 3), "chosen": "blue " * (1 + i % 7), "rejected": "red"}
         for i in range(40)
