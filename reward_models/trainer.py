@@ -138,12 +138,15 @@ def train_reward_model(
     learner = (
         _copy(model) if isinstance(model, TransformerRewardModel) else TransformerRewardModel.from_language_model(model)
     )
+    start = learner.identity
     featurize = _featurize(learner, config, on_progress) if config.freeze_trunk else None
     examples = Examples.of(learner, rankings, featurize)
-    inputs = {"start model": learner.identity, "data": examples.digest(), "held-out data": _digest(held_out)}
     lora = _choose_trainable(learner.model, config)
     evaluate = None if held_out is None else _evaluation(learner, held_out, featurize)
     patience = config.early_stopping_patience
+    inputs = {"start model": start, "data": examples.digest()}
+    if patience is not None:  # the weights depend on it
+        inputs["held-out data"] = hashlib.sha256(repr(held_out).encode()).hexdigest()[:16]
     trained = sum(weight.numel() for weight in trainable_weights(learner.model).values())
     run = fit(
         Objective(learner.model, _summed_loss(config)),
@@ -255,10 +258,6 @@ def _summed_loss(config: RewardConfig) -> Callable[..., Float[Tensor, ""]]:
 def _in_folder(act: Callable[[nn.Module, Path], None], model: nn.Module) -> Callable[[Path], None]:
     """What writes or reads the trainable weights of ``model`` in a checkpoint's folder."""
     return lambda folder: act(model, folder / "trainable.safetensors")
-
-
-def _digest(rankings: Sequence[Ranking] | None) -> str:
-    return hashlib.sha256(repr(rankings).encode()).hexdigest()[:16]
 
 
 def _copy(model: TransformerRewardModel) -> TransformerRewardModel:

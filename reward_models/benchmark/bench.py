@@ -53,8 +53,7 @@ def run_all(
             reports.append(run(name, suite, config, on_progress=progress))
             reports[-1].save(output / f"{stem}.json")
     finally:
-        if reports:
-            table = _write_together(reports, output, config, compare_to_first)
+        table = _write_together(reports, output, config, compare_to_first) if reports else ""
     return table
 
 

@@ -191,7 +191,7 @@ def test_a_run_is_not_resumed_from_another_start_model_or_with_other_held_out_da
     """A frozen trunk and adapters are not in the checkpoint: they would be another model's."""
     if "lora_rank" in options:
         pytest.importorskip("peft")
-    settings = config(**options)
+    settings = config(early_stopping_patience=9, **options)
     with pytest.raises(KeyboardInterrupt):
         train_reward_model(tiny_model(), RANKINGS, settings, tmp_path, eval_rankings=RANKINGS, on_progress=stop_at(1))
     other = tiny_model()
