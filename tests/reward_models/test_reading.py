@@ -243,9 +243,9 @@ def test_rows_of_similar_length_are_padded_by_less_than_a_tenth():
     hook = model.model.base_model.register_forward_pre_hook(
         lambda trunk, _, given: rows.append(given["input_ids"].shape), with_kwargs=True
     )
-    responses = ["blue " * (5 + 7 * i % 50) for i in range(300)]
-    model(["red"] * 300, responses)
+    responses = ["blue " * (5 + 7 * i % 50) for i in range(1_200)]
+    model(["red"] * 1_200, responses)
     hook.remove()
-    assert sum(count for count, _ in rows) == 300, "each response passes the trunk once"
+    assert sum(count for count, _ in rows) == 1_200, "each response passes the trunk once"
     real = sum(len(text.split()) + 2 for text in responses)
     assert 1 - real / sum(count * width for count, width in rows) < 0.1

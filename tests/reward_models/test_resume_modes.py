@@ -20,8 +20,10 @@ HELD_OUT = [
 
 
 def stop_at(step):
+    """After a step of training; before that, a frozen trunk tells how it reads the 11 texts of either set."""
+
     def on_progress(done, total, numbers):
-        if done == step:
+        if done == step and total != 11:
             raise KeyboardInterrupt
 
     return on_progress

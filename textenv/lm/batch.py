@@ -111,16 +111,21 @@ def _pad(sequences: Sequence[Sequence[int]], pad_id: int, width: int | None, *, 
     return ids, torch.tensor(lengths, dtype=torch.int64)
 
 
+_FULL = 1_024
+"""Tokens from which on a pass costs what its tokens cost; below, a few more are free."""
+
+
 def length_buckets(lengths: Int[Tensor, " B"], size: int, *, max_padding: float = 1.0) -> Iterator[Int[Tensor, " n"]]:
     """Row indices in chunks of at most ``size``, each of rows of similar length (less padding, fewer FLOPs).
 
-    A chunk is closed early where one more row would make more than ``max_padding`` of its tokens padding: the few long
-    rows of a mixed lot would otherwise share a chunk with rows half as long.
+    A chunk of ``_FULL`` tokens or more is closed early where one more row would make over ``max_padding`` of it
+    padding: the few long rows of a mixed lot would otherwise be padded to the longest of all.
     """
     order = torch.argsort(lengths, stable=True)
     start = real = 0
     for end, length in enumerate(lengths[order].tolist()):
-        if end > start and (end - start == size or real + length < (1 - max_padding) * (end + 1 - start) * length):
+        wide = real >= _FULL and real + length < (1 - max_padding) * (end + 1 - start) * length
+        if end - start == size or wide:
             yield order[start:end]
             start, real = end, 0
         real += length
