@@ -10,8 +10,8 @@ class RewardModel(Protocol):
 
     ``columns`` are further facts of each episode, one value a text: the fields of the prompt's record, and what an
     environment adds (``finish_reason``; ``chat``, the messages, where prompts are chats). A model names those that it
-    wants, or takes ``**columns`` and ignores them. The scorer of an environment refuses scores that are not finite, or
-    not one a text.
+    wants, or takes ``**columns`` and ignores them. Scores may also be a tensor or an array, ``[B]`` or ``[B, 1]``. The
+    scorer of an environment refuses what is not one finite number a text.
     """
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> Sequence[float]: ...

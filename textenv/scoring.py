@@ -6,7 +6,9 @@ The reward of an episode is the sum of its named ``reward_terms``. The KL in it 
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import reprlib
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, ClassVar, NamedTuple, get_args
 
 import numpy as np
@@ -151,8 +153,13 @@ def reward_model_terms(reward_model: RewardFunction, episodes: Finished) -> dict
         return {"reward_model": call_reward_model(reward_model, episodes)}
     texts = episodes.prompts, episodes.completions
     parts: Any = itemise(*map(list, texts), **accepted_columns(itemise, episodes.columns))
+    if not (isinstance(parts, Mapping) and parts):
+        raise ValueError(
+            f"terms of {_called(reward_model)} must return a dict of names and scores, with terms "
+            f"(={reprlib.repr(parts)}). Return at least one part, or leave the method terms out."
+        )
     return {
-        f"reward_model/{name}": checked_scores(scores, *texts, f"part {name!r} of a reward model")
+        f"reward_model/{name}": checked_scores(scores, *texts, f"part {name!r} of {_called(reward_model)}")
         for name, scores in parts.items()
     }
 
@@ -161,7 +168,7 @@ def call_reward_model(reward_model: RewardFunction, episodes: Finished) -> Float
     """Scores as float64, refused unless there is one finite number an episode.
 
     Raises:
-        ValueError: wrong count, NaN or inf; names the prompt.
+        ValueError: no list, wrong count, or a score that is no finite number; names the model and the prompt.
     """
     return score_texts(reward_model, episodes.prompts, episodes.completions, episodes.columns)
 
@@ -171,28 +178,42 @@ def score_texts(
     prompts: Sequence[str],
     completions: Sequence[str],
     columns: Mapping[str, Sequence[Any]],
-    name: str = "a reward model",
+    name: str | None = None,
 ) -> Float[np.ndarray, " B"]:
     """Call a reward model with the columns that it takes; one finite float64 a text, or a ValueError about ``name``."""
     scores = reward_model(list(prompts), list(completions), **accepted_columns(reward_model, columns))
-    return checked_scores(scores, prompts, completions, name)
+    return checked_scores(scores, prompts, completions, name or _called(reward_model))
 
 
 def checked_scores(
-    scores: Sequence[float], prompts: Sequence[str], completions: Sequence[str], name: str
+    scores: Any, prompts: Sequence[str], completions: Sequence[str], name: str
 ) -> Float[np.ndarray, " B"]:
-    """Scores as float64, refused unless there is one finite number a text; the error names the prompt."""
-    checked = np.asarray([float(score) for score in scores], dtype=np.float64)
-    if len(checked) != len(prompts):
+    """Scores as float64, refused unless there is one finite number a text; the error names the prompt.
+
+    A list, or a tensor or array ``[B]`` or ``[B, 1]`` (the logits of a classifier of one label), with gradient or not.
+    """
+    unordered = isinstance(scores, str | bytes | Mapping | Set)
+    if unordered or not isinstance(scores, Iterable) or getattr(scores, "shape", None) == ():
         raise ValueError(
-            f"{name} must return one score an episode, with scores (={len(checked)}) for episodes (={len(prompts)})."
+            f"{name} must return a list of scores, with scores (={reprlib.repr(scores)}). Return one number a text."
         )
-    for bad in np.flatnonzero(~np.isfinite(checked)).tolist():
+    values: list[Any] = [s.item() if getattr(s, "shape", None) in ((), (1,)) else s for s in scores]
+    if len(values) != len(prompts):
         raise ValueError(
-            f"{name} must return finite scores, with score (={checked[bad]}) for prompt (={prompts[bad]!r}) and "
-            f"response (={completions[bad]!r}). Mend the reward model."
+            f"{name} must return one score an episode, with scores (={len(values)}) for episodes (={len(prompts)})."
         )
-    return checked
+    for value, prompt, completion in zip(values, prompts, completions, strict=True):
+        if not (isinstance(value, int | float | np.floating) and abs(value) <= sys.float_info.max):
+            raise ValueError(
+                f"{name} must return finite scores, one number a text, with score (={reprlib.repr(value)}) for prompt "
+                f"(={prompt!r}) and response (={completion!r}). Mend the reward model."
+            )
+    return np.array(values, dtype=np.float64)
+
+
+def _called(reward_model: Any) -> str:
+    """What errors call a reward model: the name of a function, or that of a class."""
+    return f"reward model {getattr(reward_model, '__name__', type(reward_model).__name__)!r}"
 
 
 def accepted_columns(function: Callable[..., Any], columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:

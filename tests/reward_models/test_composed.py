@@ -137,6 +137,18 @@ def test_a_member_whose_scores_are_not_finite_is_named():
         WeightedSum({"nan": Part(Known({"x": float("nan")}))})(["p"], ["x"])
 
 
+@pytest.mark.parametrize("scores", [None, 1.0, ["a"], {"x": 1.0}, np.ones((1, 2))], ids=str)
+def test_a_part_that_returns_no_scores_is_named(scores, tmp_path):
+    wrong = {"wrong": lambda prompts, completions: scores}
+    for model, name in [
+        (Ensemble(wrong), "member 'wrong' of an ensemble"),
+        (WeightedSum({"wrong": Part(wrong["wrong"])}), "part 'wrong' of a weighted sum"),
+        (CachedRewardModel(wrong["wrong"], tmp_path / "scores.sqlite", version="1"), "a cached reward model"),
+    ]:
+        with pytest.raises(ValueError, match=f"{name} must return .*, with scores? "):
+            model(["p"], ["x"])
+
+
 def test_identities_tell_models_apart_by_parts_weights_and_ways_to_combine():
     models = [
         WeightedSum({"a": Part(A), "b": Part(B)}),

@@ -11,7 +11,7 @@ import torch
 import textenv
 from tests.conftest import PROMPTS, colour_score
 from textenv.lm import Responses, response_logprobs
-from textenv.scoring import Scorer
+from textenv.scoring import Finished, Scorer, checked_scores, reward_model_terms
 
 
 def random_episode(env, seed, **reset):
@@ -306,16 +306,72 @@ def test_bad_reset_options_and_actions_are_errors(text_options):
         env.step(0)
 
 
-@pytest.mark.parametrize(
-    ("scores", "message"),
-    [([float("nan")], "score \\(=nan\\) for prompt \\(='red'\\)"), ([1.0, 2.0], "one score an episode")],
-)
-def test_a_reward_model_that_returns_nonsense_is_named_with_its_prompt(text_options, scores, message):
-    textenv.register_reward_model("broken", lambda prompts, completions: scores)
+NO_SCORES = {
+    "nothing": (None, r"list of scores, with scores \(=None\)"),
+    "a number": (1.0, r"list of scores, with scores \(=1.0\)"),
+    "an array of no axis": (np.array(1.0), r"list of scores, with scores \(=array\(1.\)\)"),
+    "a string": ("1", r"list of scores, with scores \(='1'\)"),
+    "a dict": ({1.0: 2.0}, r"list of scores, with scores \(=\{1.0: 2.0\}\)"),  # one key for one text
+    "a set": ({1.0}, r"list of scores, with scores \(=\{1.0\}\)"),
+    "too many": ([1.0, 2.0], r"one score an episode, with scores \(=2\) for episodes \(=1\)"),
+    "NaN": ([float("nan")], r"finite scores.* with score \(=nan\) for prompt \(='red'\)"),
+    "infinity": (torch.tensor([torch.inf]), r"finite scores.* with score \(=inf\) for prompt \(='red'\)"),
+    "too large": ([10**400], r"finite scores.* with score \(=10+\.\.\.0+\) for prompt \(='red'\)"),
+    "a list of nothing": ([None], r"finite scores.* with score \(=None\) for prompt \(='red'\)"),
+    "a list of strings": (["1.5"], r"finite scores.* with score \(='1.5'\) for prompt \(='red'\)"),
+    "an array of strings": (np.array(["1.5"]), r"finite scores.* with score \(='1.5'\) for prompt \(='red'\)"),
+    "a complex number": (np.array([1j]), r"finite scores.* with score \(=1j\) for prompt \(='red'\)"),
+    "two a text": (np.array([[1.0, 2.0]]), r"finite scores.* with score \(=array\(\[1., 2.\]\)\) for prompt"),
+    "tensors of two": (torch.ones(1, 2), r"finite scores.* with score \(=tensor\(\[1., 1.\]\)\) for prompt"),
+}
+
+
+@pytest.mark.parametrize("case", NO_SCORES)
+def test_a_reward_model_that_returns_nonsense_is_named_with_its_value(text_options, case):
+    scores, message = NO_SCORES[case]
+
+    def broken(prompts, completions):
+        return scores
+
+    textenv.register_reward_model("broken", broken)
     env = gymnasium.make("textenv/Text-v0", **{**text_options, "reward_model": "broken"}).unwrapped
     env.reset(options={"prompt": "red"})
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"reward model 'broken' must return .*{message}"):
         env.step(0)
+
+
+@pytest.mark.parametrize("terms", [None, [1.0], {}, {"a": None}, {"a": [None]}], ids=str)
+def test_parts_that_are_no_scores_by_name_are_refused(terms):
+    class Broken:
+        def __call__(self, prompts, completions):
+            return [1.0]
+
+        def terms(self, prompts, completions):
+            return terms
+
+    with pytest.raises(ValueError, match=r"(terms|part 'a') of reward model 'Broken' must return"):
+        reward_model_terms(Broken(), Finished(None, ["p"], ["c"], {}, None))
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        (1, 0.5),
+        iter([True, 0.5]),
+        np.array([1.0, 0.5], dtype=np.float16),
+        np.array([1.0, 0.5], dtype=np.longdouble),
+        np.array([[1.0], [0.5]]),
+        [np.array([1.0]), np.float32(0.5)],
+        torch.tensor([1.0, 0.5], requires_grad=True),
+        torch.tensor([[1.0], [0.5]], requires_grad=True),
+        torch.tensor([1.0, 0.5]).bfloat16(),
+        [torch.tensor(1.0, requires_grad=True), torch.tensor([0.5])],
+    ],
+    ids=str,
+)
+def test_numbers_of_every_make_are_scores_one_a_text(scores):
+    checked = checked_scores(scores, ["p", "q"], ["c", "d"], "a reward model")  # a warning would be an error
+    assert (checked.tolist(), checked.dtype) == ([1.0, 0.5], np.float64)
 
 
 def test_a_required_kl_source_that_is_missing_is_an_error(text_options):
