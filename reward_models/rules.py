@@ -8,12 +8,12 @@ A rule looks at the response alone. Its fields are the keys of its JSON form (:m
 import functools
 import importlib.metadata
 import json
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, get_type_hints
 
+from reward_models.values import check_value
 from textenv import registry
 
 LengthUnit = Literal["words", "characters", "tokens"]
@@ -28,10 +28,7 @@ class Rule:
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for field, value in asdict(self).items():
-            if not _fits(value, hints[field]):
-                options = get_args(hints[field])
-                kind = f"one of {options}" if options else f"a valid {hints[field].__name__}"
-                raise ValueError(f"{field} of rule {self.name!r} must be {kind}, with {field} (={value!r}).")
+            check_value(field, value, hints[field], f" of rule {self.name!r}")
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[str], **columns: Any) -> list[float]:
         return [self._score(completion) for completion in completions]
@@ -76,12 +73,14 @@ class RegexCount(Rule):
     pattern: str
     score: float = 1.0
     maximum: int | None = None
-    """Matches that count at most."""
+    """Matches that count at most, ≥ 0."""
     ignore_case: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _compiled(self.pattern, self.ignore_case)
+        if self.maximum is not None and self.maximum < 0:
+            raise ValueError(f"maximum of rule 'regex_count' must be ≥ 0, with maximum (={self.maximum}). Raise it.")
 
     def _score(self, completion: str) -> float:
         count = sum(1 for _ in _compiled(self.pattern, self.ignore_case).finditer(completion))
@@ -131,9 +130,9 @@ class LengthRange(Length):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.maximum is not None and self.maximum < self.minimum:
+        if self.minimum < 0 or (self.maximum is not None and self.maximum < self.minimum):
             raise ValueError(
-                "minimum must not exceed maximum in rule 'length_range', with "
+                "minimum must be ≥ 0 and must not exceed maximum in rule 'length_range', with "
                 f"minimum (={self.minimum}), maximum (={self.maximum})."
             )
 
@@ -206,17 +205,6 @@ RULES: dict[str, type[Rule]] = {
     rule.name: rule for rule in (Regex, RegexCount, Length, LengthRange, ExactMatch, Sentiment)
 }
 """By the name that stands under ``"rule"`` in JSON."""
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a JSON value is what a field's type says: a whole number is a float, a truth value is no number."""
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if get_args(hint):
-        return any(_fits(value, option) for option in get_args(hint))
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return type(value) is hint
 
 
 def _compiled(pattern: str, ignore_case: bool) -> re.Pattern[str]:

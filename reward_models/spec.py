@@ -16,15 +16,16 @@ import contextvars
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 
 from reward_models.cache import CachedRewardModel
-from reward_models.ensemble import Ensemble
+from reward_models.ensemble import Combine, Ensemble
 from reward_models.remote import HTTPRewardModel
 from reward_models.rules import RULES
 from reward_models.transformer import load_reward_model
+from reward_models.values import check_value
 from reward_models.weighted import Part, WeightedSum
 from textenv import registry
 from textenv.registry import RewardFunction
@@ -39,7 +40,7 @@ def build_reward_model(spec: Mapping[str, Any], device: str = "cpu") -> RewardFu
     """The reward model that a JSON object describes.
 
     Raises:
-        ValueError: the object has no kind, two kinds, an unknown option, or holds itself.
+        ValueError: the object has no kind, two kinds, an unknown option, a value of the wrong type, or holds itself.
     """
     kinds = [key for key in KINDS if key in spec]
     if len(kinds) != 1:
@@ -52,6 +53,10 @@ def build_reward_model(spec: Mapping[str, Any], device: str = "cpu") -> RewardFu
     options = {name: value for name, value in spec.items() if name != kind}
     if kind != "rule":
         _check_names(repr(kind), options, build)
+        hints = get_type_hints(build)
+        check_value(repr(kind), spec[kind], hints[next(iter(hints))])
+        for name, value in options.items():
+            check_value(name, value, hints[name], f" of {kind!r}")
     with _not_inside_itself(json.dumps(spec, sort_keys=True)):
         return build(spec[kind], device, **options)
 
@@ -65,8 +70,6 @@ def _rule(name: str, device: str, **fields: Any) -> RewardFunction:
 
 def _weighted(parts: Mapping[str, Any], device: str) -> RewardFunction:
     """``{name: weight}`` of named models, or ``{any name: {"model": …, "weight": …}}``."""
-    if not isinstance(parts, Mapping):
-        raise ValueError(f"'weighted' must be an object of names and weights, with weighted (={parts!r}).")
     out: dict[str, Part] = {}
     for name, part in parts.items():
         given = part if isinstance(part, Mapping) else {"weight": part}
@@ -81,10 +84,8 @@ def _weighted(parts: Mapping[str, Any], device: str) -> RewardFunction:
 
 
 def _ensemble(
-    members: list[Spec], device: str, *, combine: Any = "mean", coefficient: float | None = None
+    members: list[Spec], device: str, *, combine: Combine = "mean", coefficient: float | None = None
 ) -> RewardFunction:
-    if not isinstance(members, list | tuple):
-        raise ValueError(f"'ensemble' must be a list of reward models, with ensemble (={members!r}).")
     named = {f"{i}: {spec if isinstance(spec, str) else json.dumps(spec)}": spec for i, spec in enumerate(members)}
     models = {name: registry.reward_model(spec, device) for name, spec in named.items()}
     return Ensemble(models, combine=combine, coefficient=coefficient)
@@ -120,6 +121,8 @@ def _classifier(name: str, device: str, *, batch_size: int = 64, dtype: str = "f
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype):
         raise ValueError(f"dtype must be one of torch's, like 'float32' or 'bfloat16', with dtype (={dtype!r}).")
+    if batch_size < 1:
+        raise ValueError(f"batch_size of 'classifier' must be ≥ 1, with batch_size (={batch_size}). Raise it.")
     return load_reward_model(name, device, dtype=kind, batch_size=batch_size)
 
 

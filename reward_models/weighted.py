@@ -1,6 +1,5 @@
 """A weighted sum of reward models, itemised: an environment lists each part in ``info["reward_terms"]``."""
 
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple, final
 
@@ -8,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from reward_models.base import joint_identity
+from reward_models.values import fits
 from textenv.registry import RewardFunction
 from textenv.scoring import score_texts
 
@@ -27,7 +27,7 @@ class WeightedSum:
         if not parts:
             raise ValueError("a weighted sum must have at least one part, with parts (={}).")
         for name, part in parts.items():
-            if not (isinstance(part.weight, int | float) and math.isfinite(part.weight)):
+            if not fits(part.weight, float):
                 raise ValueError(f"a weight must be a finite number, with weight (={part.weight!r}) of part {name!r}.")
         self.parts = dict(parts)
 
