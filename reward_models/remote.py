@@ -6,10 +6,14 @@ POST {"prompts": […], "completions": […], <column>: […]}  →  {"scores": 
 import http.client
 import json
 import os
+import queue
+import sys
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from typing import Any, final
 
 _EXCERPT = 200
@@ -39,14 +43,19 @@ class HTTPRewardModel:
         token_variable: str | None = None,
         version: str | None = None,
     ) -> None:
-        """``timeout`` in seconds, of one request. ``token_variable`` names the environment variable that holds a bearer
-        token, so that no secret enters a spec. ``version`` tells one model behind the URL from the next, for caches.
+        """``timeout`` in seconds, of one request from its start to the end of its answer. ``token_variable`` names the
+        environment variable that holds a bearer token, so that no secret enters a spec. ``version`` tells one model
+        behind the URL from the next, for caches.
 
         Raises:
-            ValueError: the URL is not http(s), or a number is out of range.
+            ValueError: the URL is not http(s) or cannot be right, or a number is out of range.
         """
-        if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-            raise ValueError(f"a reward model's URL must start with http:// or https://, with url (={url!r}).")
+        if not _is_url(url):
+            raise ValueError(
+                "a reward model's URL must start with http:// or https:// and name a host, without a user, a space or "
+                f"a port above 65535, with url (={url!r}). Percent-encode what is not ASCII; a secret goes into "
+                "token_variable."
+            )
         if not (timeout > 0 and batch_size >= 1 and retries >= 0 and backoff >= 0):
             raise ValueError(
                 "timeout must be > 0, batch_size ≥ 1, retries ≥ 0 and backoff ≥ 0, with "
@@ -78,7 +87,7 @@ class HTTPRewardModel:
         """One batch, tried again while failures may pass."""
         for attempt in range(self.retries + 1):
             try:
-                return self._scores(self._post(body), count)
+                return self._scores(_within(self.timeout, lambda: self._post(body)), count)
             except _Passing as error:
                 if attempt == self.retries:
                     raise ValueError(
@@ -111,17 +120,51 @@ class HTTPRewardModel:
         excerpt = answer[: _EXCERPT * 4].decode("utf-8", "replace")[:_EXCERPT]
         try:
             scores = json.loads(answer)["scores"]
-            numbers = [float(score) for score in scores]
         except (ValueError, KeyError, TypeError):
+            scores = None
+        if not isinstance(scores, list) or not all(type(score) in (int, float) for score in scores):
             raise ValueError(
-                f'the reward model at {self.url} must answer {{"scores": [numbers]}}, with body (={excerpt!r}).'
-            ) from None
-        if len(numbers) != count or not all(abs(number) < float("inf") for number in numbers):
+                f'the reward model at {self.url} must answer {{"scores": [numbers]}}, with body (={excerpt!r}). '
+                "Mend the server."
+            )
+        if len(scores) != count or not all(abs(score) <= sys.float_info.max for score in scores):
             raise ValueError(
-                f"the reward model at {self.url} must answer one finite score a text, with scores (={len(numbers)}) "
+                f"the reward model at {self.url} must answer one finite score a text, with scores (={len(scores)}) "
                 f"for texts (={count}) and body (={excerpt!r})."
             )
-        return numbers
+        return [float(score) for score in scores]
+
+
+def _is_url(url: str) -> bool:
+    """Whether a request to it can be made at all."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host = (parts.hostname or "").encode("idna")  # where a name or the port is impossible: ValueError
+        right = parts.scheme in ("http", "https") and host and parts.port != 0 and parts.username is None
+        return bool(right) and url.isascii() and url.isprintable() and " " not in url
+    except ValueError:
+        return False
+
+
+def _within(seconds: float, work: Callable[[], bytes]) -> bytes:
+    """What ``work()`` returns or raises. A socket's own time-out is for each read: a server that answers a byte now and
+    then would hold the caller for ever, so the work is left to a thread, which ends with its connection."""
+    done: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            done.put(work())
+        except Exception as error:
+            done.put(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        result = done.get(timeout=seconds)
+    except queue.Empty:
+        raise _Passing(f"no answer within {seconds} s") from None
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

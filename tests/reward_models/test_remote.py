@@ -3,8 +3,9 @@
 import http.client
 import json
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 import pytest
@@ -103,6 +104,12 @@ FINAL = {
     "no scores": ((200, {}, b'{"score": [1]}'), "must answer"),
     "a list": ((200, {}, b"[1]"), "must answer"),
     "null": ((200, {}, b'{"scores": [null]}'), "must answer"),
+    "a string of digits": ((200, {}, b'{"scores": "7"}'), r"must answer .*scores.*body \(='{\"scores\": \"7\"}'\)"),
+    "an object": ((200, {}, b'{"scores": {"7": 1}}'), "must answer"),
+    "a number": ((200, {}, b'{"scores": 7}'), "must answer"),
+    "a list of strings": ((200, {}, b'{"scores": ["7"]}'), "must answer"),
+    "a truth value": ((200, {}, b'{"scores": [true]}'), "must answer"),
+    "too large": ((200, {}, b'{"scores": [1%s]}' % (b"0" * 400)), "one finite score a text"),
     "too few": ((200, {}, b'{"scores": []}'), r"scores \(=0\) for texts \(=1\)"),
     "too many": ((200, {}, b'{"scores": [1, 2]}'), r"scores \(=2\) for texts \(=1\)"),
     "no number": ((200, {}, b'{"scores": [NaN]}'), "one finite score a text"),
@@ -118,6 +125,62 @@ def test_an_answer_that_will_not_mend_itself_is_an_error_at_once(answer, scripte
         HTTPRewardModel(url)(["p"], ["a"])
     assert len(seen) == 1  # not even a redirect is followed: it would lose the texts and give the token away
     assert pauses == []
+
+
+@pytest.mark.parametrize("slow", ["head", "body"])
+def test_a_server_that_answers_a_byte_now_and_then_is_given_up_in_time(slow, run):
+    over = threading.Event()
+
+    class Trickle(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.wfile.write(b"HTTP/1.0 200 OK\r\n" + (b"\r\n" if slow == "body" else b"X-Slow: "))
+            while not over.wait(0.05):
+                try:
+                    self.wfile.write(b" ")
+                except OSError:
+                    return
+
+        def log_message(self, format, *args):
+            pass
+
+    url, start = run(ThreadingHTTPServer(("127.0.0.1", 0), Trickle)), time.monotonic()
+    threading.Timer(5.0, over.set).start()  # so that a client that waits does so for 5 s
+    try:
+        with pytest.raises(ValueError, match=r"must answer, with attempts \(=2\), last: no answer within 0.3 s"):
+            HTTPRewardModel(url, timeout=0.3, retries=1, backoff=0.0)(["p"], ["a"])
+    finally:
+        over.set()
+    assert 0.6 <= time.monotonic() - start < 3.0
+
+
+WRONG_URLS = [
+    "http://",
+    "http:///score",
+    "127.0.0.1:8000",
+    "ftp://host/",
+    "http://127.0.0.1:99999/score",
+    "http://127.0.0.1:0/score",
+    "http://127.0.0.1:port/score",
+    "http://[::1/score",
+    "http://exa mple/score",
+    "http://host/a score",
+    "http://host/score\n",
+    "http://host/größe",
+    "http://a..b/score",
+    "http://user:secret@host/score",
+]
+
+
+@pytest.mark.parametrize("url", WRONG_URLS)
+def test_a_url_that_cannot_be_right_is_refused_before_any_request(url):
+    with pytest.raises(ValueError, match=r"URL must start with .* name a host.*, with url \(="):
+        HTTPRewardModel(url)
+
+
+@pytest.mark.parametrize("url", ["http://h", "https://a-b.example:65535/s?q=1%20", "http://[::1]:8000/score"])
+def test_a_url_that_may_be_right_is_taken(url):
+    assert HTTPRewardModel(url).url == url
 
 
 def test_batches_are_as_large_as_asked_in_order_with_all_their_columns_and_the_token(scripted, monkeypatch):
