@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any, final
 
@@ -43,7 +44,7 @@ class CachedRewardModel:
             self._key(prompt, completion, {name: values[i] for name, values in taken.items()})
             for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
         ]
-        known = self._store.read(keys)
+        known = self._store.read(keys, lambda score: isinstance(score, float) and math.isfinite(score))
         new = list({key: i for i, key in enumerate(keys) if key not in known}.values())
         if new:
             some = {name: [values[i] for i in new] for name, values in taken.items()}

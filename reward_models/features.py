@@ -33,11 +33,12 @@ def trunk_features(
     settings and the tokens of the text.
 
     Raises:
-        ValueError: the file is no SQLite database.
+        ValueError: the file is no SQLite database, or damaged.
     """
     store = None if file is None else Store(file, "features", what="feature file")
     keys = [] if store is None else _keys(model.trunk_identity, texts)
-    found = {} if store is None else store.read(keys)
+    width = score_head(model.model).in_features
+    found = {} if store is None else store.read(keys, lambda row: isinstance(row, bytes) and len(row) == 4 * width)
     rows = {i: np.frombuffer(found[key], dtype=np.float32) for i, key in enumerate(keys) if key in found}
     missing = torch.tensor([i for i in range(len(texts.lengths)) if i not in rows], dtype=torch.int64)
     for batch in length_buckets(texts.lengths[missing], model.batch_size, max_padding=0.1):
@@ -51,7 +52,6 @@ def trunk_features(
             on_texts(len(rows), len(texts.lengths))
     if on_texts is not None and not len(missing):
         on_texts(len(rows), len(rows))
-    width = score_head(model.model).in_features
     return torch.from_numpy(np.stack([rows[i] for i in range(len(rows))]) if rows else np.zeros((0, width), np.float32))
 
 

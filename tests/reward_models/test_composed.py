@@ -1,6 +1,8 @@
 """Sums, ensembles and caches of reward models: each argument reaches each part, and identities tell them apart."""
 
+import contextlib
 import json
+import sqlite3
 
 import gymnasium
 import numpy as np
@@ -218,6 +220,23 @@ def test_a_cache_answers_more_texts_than_one_query_holds(cached):
     ignorant = cached(Known({}), version="1")  # knows no score, and is not asked for any
     assert ignorant(["p"] * count, texts[::-1]) == expected[::-1]
     assert len(model) == count
+
+
+@pytest.mark.parametrize("value", ["abc", b"abc", None, float("inf")], ids=repr)
+def test_a_damaged_score_is_refused_with_the_name_of_the_file(value, cached, tmp_path):
+    model = cached(by_place, version="1")
+    model(["p", "q"], ["ab", "ab"])
+    with contextlib.closing(sqlite3.connect(tmp_path / "scores.sqlite")) as database, database:
+        database.execute("UPDATE scores SET value = ? WHERE value = 3.0", (value,))
+    assert model(["p"], ["ab"]) == [1.0]
+    with pytest.raises(ValueError, match=r"a score cache must hold .*scores\.sqlite'\), value \(=.*remove it"):
+        model(["p", "q"], ["ab", "ab"])
+
+
+@pytest.mark.parametrize("path", ["/proc/nowhere/scores.sqlite", "/dev/null/scores.sqlite"])
+def test_a_cache_that_cannot_be_made_is_named(path):
+    with pytest.raises(ValueError, match=rf"a score cache must be .* with path \(='{path}'\)"):
+        build_reward_model({"cache": path, "of": {"rule": "length"}})
 
 
 def test_a_cache_takes_json_columns_and_refuses_others(cached):

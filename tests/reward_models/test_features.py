@@ -1,5 +1,6 @@
 """Features of a frozen trunk on disk: the same as fresh ones, found again, never those of another trunk or text."""
 
+import contextlib
 import sqlite3
 
 import pytest
@@ -104,6 +105,22 @@ def test_a_file_that_is_no_database_and_a_trunk_that_learns_are_refused(model, t
         trunk_features(model, model.encode(PROMPTS, TEXTS), tmp_path / "text.sqlite")
     with pytest.raises(ValueError, match="freeze_trunk"):
         RewardConfig(feature_file="features.sqlite")
+
+
+@pytest.mark.parametrize("value", [b"ab", bytes(4 * 31), bytes(4 * 33), "text", 1.0, None], ids=repr)
+def test_a_damaged_row_is_refused_with_the_name_of_the_file(value, model, tmp_path):
+    file, texts = tmp_path / "features.sqlite", model.encode(PROMPTS, TEXTS)
+    trunk_features(model, texts, file)
+    with contextlib.closing(sqlite3.connect(file)) as database, database:
+        database.execute("UPDATE features SET value = ? WHERE key = (SELECT MAX(key) FROM features)", (value,))
+    with pytest.raises(ValueError, match=r"a feature file must hold .*features\.sqlite'\), value \(=.*remove it"):
+        trunk_features(model, texts, file)
+
+
+def test_a_file_that_cannot_be_made_is_named(model, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"a feature file must be .* with path \(='.*file/features\.sqlite'\)"):
+        trunk_features(model, model.encode(PROMPTS, TEXTS), tmp_path / "file" / "features.sqlite")
 
 
 def test_the_file_holds_no_text(model, tmp_path):
