@@ -2,6 +2,7 @@
 
 import hmac
 import json
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -24,15 +25,27 @@ class RewardServer(ThreadingHTTPServer):
     def __init__(
         self, model: RewardFunction, *, host: str = "127.0.0.1", port: int = 0, token: str | None = None
     ) -> None:
+        """``host`` is a name or an address, IPv6 (``::1``) too; ``port`` 0 is any that is free.
+
+        Raises:
+            ValueError: others could reach it without a token, or it cannot listen there.
+        """
         if token is None and host not in ("127.0.0.1", "::1", "localhost"):
             raise ValueError(f"a server that others can reach must have a token, with host (={host!r}), token (=None).")
-        super().__init__((host, port), _Handler)
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            super().__init__((host, port), _Handler)
+        except (OSError, OverflowError) as error:
+            raise ValueError(
+                f"a server must be able to listen at its address, with host (={host!r}), port (={port}): {error}. Take "
+                "an address of this machine and a port that is free (0 finds one)."
+            ) from error
         self.model, self.token, self.lock = model, token, threading.Lock()
 
     @property
     def url(self) -> str:
         host, port = self.server_address[:2]
-        return f"http://{host!s}:{port}/score"
+        return f"http://[{host!s}]:{port}/score" if ":" in str(host) else f"http://{host!s}:{port}/score"
 
 
 class _Handler(BaseHTTPRequestHandler):

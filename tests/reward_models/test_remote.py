@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -301,3 +302,27 @@ def test_a_server_runs_its_model_for_one_batch_at_a_time(run):
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_a_server_for_this_machine_alone_needs_no_token(host):
     RewardServer(length, host=host).server_close()
+
+
+def test_a_server_listens_at_an_ipv6_address_and_its_url_says_so(run):
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    server = RewardServer(length, host="::1")
+    run(server)
+    assert server.url == f"http://[::1]:{server.server_address[1]}/score"
+    assert HTTPRewardModel(server.url)(["p"], ["abc"]) == [3.0]
+
+
+@pytest.mark.parametrize(
+    "place", [{"port": "taken"}, {"port": 99_999}, {"port": -1}, {"host": "no.such.host.invalid"}], ids=str
+)
+def test_a_server_that_cannot_listen_says_where(place):
+    with RewardServer(length) as other:
+        given = {"host": "127.0.0.1", "token": "t", **place}
+        if given.get("port") == "taken":
+            given["port"] = other.server_address[1]
+        named = rf"must be able to listen .*{given['host']}'\), port \(={given.get('port', 0)}\)"
+        with pytest.raises(ValueError, match=named):
+            RewardServer(length, **given)
