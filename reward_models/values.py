@@ -19,7 +19,7 @@ _KINDS: dict[Any, str] = {
 def check_value(name: str, value: Any, hint: Any, where: str = "") -> None:
     """Refuse a value that is not what its type says, by its name and ``where`` it stands."""
     if not fits(value, hint):
-        raise ValueError(f"{name}{where} must be {_described(hint)}, with {name} (={value!r}). Mend its JSON.")
+        raise ValueError(f"{name}{where} must be {_described(hint)}, with {name} (={value!r}). Give such a value.")
 
 
 def fits(value: Any, hint: Any) -> bool:
