@@ -1,13 +1,14 @@
 """Human (or simulated) preferences: one record, a prompt with its responses from best to worst."""
 
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from textenv.data import read_records
+from textenv.data import check_text, json_object, raw_records
 
 ASSISTANT, HUMAN = "\n\nAssistant:", "\n\nHuman:"
 
@@ -54,24 +55,30 @@ def load_rankings(
     Raises:
         ValueError: a record is malformed (names file and line, or the record's number from 1), or none is left.
     """
-    if isinstance(source, str | Path):
-        records: Mapping[str, Any] = read_records(source, split=split)
+    if isinstance(source, Mapping | Ranking):
+        raise ValueError(f"preferences must be a list of records, with one record (={source!r}). Put it in a list.")
+    if lines := isinstance(source, str | Path):
+        records = raw_records(source, split=split)
     else:
-        records = {f"record {number}": record for number, record in enumerate(source, start=1)}
+        records = ((f"record {number}", record) for number, record in enumerate(source, start=1))
     rankings, skipped = [], []
-    for where, record in records.items():
+    for where, record in records:
         try:
-            rankings.append(record if isinstance(record, Ranking) else _ranking(record))
+            if lines and isinstance(record, str):
+                record = json_object(record)
+            rankings.append(_checked(record if isinstance(record, Ranking) else _ranking(record)))
         except ValueError as error:
             if not skip_malformed:
                 raise ValueError(f"{where}: {error}") from None
             skipped.append(f"{where}: {error}")
     if skipped:
-        _log.warning("%d of %d preferences left out. The first: %s", len(skipped), len(records), skipped[0])
+        _log.warning(
+            "%d of %d preferences left out. The first: %s", len(skipped), len(skipped) + len(rankings), skipped[0]
+        )
     if not rankings:
         raise ValueError(
-            f"preferences must hold at least one good record, with records (={len(records)}), malformed "
-            f"(={len(skipped)}). Give a list or a JSONL file."
+            f"preferences must hold at least one good record, with malformed (={len(skipped)}). Give a list or a JSONL "
+            "file."
         )
     return rankings
 
@@ -95,6 +102,16 @@ def split_by_prompt(rankings: Sequence[Ranking], fraction: float, seed: int = 0)
     for ranking in rankings:
         sides[prompt_key(ranking.prompt) in held_out].append(ranking)
     return sides
+
+
+def present(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record without what is None: in a table, every record has every column."""
+    return {key: value for key, value in record.items() if value is not None}
+
+
+def is_finite(value: Any) -> bool:
+    """A number that is neither NaN nor infinite."""
+    return isinstance(value, int | float | np.floating | np.integer) and bool(abs(value) <= sys.float_info.max)
 
 
 def without_dialogues(record: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -165,11 +182,12 @@ def prompt_key(prompt: Any) -> str:
     return prompt if isinstance(prompt, str) else repr(prompt)
 
 
-def _ranking(record: Mapping[str, Any]) -> Ranking:
-    record = without_dialogues(record)
+def _ranking(record: Any) -> Ranking:
+    if not isinstance(record, Mapping):
+        raise ValueError(f"a preference must be a JSON object or a Ranking, with {record!r}. See load_rankings.")
+    record = without_dialogues(present(record))
     prompt = record.get("prompt")
-    if not isinstance(prompt, str | list) or not prompt:
-        raise ValueError(f"'prompt' must be a non-empty string or list of chat messages, with {prompt!r}.")
+    _check_prompt(prompt)
     ranks: tuple[int, ...] = ()
     if "chosen" in record and "rejected" in record:
         responses = tuple(_text(record[side]) for side in ("chosen", "rejected"))
@@ -190,10 +208,37 @@ def _ranking(record: Mapping[str, Any]) -> Ranking:
         raise ValueError(
             f"a preference must have 'responses' and 'ranking', or 'chosen' and 'rejected', with keys {sorted(record)}."
         )
-    margin = record.get("margin")
-    if margin is not None and (not isinstance(margin, int | float) or not np.isfinite(margin)):
-        raise ValueError(f"'margin' must be a finite number, with {margin!r}.")
-    return Ranking(prompt, responses, float(margin or 0.0), ranks)
+    margin = record.get("margin", 0.0)
+    return Ranking(prompt, responses, float(margin) if is_finite(margin) else margin, ranks)
+
+
+def _checked(ranking: Ranking) -> Ranking:
+    """What holds of every ranking, read or made by the caller."""
+    _check_prompt(ranking.prompt)
+    responses, ranks = ranking.responses, list(ranking.ranks)
+    if not isinstance(responses, tuple | list) or len(responses) < 2:
+        raise ValueError(f"'responses' must hold two or more, with {responses!r}.")
+    for response in responses:
+        _text(response)
+    if len(set(responses)) < 2:
+        raise ValueError(f"'responses' must hold two that differ, with all {responses[0][:60]!r}. Drop the record.")
+    if ranks and (len(ranks) != len(responses) or ranks != sorted(ranks)):
+        raise ValueError(
+            f"'ranks' must hold one rank a response, from best to worst, with responses (={len(responses)}): {ranks}."
+        )
+    if not is_finite(ranking.margin):
+        raise ValueError(f"'margin' must be a finite number, with {ranking.margin!r}.")
+    return ranking
+
+
+def _check_prompt(prompt: Any) -> None:
+    if not isinstance(prompt, str | list) or not prompt:
+        raise ValueError(f"'prompt' must be a non-empty string or list of chat messages, with {prompt!r}.")
+    for message in [] if isinstance(prompt, str) else prompt:
+        if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
+            raise ValueError(f"a chat message must have the strings 'role' and 'content', with {message!r}.")
+    for text in [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]:
+        check_text(text)
 
 
 def _in_order(given: Any, ranking: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
@@ -215,4 +260,5 @@ def _text(response: Any) -> str:
         response = response[0].get("content")
     if not isinstance(response, str):
         raise ValueError(f"a response must be a string or one assistant message, with {response!r}.")
+    check_text(response)
     return response

@@ -35,20 +35,34 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 
 def read_jsonl_lines(path: str | Path) -> dict[str, dict[str, Any]]:
     """What :func:`read_jsonl` returns, under the place of each record, ``"<file>, line <number>"``, for errors."""
+    return parse_records(jsonl_lines(path))
+
+
+def jsonl_lines(path: str | Path) -> Iterator[tuple[str, str]]:
+    """The lines that :func:`read_jsonl` reads, each with its place, as they are: a malformed one is the caller's to
+    refuse or to leave out (:func:`json_object`)."""
     path = Path(path)
     files = sorted([*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")]) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise ValueError(f"data must be a JSONL file or a folder of them, with path (={str(path)!r}). Check the path.")
-    records: dict[str, dict[str, Any]] = {}
+    empty = True
     for file in files:
         for number, line in numbered_lines(file):
-            try:
-                records[f"{file}, line {number}"] = json_object(line)
-            except ValueError as error:
-                raise ValueError(f"{file}, line {number}: {error}") from None
-    if not records:
+            empty = False
+            yield f"{file}, line {number}", line
+    if empty:
         raise ValueError(f"data must have at least one record, with path (={str(path)!r}) empty.")
-    return records
+
+
+def parse_records(records: Iterable[tuple[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Records under their places, lines parsed; a ValueError names the place."""
+    parsed: dict[str, dict[str, Any]] = {}
+    for where, record in records:
+        try:
+            parsed[where] = json_object(record) if isinstance(record, str) else record
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+    return parsed
 
 
 def numbered_lines(file: Path) -> Iterator[tuple[int, str]]:
@@ -73,12 +87,28 @@ def numbered_lines(file: Path) -> Iterator[tuple[int, str]]:
 def json_object(line: str) -> dict[str, Any]:
     """One line as a record; ValueError with the reason."""
     try:
-        record = json.loads(line)
+        record = json.loads(line.rstrip("\r\n"))  # where a line was cut, it ends, not at the start of the next one
+        if "\\ud" in line.lower():
+            check_text(json.dumps(record, ensure_ascii=False))
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON ({error.msg}, column {error.colno}).") from None
+    except RecursionError:
+        raise ValueError("not valid JSON (nested too deeply).") from None
     if not isinstance(record, dict):
         raise ValueError(f"must be a JSON object, not {type(record).__name__}.")
     return record
+
+
+def check_text(text: str) -> None:
+    """Refuse half a surrogate pair, which JSON can write (``\\ud800``) and no tokenizer can read."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        start = max(error.start - 20, 0)
+        raise ValueError(
+            f"a text must be Unicode without lone surrogates, with {text[error.start]!r} in "
+            f"{text[start : error.start + 20]!r}. Write the whole character."
+        ) from None
 
 
 def read_dataset(
@@ -121,13 +151,21 @@ def read_records(
     Raises:
         ValueError: no such data set or split, a line that is no JSON object, or the ``datasets`` package is missing.
     """
+    return parse_records(raw_records(dataset, split=split, config=config, revision=revision))
+
+
+def raw_records(
+    dataset: str | Path, *, split: str | None = None, config: str | None = None, revision: str | None = None
+) -> Iterator[tuple[str, Any]]:
+    """What :func:`read_records` reads, one by one, lines of JSONL as they are (:func:`jsonl_lines`)."""
     path = Path(dataset)
     jsonl = path.is_file() or str(dataset).endswith((".jsonl", ".jsonl.gz"))
     jsonl = jsonl or (path.is_dir() and any([*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")]))
     if jsonl and split is None and config is None:
-        return read_jsonl_lines(path)
+        yield from jsonl_lines(path)
+        return
     rows = _load_dataset(str(dataset), split, config, revision)
-    return {f"{dataset}, record {number}": dict(row) for number, row in enumerate(rows, start=1)}
+    yield from ((f"{dataset}, record {number}", dict(row)) for number, row in enumerate(rows, start=1))
 
 
 def check_dataset(source: Mapping[str, Any]) -> None:

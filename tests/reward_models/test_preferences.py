@@ -175,3 +175,56 @@ def test_a_data_set_on_disk_is_read_by_its_split(tmp_path):
     assert load_rankings(str(tmp_path / "pairs"), split="test") == load_rankings([DIALOGUE] * 2)
     with pytest.raises(ValueError, match="no-such-data"):
         load_rankings(str(tmp_path / "no-such-data"))
+
+
+GOOD = {"prompt": "p", "chosen": "a", "rejected": "b"}
+
+
+def test_a_line_that_is_no_json_is_left_out_and_counted_as_any_malformed_record_is(tmp_path, caplog):
+    path = tmp_path / "prefs.jsonl"
+    path.write_text('{"prompt": "x", \n' + json.dumps(GOOD) + "\n" + "[" * 100_000 + "\n")
+    assert load_rankings(path, skip_malformed=True) == [Ranking("p", ("a", "b"))]
+    assert "2 of 3 preferences left out. The first:" in caplog.text
+    # The line has 16 characters: what is missing stands behind them.
+    with pytest.raises(ValueError, match=r"prefs\.jsonl, line 1: not valid JSON \(.*, column 17\)"):
+        load_rankings(path)
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ("x", "a preference must be a JSON object or a Ranking, with 'x'"),
+        (None, "a preference must be a JSON object or a Ranking, with None"),
+        ({**GOOD, "prompt": ["x"]}, "a chat message must have the strings 'role' and 'content', with 'x'"),
+        ({**GOOD, "prompt": [{"role": "user", "content": None}]}, "a chat message must have.*'content': None"),
+        ({**GOOD, "prompt": [{"role": "user"}]}, "a chat message must have the strings"),
+        ({**GOOD, "chosen": "\ud800"}, r"without lone surrogates, with '\\ud800'"),
+        ({**GOOD, "prompt": "\ud800"}, r"without lone surrogates, with '\\ud800'"),
+        ({"prompt": "p", "responses": ["a", "a"], "ranking": [0, 1]}, "two that differ, with all 'a'. Drop the record"),
+        ({"prompt": "p", "responses": ["a", "a"], "ranking": [[0, 1]]}, "two that differ, with all 'a'"),
+        (Ranking("p", ("a", "a", "a")), "two that differ, with all 'a'"),
+        (Ranking("p", ("a",)), r"two or more, with \('a',\)"),
+        (Ranking("p", ("a", "b"), float("nan")), "'margin' must be a finite number, with nan"),
+        (Ranking("p", ("a", "b", "c"), 0.0, (0, 1)), r"'ranks' must hold one rank .* \(=3\): \[0, 1\]"),
+        (Ranking("p", ("a", "b"), 0.0, (1, 0)), "from best to worst"),
+        (Ranking("", ("a", "b")), "'prompt' must be a non-empty string"),
+    ],
+)
+def test_what_can_teach_nothing_or_break_later_is_refused_or_left_out(record, message):
+    with pytest.raises(ValueError, match=f"record 2: .*{message}"):
+        load_rankings([GOOD, record])
+    assert load_rankings([GOOD, record], skip_malformed=True) == [Ranking("p", ("a", "b"))]
+
+
+def test_one_record_is_no_list_of_them():
+    for one in (GOOD, Ranking("p", ("a", "b"))):
+        with pytest.raises(ValueError, match=r"must be a list of records, with one record .* Put it in a list"):
+            load_rankings(one)
+
+
+def test_fields_that_are_none_are_absent_as_in_a_table():
+    empty = dict.fromkeys(("responses", "ranking", "margin", "tie"))
+    assert load_rankings([{**GOOD, **empty}]) == load_rankings([GOOD])
+    ranked = {"prompt": "p", "responses": ["a", "b"], "ranking": [1, 0], "chosen": None, "rejected": None}
+    assert load_rankings([ranked]) == [Ranking("p", ("b", "a"))]
+    assert load_rankings([{**DIALOGUE, "prompt": None, "tie": None}]) == load_rankings([DIALOGUE])
