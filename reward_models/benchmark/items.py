@@ -14,10 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from reward_models.preferences import load_rankings, prompt_key, without_dialogues
-from textenv.data import json_object, looks_like_path, numbered_lines, read_records
+from reward_models.preferences import is_finite, load_rankings, present, prompt_key, without_dialogues
+from textenv.data import json_object, looks_like_path, raw_records
 
 _KNOWN = {"prompt", "responses", "ranking", "chosen", "rejected", "tie", "category", "margin", "gold", "finish_reasons"}
+_ARGUMENTS = ("prompts", "completions")
+_FILES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet", ".txt")
+"""Endings that a hub id has not."""
 
 
 class Item(NamedTuple):
@@ -59,10 +62,12 @@ def load_items(
     Raises:
         ValueError: a record is malformed (names the file and the line), or none is left.
     """
-    numbered = _numbered(source) if isinstance(source, str | Path) else enumerate(source, start=1)
-    where = f"{source}, line" if isinstance(source, str | Path) else "record"
+    if isinstance(source, str | Path):
+        records = _records(source)
+    else:
+        records = ((f"record {number}", record) for number, record in enumerate(source, start=1))
     items, skipped = [], 0
-    for number, record in numbered:
+    for where, record in records:
         if limit is not None and len(items) == limit:
             break
         try:
@@ -70,7 +75,7 @@ def load_items(
         except ValueError as error:
             if not skip_malformed:
                 raise ValueError(
-                    f"{where} {number}: {error} Mend the record, or leave such records out with skip_malformed."
+                    f"{where}: {error} Mend the record, or leave such records out with skip_malformed."
                 ) from None
             skipped += 1
     if not items:
@@ -84,7 +89,11 @@ def item_of(record: Any) -> Item:
         record = json_object(record)
     if not isinstance(record, Mapping):
         raise ValueError(f"must be a JSON object, not {type(record).__name__}.")
-    record = without_dialogues(record)
+    columns = {key: value for key, value in record.items() if key not in _KNOWN}
+    for name in _ARGUMENTS:
+        if name in columns:
+            raise ValueError(f"a field must not be called {name!r}, as an argument of reward models is. Rename it.")
+    record = without_dialogues(present(record))
     order, ranks = _order(record)
     ranked = record if "ranking" not in record else {**record, "ranking": order}
     try:
@@ -92,6 +101,8 @@ def item_of(record: Any) -> Item:
     except ValueError as error:
         raise ValueError(str(error).removeprefix("record 1: ")) from None
     gold = _per_response(record, "gold", order)
+    if gold is not None and not all(map(is_finite, gold)):
+        raise ValueError(f"'gold' must hold finite numbers, with {record['gold']!r}.")
     reasons = _per_response(record, "finish_reasons", order)
     return Item(
         prompt=ranking.prompt,
@@ -101,7 +112,7 @@ def item_of(record: Any) -> Item:
         margin=ranking.margin,
         gold=None if gold is None else tuple(float(value) for value in gold),
         finish_reasons=None if reasons is None else tuple(reasons),
-        columns={key: value for key, value in record.items() if key not in _KNOWN},
+        columns=columns,
     )
 
 
@@ -133,13 +144,12 @@ def _per_response(record: Mapping[str, Any], name: str, order: list[int]) -> lis
     return [values[index] for index in order]
 
 
-def _numbered(source: str | Path) -> Iterator[tuple[int, Any]]:
-    """Numbered lines of a file that are not blank, or records of a data set."""
-    path = Path(source)
-    if path.is_file():
-        return numbered_lines(path)
-    if path.is_dir() or (str(source).count("/") == 1 and not looks_like_path(str(source)) and not path.suffix):
-        return enumerate(read_records(source).values(), start=1)
+def _records(source: str | Path) -> Iterator[tuple[str, Any]]:
+    """Lines of a file that are not blank, or records of a data set, each with its place."""
+    path, name = Path(source), str(source)
+    hub_id = name.count("/") == 1 and not looks_like_path(name) and not name.endswith(_FILES)
+    if path.exists() or hub_id:
+        return raw_records(source)
     raise ValueError(
         "data must be a JSONL file, a data set's folder or hub id, 'embedded', 'embedded-validation' or 'micro', with "
         f"data (={str(path)!r})."

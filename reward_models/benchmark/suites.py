@@ -5,6 +5,7 @@ answers from ``assistant-sft`` and has simulated annotators rank four of them; t
 the same in the exact world, where best-of-n is then computed by enumeration.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,9 @@ class BenchmarkConfig:
                 raise ValueError(f"{name} must be ≥ {least}, with {name} (={getattr(self, name)}).")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit must be ≥ 1, with limit (={self.limit}). Leave it out for everything.")
+        temperature = self.gold_temperature
+        if temperature is not None and not (math.isfinite(temperature) and temperature > 0):
+            raise ValueError(f"gold_temperature must be finite and > 0, with gold_temperature (={temperature}).")
         if self.pool < self.responses:
             raise ValueError(f"pool (={self.pool}) must be ≥ responses (={self.responses}), which are taken from it.")
 

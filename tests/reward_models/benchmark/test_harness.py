@@ -135,6 +135,9 @@ def test_declared_strengths_and_gold_of_a_file_are_used():
     assert known.limits.bayes_accuracy == pytest.approx(1 / (1 + math.exp(-2)))
     with pytest.raises(ValueError, match="gold_temperature"):
         run(length, records, BenchmarkConfig(gold_temperature=0.5))
+    for temperature in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match=r"gold_temperature must be finite and > 0, with gold_temperature \(="):
+            BenchmarkConfig(gold_temperature=temperature)
 
 
 def test_categories_are_measured_each(suite):

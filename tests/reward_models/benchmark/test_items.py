@@ -79,6 +79,15 @@ def test_dialogues_that_differ_earlier_or_end_with_a_human_are_errors():
         ('{"prompt": "p", "responses": ["a", "b"], "ranking": [0, 0]}', "permutation"),
         ('{"prompt": "p", "responses": ["a", "b"], "ranking": [0, 1], "gold": [1]}', "one value a response"),
         ('{"chosen": "no roles", "rejected": "at all"}', "must end with an assistant turn"),
+        ('{"prompt": "p", "chosen": "a", ', "not valid JSON .*column 32"),  # of 31 characters
+        ("[" * 100_000, "nested too deeply"),
+        ('{"prompt": "p", "chosen": "\\ud800", "rejected": "b"}', "without lone surrogates"),
+        ('{"prompt": "p", "responses": ["a", "a"], "ranking": [0, 1]}', "two that differ"),
+        ('{"prompt": "p", "chosen": "a", "rejected": "b", "gold": [1.0, NaN]}', r"'gold' must .* with \[1.0, nan\]"),
+        ('{"prompt": "p", "chosen": "a", "rejected": "b", "gold": [1, null]}', r"'gold' must .* with \[1, None\]"),
+        ('{"prompt": "p", "chosen": "a", "rejected": "b", "gold": [1, "x"]}', r"'gold' must .* with \[1, 'x'\]"),
+        ('{"prompt": "p", "chosen": "a", "rejected": "b", "prompts": "x"}', "must not be called 'prompts'"),
+        ('{"prompt": "p", "chosen": "a", "rejected": "b", "completions": 1}', "must not be called 'completions'"),
     ],
 )
 def test_a_malformed_line_is_named_or_skipped_and_counted(tmp_path, record, message):
@@ -100,7 +109,7 @@ def test_compressed_files_limits_and_empty_files(tmp_path):
     items, _ = load_items(tmp_path / "d.jsonl.gz", limit=3)
     assert [item.prompt for item in items] == ["ä"] * 3
     (tmp_path / "empty.jsonl").write_text("\n")
-    with pytest.raises(ValueError, match="at least one good record"):
+    with pytest.raises(ValueError, match="at least one record"):
         load_items(tmp_path / "empty.jsonl")
     with pytest.raises(ValueError, match="must be a JSONL file"):
         load_items(tmp_path / "absent.jsonl")
@@ -148,3 +157,38 @@ def test_texts_that_ended_otherwise_are_not_the_same():
     assert layout.texts.responses == ["a", "b", "a"]
     assert layout.texts.columns["finish_reason"] == ["eos", "length", "length"]
     assert [rows.tolist() for rows in layout.rows] == [[0, 1], [2, 1]]
+
+
+def test_a_malformed_line_in_a_folder_of_files_is_skipped_or_named_with_its_file(tmp_path):
+    good = json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}) + "\n"
+    (tmp_path / "a.jsonl").write_text(good)
+    (tmp_path / "b.jsonl").write_text(good + '{"prompt": "x", \n')
+    with pytest.raises(ValueError, match=r"b\.jsonl, line 2: not valid JSON"):
+        load_items(tmp_path)
+    items, skipped = load_items(tmp_path, skip_malformed=True)
+    assert (len(items), skipped) == (2, 1)
+
+
+def test_optional_fields_that_are_none_are_absent_and_other_fields_stay_as_they_are():
+    record = {
+        "prompt": "p",
+        "chosen": "a",
+        "rejected": "b",
+        "tie": None,
+        "margin": None,
+        "ranking": None,
+        "answer": None,
+    }
+    assert item_of(record) == item_of({"prompt": "p", "chosen": "a", "rejected": "b", "answer": None})
+    assert item_of(record).columns == {"answer": None}
+
+
+def test_a_hub_id_may_hold_a_dot_and_a_file_that_is_not_there_is_no_hub_id(monkeypatch):
+    asked = []
+    record = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    monkeypatch.setattr("textenv.data._load_dataset", lambda name, *which: asked.append(name) or [record])
+    assert load_items("org/data-1.5")[0] == [item_of(record)]
+    assert asked == ["org/data-1.5"]
+    for absent in ("runs/absent.jsonl.gz", "runs/absent.csv", "./absent-1.5"):
+        with pytest.raises(ValueError, match="data must be a JSONL file"):
+            load_items(absent)
