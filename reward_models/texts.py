@@ -11,8 +11,11 @@ from typing import Any, NamedTuple
 from jaxtyping import Int
 from torch import Tensor
 
+from reward_models.preferences import prompt_key
 from textenv.hf_training import Ragged, encode_texts
 
+SHOWN = 60
+"""Characters of a text in an error."""
 _PROBE = "ANSWER"
 
 
@@ -35,7 +38,7 @@ class Texts(Ragged):
 class Encoded(NamedTuple):
     texts: Texts
     cut: int
-    """Prompts that lost their left part."""
+    """Prompts that lost their left part, each counted once however many completions it has."""
 
 
 def encode_for_decoder(
@@ -50,15 +53,16 @@ def encode_for_decoder(
     eos = [tokenizer.eos_token_id]
     after_chat = eos if all(isinstance(prompt, str) for prompt in prompts) else chat_ending(tokenizer)
     texts: list[list[int]] = []
-    cut = 0
-    for prompt, head, tail in zip(prompts, prompt_ids, completion_ids, strict=True):
+    cut = set()
+    for prompt, completion, head, tail in zip(prompts, completions, prompt_ids, completion_ids, strict=True):
         tail = [*tail, *(eos if isinstance(prompt, str) else after_chat)]
         room = len(head) if limit is None else limit - len(tail)
         if room < 0:
-            raise _too_long(name, "tokens + EOS", len(tail), limit)
-        cut += room < len(head)
+            raise _too_long(name, "tokens + EOS", len(tail), limit, prompt, completion)
+        if room < len(head):
+            cut.add(prompt_key(prompt))
         texts.append([*head[max(len(head) - room, 0) :], *tail])
-    return Encoded(Texts(texts), cut)
+    return Encoded(Texts(texts), len(cut))
 
 
 def chat_ending(tokenizer: Any) -> list[int]:
@@ -97,9 +101,11 @@ def encode_for_encoder(
     long = [] if limit is None else [row for row, text in enumerate(ids) if len(text) > limit]
     if long:
         special = tokenizer.num_special_tokens_to_add(pair=True)
-        for tail in tokenizer([completions[row] for row in long], add_special_tokens=False, verbose=False).input_ids:
+        tails = tokenizer([completions[row] for row in long], add_special_tokens=False, verbose=False).input_ids
+        for row, tail in zip(long, tails, strict=True):
             if limit is not None and len(tail) + special + 1 > limit:
-                raise _too_long(name, "tokens + special tokens + a token of the prompt", len(tail) + special + 1, limit)
+                what = "tokens + special tokens + a token of the prompt"
+                raise _too_long(name, what, len(tail) + special + 1, limit, prompts[row], completions[row])
         side, tokenizer.truncation_side = tokenizer.truncation_side, "left"
         try:
             texts = [rendered[row] for row in long], [completions[row] for row in long]
@@ -110,11 +116,18 @@ def encode_for_encoder(
             ids[row] = short.input_ids[place]
             if types is not None:
                 types[row] = short.token_type_ids[place]
-    return Encoded(Texts(ids, types), len(long))
+    return Encoded(Texts(ids, types), len({rendered[row] for row in long}))
 
 
-def _too_long(name: str, what: str, tokens: int, limit: int | None) -> ValueError:
+def _too_long(name: str, what: str, tokens: int, limit: int | None, prompt: Any, completion: str) -> ValueError:
     return ValueError(
-        f"a completion must fit the reward model {name!r}, with {what} (={tokens}) > limit (={limit}). Shorten it or "
-        "take another model."
+        f"a completion must fit the reward model {name!r}, with {what} (={tokens}) > limit (={limit}) of completion "
+        f"(={_beginning(completion)}) to prompt (={_beginning(prompt)}). Shorten it, drop its record or take another "
+        "model."
     )
+
+
+def _beginning(text: Any) -> str:
+    """As much of a text as tells it from others."""
+    text = text if isinstance(text, str) else text[-1]["content"]
+    return f"{text[:SHOWN]!r}{'…' if len(text) > SHOWN else ''}"

@@ -65,7 +65,8 @@ class TransformerRewardModel:
         disable_dropout(model)
         self.name, self.model, self.tokenizer, self.batch_size = name, model, tokenizer, batch_size
         self.truncated_prompts = 0
-        """Prompts cut on the left so far, because prompt and completion did not fit the model together."""
+        """Prompts cut on the left so far, because prompt and completion did not fit the model together; of each call
+        the distinct ones."""
 
     @classmethod
     def from_language_model(cls, lm: LanguageModel, *, batch_size: int = 64) -> "TransformerRewardModel":
@@ -166,7 +167,9 @@ class TransformerRewardModel:
         limit = self.max_tokens
         texts, cut = encode(self.tokenizer, prompts, completions, limit, self.name)
         if cut and not self.truncated_prompts:
-            _log.warning("Reward model %s (≤ %s tokens): %d prompts were cut on the left.", self.name, limit, cut)
+            _log.warning(
+                "Reward model %s (≤ %s tokens): %d prompt%s cut on the left.", self.name, limit, cut, "s" * (cut > 1)
+            )
         self.truncated_prompts += cut
         return texts
 

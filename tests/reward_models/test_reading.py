@@ -180,19 +180,24 @@ def test_prompts_too_long_are_cut_on_the_left_counted_in_the_metrics_and_said_on
     rankings = [Ranking(long, texts), Ranking("the sky", ("blue", "red"))]
     with caplog.at_level(logging.WARNING, "reward_models"):
         result = train_reward_model(start, rankings, RewardConfig(batch_size=2), eval_rankings=rankings)
-    # One for each of the two texts of the long prompt, to train on and held out.
-    assert result.metrics["truncated_prompts"] == 4
+    # The long prompt counts once, whatever the number of its texts, to train on and once more held out.
+    assert result.metrics["truncated_prompts"] == 2
     said = [record.getMessage() for record in caplog.records if record.name.startswith("reward_models")]
-    assert said == [f"Reward model {start.name} (≤ 64 tokens): 2 prompts were cut on the left."]
+    assert said == [f"Reward model {start.name} (≤ 64 tokens): 1 prompt cut on the left."]
     assert start.truncated_prompts == 0  # the model that was given did not read anything
     kept = [" ".join(long.split()[-tokens:]) for tokens in room]
     assert start([long, long], texts) == pytest.approx(start(kept, texts), abs=1e-5)
-    assert start.truncated_prompts == 2  # and those that fit just so are not cut
+    assert start.truncated_prompts == 1  # and those that fit just so are not cut
+    start([long, "green " * 70], ["green", "green"])
+    assert start.truncated_prompts == 3
     # The response is whole: its first word and its last one matter.
     scores = start([long] * 3, ["grass not", "blue not", "grass red"])
     assert len({round(score, 4) for score in scores}) == 3
     with pytest.raises(ValueError, match=r"a completion must fit .* > limit \(=64\)"):
         start(["red"], ["blue " * 64])
+    told = rf"completion \(='{'blue ' * 12}'…\) to prompt \(='red'\)\. Shorten it, drop its record"
+    with pytest.raises(ValueError, match=told):
+        start(["green", "red"], ["sky", "blue " * 64])
 
 
 def test_the_longest_response_leaves_a_decoder_no_prompt_and_an_encoder_a_token_of_it(tmp_path):
