@@ -367,7 +367,7 @@ def test_parts_that_are_no_scores_by_name_are_refused(terms):
         torch.tensor([1.0, 0.5]).bfloat16(),
         [torch.tensor(1.0, requires_grad=True), torch.tensor([0.5])],
     ],
-    ids=str,
+    ids=lambda scores: type(scores).__name__,
 )
 def test_numbers_of_every_make_are_scores_one_a_text(scores):
     checked = checked_scores(scores, ["p", "q"], ["c", "d"], "a reward model")  # a warning would be an error
