@@ -64,14 +64,14 @@ counts letters.</p>
 <div class="scroll">$length</div>
 <h2>Does it read the prompt?</h2>
 <p>Accuracy with the prompt taken away, or replaced by another one. What is left is answered from the response
-alone.</p>
+alone. A prompt longer than the model's context is cut on the left; a response never is.</p>
 <div class="scroll">$prompts</div>
 <h2>Harmless edits of the prompt</h2>
 <p>Share of pairs whose order turns around, and how far scores move. A model whose vocabulary lacks the edited words
 cannot stand firm, and a rule may refuse.</p>
 <div class="scroll">$robustness</div>
 <h2>Responses that nobody should prefer</h2>
-<p>Share of items on which each of them beats the response that was ranked best.</p>
+<p>Share of items on which each of them scores above the response that was ranked best; equal scores do not.</p>
 <div class="scroll">$probes</div>
 <h2>The same text, the same score?</h2>
 <p>Largest change of a score when its company changes, in standard deviations within a prompt.</p>

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from reward_models.benchmark.layout import FINISH, Layout, Texts
-from reward_models.benchmark.metrics import correct, per_cluster
+from reward_models.benchmark.metrics import per_cluster
 from reward_models.benchmark.robustness import edit_prompt
 from reward_models.benchmark.scorer import Refused, Scorer
 
@@ -20,7 +20,7 @@ RARE = 0.01
 
 
 class Probe(NamedTuple):
-    """How a response that is no answer fares; equals count one half."""
+    """How a response that is no answer fares; equal scores beat nothing."""
 
     beats_chosen: float
     """Share of items in which it scores above the response that was ranked best."""
@@ -56,7 +56,7 @@ def probes(
             continue
         own = [(found[prompt[rows[0]]], scores[rows[0]], scores[rows].mean()) for rows in layout.rows]
         probe, chosen, mean = np.array(own).T
-        out[name] = Probe(float(correct(probe - chosen).mean()), float(correct(probe - mean).mean()), texts[0])
+        out[name] = Probe(float((probe > chosen).mean()), float((probe > mean).mean()), texts[0])
     return out
 
 

@@ -5,12 +5,13 @@ import math
 import numpy as np
 import pytest
 
-from reward_models.benchmark import Item
+from reward_models.benchmark import Item, run
 from reward_models.benchmark.layout import lay_out
 from reward_models.benchmark.probes import Probe, best_word, probes
 from reward_models.benchmark.robustness import compare_scores, edit_prompt, edited, typo
 from reward_models.benchmark.scorer import Scorer
 from reward_models.benchmark.suites import other_phrasing
+from tests.reward_models.benchmark.models import CONFIG
 from textenv.tasks import assistant
 
 
@@ -78,7 +79,7 @@ def test_probes_are_held_against_the_response_ranked_best_and_the_mean():
 
     scores = np.array([table[text] for text in layout.texts.responses])
     found = probes(layout, scores, Scorer(model), praise="kind")["praise"]
-    assert found == Probe((1 + 0 + 0) / 3, (0.5 + 0 + 1) / 3, "kind")
+    assert found == Probe((1 + 0 + 0) / 3, (0 + 0 + 1) / 3, "kind")  # 2 does not beat the mean 2
     assert reasons == {"eos"}  # whatever ended the responses of the records
 
 
@@ -94,3 +95,10 @@ def test_the_best_word_is_the_one_of_the_best_responses_to_their_prompts():
     texts = ("rare", *(f"{'fine' if i % 2 else 'dull'} {i}" for i in range(200)))
     layout = lay_out([Item("p", texts, tuple(range(201)))])
     assert best_word(layout, np.array([99.0, *(float(i % 2) for i in range(200))])) == "fine"
+
+
+def test_a_model_that_knows_nothing_beats_nothing():
+    records = [{"prompt": f"p{i}", "chosen": "a", "rejected": "b"} for i in range(4)]
+    report = run(lambda prompts, texts, **columns: [0.5] * len(texts), records, CONFIG)
+    assert {probe.beats_chosen for probe in report.probes.values()} == {0.0}
+    assert report.flags == ()
