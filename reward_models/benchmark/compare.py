@@ -1,6 +1,5 @@
 """Two reward models on the same items: is one of them better?"""
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from reward_models.benchmark.layout import pairs_of
 from reward_models.benchmark.metrics import bootstrap_interval, clustered_se, correct
 from reward_models.benchmark.report import Report, ScoredItem
 
@@ -26,6 +26,8 @@ class Comparison(NamedTuple):
     only_first: int
     """Pairs that only the first orders right."""
     only_second: int
+    tied: int
+    """Pairs to which one of the models, or both, gives equal scores: half a point each, and nobody's for McNemar."""
     mcnemar_p: float
     """Two-sided exact p-value (McNemar 1947). It takes pairs as independent; trust the interval where responses of a
     prompt are many."""
@@ -49,6 +51,7 @@ def compare(first: Report, second: Report, *, resamples: int = 2000, seed: int =
         clustered_se(gap, cluster),
         only_first,
         only_second,
+        int(np.sum((a == 0.5) | (b == 0.5))),
         mcnemar(only_first, only_second),
         len(gap),
     )
@@ -79,8 +82,7 @@ def _paired(
     clusters: dict[str, int] = {}
     for a, b in zip(first, second, strict=True):
         cluster = clusters.setdefault(a.cluster, len(clusters))
-        for i, j in itertools.combinations(range(len(a.ranks)), 2):
-            if a.ranks[i] < a.ranks[j]:
-                margins.append((a.scores[i] - a.scores[j], b.scores[i] - b.scores[j], cluster))
+        for i, j in pairs_of(a.responses, a.ranks):
+            margins.append((a.scores[i] - a.scores[j], b.scores[i] - b.scores[j], cluster))
     table = np.array(margins)
     return correct(table[:, 0]), correct(table[:, 1]), table[:, 2].astype(np.int64)

@@ -34,6 +34,7 @@ from reward_models.benchmark.scorer import Scorer
 from reward_models.benchmark.suites import BenchmarkConfig, Suite, load_suite
 from reward_models.benchmark.throughput import REPEATS, TIMED, peak_memory_mb, throughput
 from reward_models.preferences import prompt_key
+from reward_models.transformer import TransformerRewardModel
 from textenv.registry import RewardFunction
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -67,6 +68,7 @@ def run(
         raise ValueError(f"a benchmark needs at least one pair that is no tie, with data (={suite.name!r}) of ties.")
     scorer = Scorer(model, name, _texts_to_score(layout, suite), on_progress)
     memory = peak_memory_mb()
+    truncated = _truncated_prompts(scorer.model, layout.texts)
     scores = scorer(layout.texts)
     grown = None if memory is None else (peak_memory_mb() or memory) - memory
     interval = {"resamples": config.resamples, "seed": config.seed}
@@ -88,6 +90,7 @@ def run(
         pairs=len(pairs.item),
         ties=len(layout.ties.item),
         skipped=suite.skipped,
+        truncated_prompts=truncated,
         accuracy=accuracy,
         by_category={part: value for part, value in by_category.items() if value is not None},
         best_of_k=_best_of_k(suite.items, layout, scores, interval),
@@ -119,13 +122,23 @@ def _texts_to_score(layout: Layout, suite: Suite) -> int:
     return texts * (1 + altered) + 5 * prompts + again + pool + strings
 
 
+def _truncated_prompts(model: Any, texts: Texts) -> int | None:
+    """Distinct prompts that a transformer reads without their left part; None of any other model. All texts at once,
+    since a prompt may stand in several calls."""
+    if not isinstance(model, TransformerRewardModel):
+        return None
+    before = model.truncated_prompts
+    model.encode(texts.prompts, texts.responses, texts.columns.get("chat"))
+    return model.truncated_prompts - before
+
+
 def _best_of_k(
     items: Sequence[Item], layout: Layout, scores: Float[np.ndarray, " N"], interval: dict[str, int]
 ) -> BestOfK:
     """Is the response of highest score one that was ranked best? Equal scores share the answer."""
     hits, chance, clusters = [], [], {}
     for item, rows in zip(items, layout.rows, strict=True):
-        best = np.array(item.ranks) == 0
+        best = np.isin(rows, rows[np.array(item.ranks) == 0])  # a copy of the best is as good, wherever it was ranked
         top = scores[rows] == scores[rows].max()
         hits.append(best[top].mean())
         chance.append(best.mean())

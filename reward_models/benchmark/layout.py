@@ -2,7 +2,8 @@
 
 import itertools
 import json
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,9 +56,9 @@ class Layout(NamedTuple):
     prompt: Int[np.ndarray, " N"]
     """The prompt of each text, numbered from 0."""
     pairs: Pairs
-    """Every better response with every worse one, item by item."""
+    """Every better response with every worse one, item by item; never two equal texts."""
     ties: Pairs
-    """Pairs that the labels call equal."""
+    """Pairs that the labels call equal, of different texts."""
     gold: Float[np.ndarray, " N"] | None
     """True score of each text."""
 
@@ -86,8 +87,8 @@ def lay_out(items: Sequence[Item]) -> Layout:
         texts,
         rows,
         np.array([prompts[prompt_key(prompt)] for prompt in texts.prompts]),
-        _pairs(items, rows, lambda better, worse: better < worse),
-        _pairs(items, rows, lambda better, worse: better == worse),
+        _pairs(items, rows, operator.lt),
+        _pairs(items, rows, operator.eq),
         np.array([(item.gold or ())[place] for item, place in kept]) if known else None,
     )
 
@@ -110,8 +111,17 @@ def _pairs(items: Sequence[Item], rows: list[Any], wanted: Callable[[int, int], 
     found = [
         (rows[i][a], rows[i][b], i, clusters.setdefault(item.group, len(clusters)))
         for i, item in enumerate(items)
-        for a, b in itertools.combinations(range(len(item.responses)), 2)
-        if wanted(item.ranks[a], item.ranks[b])
+        for a, b in pairs_of(item.responses, item.ranks, wanted)
     ]
     table = np.array(found, dtype=np.int64).reshape(-1, 4)
     return Pairs(*table.T)
+
+
+def pairs_of(
+    responses: Sequence[str], ranks: Sequence[int], wanted: Callable[[int, int], bool] = operator.lt
+) -> Iterator[tuple[int, int]]:
+    """Places of two responses whose ranks are as ``wanted``: the first is better. Equal texts are no pair: samples
+    coincide, and nothing that reads them could tell which of the two was ranked higher."""
+    for a, b in itertools.combinations(range(len(ranks)), 2):
+        if wanted(ranks[a], ranks[b]) and responses[a] != responses[b]:
+            yield a, b

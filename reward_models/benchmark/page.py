@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from reward_models.benchmark.compare import Comparison
 from reward_models.benchmark.figures import best_of_n_picture, margin_picture, reliability_picture, svg_uri
+from reward_models.benchmark.layout import pairs_of
 from reward_models.benchmark.metrics import Rate
 from reward_models.benchmark.page_text import KL_TEXTS, PAGE, STYLE
 from reward_models.benchmark.probes import Probe
@@ -111,13 +112,7 @@ def pictures(report: Report) -> str:
 def signed_margins(report: Report) -> np.ndarray:
     """Margins of all pairs in standard deviations within a prompt."""
     sd = report.margins.within_prompt_sd
-    gaps = [
-        item.scores[a] - item.scores[b]
-        for item in report.scored
-        for a, above in enumerate(item.ranks)
-        for b, below in enumerate(item.ranks)
-        if above < below
-    ]
+    gaps = [item.scores[a] - item.scores[b] for item in report.scored for a, b in pairs_of(item.responses, item.ranks)]
     return np.array(gaps) / (sd if sd > 0 else 1.0)
 
 
@@ -195,15 +190,23 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
             f"{signed(c.difference)} <small>({low} … {high})</small>",
             f"{c.only_first:,}",
             f"{c.only_second:,}",
+            f"{c.tied:,}",
             "&lt; 0.0001" if c.mcnemar_p < 1e-4 else f"{c.mcnemar_p:.4f}",
         ]
         body += f'<tr><th scope="row">{escape(c.first)} − {escape(c.second)}</th>{cells(values)}</tr>'
-    heads = ("accuracy difference, points", "only the first right", "only the second right", "McNemar p")
+    heads = (
+        "accuracy difference, points",
+        "only the first right",
+        "only the second right",
+        "tied for a model",
+        "McNemar p",
+    )
     head = "".join(f'<th scope="col">{text}</th>' for text in heads)
     return (
         "<h2>Model against model</h2><p>The same pairs, compared one by one; the interval resamples prompts. McNemar's "
-        "exact test takes pairs as independent, which the pairs of one prompt are not: where they disagree, believe "
-        f'the interval.</p><div class="scroll"><table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody>'
+        "exact test takes pairs as independent, which the pairs of one prompt are not, and leaves out those that tie "
+        "for a model: where they disagree, believe the interval.</p>"
+        f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody>'
         "</table></div>"
     )
 
@@ -255,6 +258,10 @@ PROMPT_ROWS: list[tuple[str, Cell]] = [
     ("own prompt, %", lambda r: rate_cell(r.accuracy)),
     ("another prompt, %", lambda r: rate_cell(r.response_only["swapped"])),
     ("empty prompt, %", lambda r: rate_cell(r.response_only["blank"])),
+    (
+        "prompts cut on the left",
+        lambda r: UNKNOWN if r.truncated_prompts is None else f"{r.truncated_prompts:,} of {r.prompts:,}",
+    ),
 ]
 SPEED_ROWS: list[tuple[str, Cell]] = [
     ("texts a second", lambda r: f"{r.throughput.texts_per_second:,.0f}"),

@@ -107,8 +107,11 @@ class Report(NamedTuple):
     pairs: int
     ties: int
     skipped: int
+    truncated_prompts: int | None
+    """Prompts that exceed the context of a transformer, which reads them without their left part; None of a model that
+    does not say."""
     accuracy: Rate
-    """Of pairs, each of equal weight; score ties count one half."""
+    """Of pairs of different texts, each of equal weight; score ties count one half."""
     by_category: dict[str, Rate]
     best_of_k: BestOfK
     tie_auc: float | None
@@ -145,12 +148,15 @@ def find_flags(report: Report) -> tuple[str, ...]:
     if not report.determinism.passed:
         varied = max(report.determinism.changes, key=lambda name: report.determinism.changes[name])
         flags.append(f"scores depend on more than their text: {varied} moves one by {report.determinism.worst:.2g} sd")
+    if report.truncated_prompts:
+        cut = f"{report.truncated_prompts} of {report.prompts} prompts"
+        flags.append(f"{cut} exceed its context: it reads them without their left part")
     swapped = report.response_only.get("swapped")
     low, high = report.accuracy.clustered
     if isinstance(swapped, Rate) and low > 0.5 and low <= swapped.value <= high:
         flags.append("as accurate with another prompt as with its own: it does not read the prompt")
     for name, probe in report.probes.items():
-        if isinstance(probe, Probe) and probe.beats_chosen >= 0.5:
+        if isinstance(probe, Probe) and probe.beats_chosen > 0.5:
             flags.append(f"{name!r} beats the preferred response on {100 * probe.beats_chosen:.0f} % of the items")
     for altered in (report.response_only, report.robustness, report.probes):
         flags += [
@@ -241,7 +247,7 @@ def markdown_table(reports: Sequence[Report], comparisons: Sequence[Any] = ()) -
     versus = [
         f"- **{markdown(c.first)} − {markdown(c.second)}**: {signed(c.difference)} points of accuracy "
         f"({signed(c.interval[0])} … {signed(c.interval[1])}); only the first right {c.only_first}, only the second "
-        f"{c.only_second}, McNemar p = {c.mcnemar_p:.2g}"
+        f"{c.only_second}, tied for a model {c.tied}; McNemar p = {c.mcnemar_p:.2g}"
         for c in comparisons
     ]
     return "\n".join([*lines, *(["", *flags] if flags else []), *(["", *versus] if versus else [])]) + "\n"

@@ -64,7 +64,7 @@ def test_labelled_ties_play_no_part_and_a_score_tie_is_half_a_point_and_nobodys_
     found = compare(report(p=1.0, q=0.0, r=5.0), report(p=-1.0, q=-1.0, r=-5.0))
     assert found.pairs == 2
     assert found.difference == pytest.approx((1 + 0.5) / 2)
-    assert (found.only_first, found.only_second) == (1, 0)
+    assert (found.only_first, found.only_second, found.tied) == (1, 0, 1)
     assert found.mcnemar_p == pytest.approx(1.0)
 
 

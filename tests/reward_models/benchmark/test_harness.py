@@ -5,11 +5,15 @@ import math
 import numpy as np
 import pytest
 
-from reward_models.benchmark import BenchmarkConfig, Item, load_suite, run
+from reward_models.benchmark import BenchmarkConfig, Item, compare, load_suite, run
 from reward_models.benchmark.layout import Texts
 from reward_models.benchmark.metrics import Rate
+from reward_models.benchmark.page import signed_margins, write_page
+from reward_models.benchmark.report import markdown_table
 from reward_models.benchmark.scorer import Refused
 from reward_models.benchmark.suites import Pool, _ranked
+from reward_models.transformer import TransformerRewardModel
+from tests.conftest import tiny_model
 from tests.reward_models.benchmark.models import CONFIG, Callable, length, noise
 from textenv.tasks import assistant
 
@@ -276,3 +280,38 @@ def test_every_ranking_of_fresh_answers_is_a_cluster_of_its_own_in_the_exact_wor
         groups.setdefault(item.group, []).append(sorted(item.responses))
     assert len(groups) > 100
     assert all(first == second for first, second in groups.values())  # both annotators saw the same answers
+
+
+def test_pairs_of_equal_texts_count_nowhere():
+    records = [
+        {"prompt": "p", "responses": ["aaa", "bb", "aaa", "bb", "c"], "ranking": [0, 1, 2, [3, 4]]},
+        {"prompt": "q", "responses": ["bb", "bb", "a"], "ranking": [[0, 1], 2]},
+    ]
+    reports = [run(model, records, CONFIG) for model in (length, lambda p, t, **k: [1.0] * len(t))]
+    # Of the ten pairs of the first, two are of equal texts and one is a tie; one wrong one: bb before aaa.
+    assert [report.pairs for report in reports] == [9, 9]
+    assert [report.ties for report in reports] == [1, 1]  # bb and c; not bb and bb
+    assert reports[0].accuracy.value == pytest.approx(8 / 9)
+    assert reports[0].margins.score_ties == 0.0
+    assert len(signed_margins(reports[0])) == compare(*reports).pairs == compare(*reports).tied == 9
+    # The highest score is on aaa, of which one copy was ranked best; two of five are copies of it, two of three of bb.
+    assert reports[0].best_of_k.accuracy.value == 1.0
+    assert reports[0].best_of_k.chance == pytest.approx((2 / 5 + 2 / 3) / 2)
+
+
+def test_prompts_that_a_transformer_cuts_are_counted_said_and_shown(tmp_path, caplog):
+    model = TransformerRewardModel.from_language_model(tiny_model())  # 64 positions
+    long = "what is the " * 30
+    records = [{"prompt": f"{long}{word}", "chosen": "blue", "rejected": "red sky"} for word in ("sky", "grass")]
+    records += [*records, {"prompt": "the sky is", "chosen": "blue", "rejected": "red"}]
+    cut, short = run(model, records, CONFIG), run(model, records[-1:], CONFIG)
+    assert (cut.truncated_prompts, cut.to_json()["truncated_prompts"], short.truncated_prompts) == (2, 2, 0)
+    flag = "2 of 3 prompts exceed its context: it reads them without their left part"
+    assert flag in cut.flags
+    assert not any("context" in found for found in short.flags)
+    assert flag in markdown_table([cut])
+    assert "(≤ 64 tokens): 2 prompts cut on the left" in caplog.text
+    other = run(length, records, CONFIG)
+    assert other.truncated_prompts is None
+    write_page(tmp_path / "r.html", [cut, other])
+    assert '<th scope="row">prompts cut on the left</th><td>2 of 3</td><td>–</td>' in (tmp_path / "r.html").read_text()

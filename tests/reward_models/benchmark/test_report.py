@@ -74,6 +74,12 @@ def test_flags_are_about_models_that_know_something_and_probes_that_win(report):
         quiet._replace(accuracy=chance, probes={"praise": Probe(0.6, 0.1, ""), "empty": Probe(0.4, 1, "")})
     )
     assert won == ("'praise' beats the preferred response on 60 % of the items",)
+    even = quiet._replace(accuracy=chance, probes={"praise": Probe(0.5, 0.1, "")})
+    assert find_flags(even) == ()
+    assert find_flags(even._replace(truncated_prompts=0)) == ()
+    assert find_flags(even._replace(truncated_prompts=1)) == (
+        "1 of 4 prompts exceed its context: it reads them without their left part",
+    )
 
 
 def test_a_row_shows_the_worst_and_the_last(report):
@@ -108,7 +114,8 @@ def test_the_command_writes_a_table_a_page_and_a_json_a_model(capsys, tmp_path):
     assert (tmp_path / "out" / "table.md").read_text() in printed.out
     assert json.loads((tmp_path / "out" / "letters.json").read_text())["accuracy"]["value"] == 1.0
     assert json.loads((tmp_path / "out" / "comparisons.json").read_text())[0]["difference"] == 1.0
-    assert "+100.0 points of accuracy (+100.0 … +100.0); only the first right 8, only the second 0" in printed.out
+    assert "+100.0 points of accuracy (+100.0 … +100.0); only the first right 8, only the second 0, tied" in printed.out
+    assert "tied for a model 0; McNemar p" in printed.out
     assert "Model against model" in (tmp_path / "out" / "report.html").read_text()
 
 
