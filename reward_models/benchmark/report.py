@@ -150,7 +150,7 @@ def find_flags(report: Report) -> tuple[str, ...]:
         flags.append(f"scores depend on more than their text: {varied} moves one by {report.determinism.worst:.2g} sd")
     if report.truncated_prompts:
         cut = f"{report.truncated_prompts} of {report.prompts} prompts"
-        flags.append(f"{cut} exceed its context: it reads them without their left part")
+        flags.append(f"reads {cut} without their left part: they are longer than its context")
     swapped = report.response_only.get("swapped")
     low, high = report.accuracy.clustered
     if isinstance(swapped, Rate) and low > 0.5 and low <= swapped.value <= high:

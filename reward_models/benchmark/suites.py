@@ -68,7 +68,10 @@ class BenchmarkConfig:
             raise ValueError(f"limit must be ≥ 1, with limit (={self.limit}). Leave it out for everything.")
         temperature = self.gold_temperature
         if temperature is not None and not (math.isfinite(temperature) and temperature > 0):
-            raise ValueError(f"gold_temperature must be finite and > 0, with gold_temperature (={temperature}).")
+            raise ValueError(
+                f"gold_temperature must be finite and > 0, with gold_temperature (={temperature}). Leave "
+                "it out where it is not known."
+            )
         if self.pool < self.responses:
             raise ValueError(f"pool (={self.pool}) must be ≥ responses (={self.responses}), which are taken from it.")
 

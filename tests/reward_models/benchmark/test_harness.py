@@ -306,7 +306,7 @@ def test_prompts_that_a_transformer_cuts_are_counted_said_and_shown(tmp_path, ca
     records += [*records, {"prompt": "the sky is", "chosen": "blue", "rejected": "red"}]
     cut, short = run(model, records, CONFIG), run(model, records[-1:], CONFIG)
     assert (cut.truncated_prompts, cut.to_json()["truncated_prompts"], short.truncated_prompts) == (2, 2, 0)
-    flag = "2 of 3 prompts exceed its context: it reads them without their left part"
+    flag = "reads 2 of 3 prompts without their left part: they are longer than its context"
     assert flag in cut.flags
     assert not any("context" in found for found in short.flags)
     assert flag in markdown_table([cut])

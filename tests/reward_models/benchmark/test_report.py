@@ -78,7 +78,7 @@ def test_flags_are_about_models_that_know_something_and_probes_that_win(report):
     assert find_flags(even) == ()
     assert find_flags(even._replace(truncated_prompts=0)) == ()
     assert find_flags(even._replace(truncated_prompts=1)) == (
-        "1 of 4 prompts exceed its context: it reads them without their left part",
+        "reads 1 of 4 prompts without their left part: they are longer than its context",
     )
 
 
