@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from textenv.lm.batch import length_mask
+from textenv.lm.batch import length_buckets, length_mask
 
 
 def is_decoder(model: PreTrainedModel) -> bool:
@@ -47,6 +47,19 @@ def score_rows(
     if is_decoder(model):
         return score_features(model, _last_hidden(model, input_ids, lengths))
     return _pooled_scores(model, input_ids, lengths, token_type_ids)
+
+
+def score_rows_in_buckets(
+    model: PreTrainedModel, input_ids: Int[Tensor, "B S"], lengths: Int[Tensor, " B"], **more: Int[Tensor, "B S"]
+) -> Float[Tensor, " B"]:
+    """As :func:`score_rows`, in passes over rows of similar length: less padding."""
+    order = list(length_buckets(lengths, len(lengths), max_padding=0.1))
+    scores = []
+    for index in order:
+        width = int(lengths[index].max())
+        types = {name: values[index, :width] for name, values in more.items()}
+        scores.append(score_rows(model, input_ids[index, :width], lengths[index], **types))
+    return torch.cat(scores)[torch.cat(order).argsort()]
 
 
 def score_features(model: PreTrainedModel, features: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from reward_models.evaluation import evaluate_reward_model, measure_scores, table
 from reward_models.examples import Examples, Featurize
 from reward_models.features import trunk_features
-from reward_models.heads import score_features, score_head, score_rows, score_unit
+from reward_models.heads import score_features, score_head, score_rows_in_buckets, score_unit
 from reward_models.lora import LoRA
 from reward_models.losses import centre_penalty, plackett_luce_nll, ranking_nll
 from reward_models.preferences import Ranking, load_rankings
@@ -241,7 +241,7 @@ def _summed_loss(config: RewardConfig) -> Callable[..., Float[Tensor, ""]]:
     def summed(
         model: PreTrainedModel, counts: Tensor, ranks: Tensor, margins: Tensor, **texts: Tensor
     ) -> Float[Tensor, ""]:
-        flat = score_features(model, texts["features"]) if "features" in texts else score_rows(model, **texts)
+        flat = score_features(model, **texts) if "features" in texts else score_rows_in_buckets(model, **texts)
         scores, mask = table(flat * score_unit(model), counts)
         if config.loss == "listwise":
             nll = plackett_luce_nll(scores, mask)

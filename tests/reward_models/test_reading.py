@@ -8,6 +8,7 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from reward_models.heads import score_rows, score_rows_in_buckets
 from reward_models.preferences import Ranking
 from reward_models.trainer import RewardConfig, train_reward_model
 from reward_models.transformer import TransformerRewardModel, load_reward_model
@@ -15,6 +16,7 @@ from tests.conftest import ENCODERS, encoder_folder, tiny_model, word_tokenizer
 from textenv.lm import length_buckets
 from textenv.lm.load import wrap_language_model
 
+WORDS = ["green", "grass", "sky"]
 POLICY_TEMPLATE = "{% for m in messages %}green {{ m['content'] }} {% endfor %}"
 TEMPLATES = {
     # Each role has its word, the assistant's turn opens with "the"; what follows its message differs.
@@ -235,6 +237,13 @@ def test_a_folder_without_its_tokenizer_is_refused(tmp_path):
         load_reward_model(tmp_path)
 
 
+def counted_rows(model):
+    """Shapes ``[rows, width]`` of all that passes the trunk from now on."""
+    seen = []
+    model.get_input_embeddings().register_forward_pre_hook(lambda table, given: seen.append(tuple(given[0].shape)))
+    return seen
+
+
 def test_rows_of_similar_length_are_padded_by_less_than_a_tenth():
     """Lengths like those of dialogues: a long tail (log-normal, median 120, from 5 to some 1,500 tokens)."""
     lengths = torch.exp(torch.randn(1_200, generator=torch.Generator().manual_seed(0)) * 0.7 + 4.8).long() + 5
@@ -244,13 +253,41 @@ def test_rows_of_similar_length_are_padded_by_less_than_a_tenth():
     assert 1 - int(lengths.sum()) / sum(len(index) * int(lengths[index].max()) for index in chunks) < 0.1
     assert len(chunks) < 1.7 * 1_200 / 64
     model = decoder()
-    rows = []
-    hook = model.model.base_model.register_forward_pre_hook(
-        lambda trunk, _, given: rows.append(given["input_ids"].shape), with_kwargs=True
-    )
+    rows = counted_rows(model.model)
     responses = ["blue " * (5 + 7 * i % 50) for i in range(1_200)]
     model(["red"] * 1_200, responses)
-    hook.remove()
     assert sum(count for count, _ in rows) == 1_200, "each response passes the trunk once"
     real = sum(len(text.split()) + 2 for text in responses)
     assert 1 - real / sum(count * width for count, width in rows) < 0.1
+
+
+def test_training_passes_every_response_once_and_pads_less_than_a_tenth():
+    """Lengths differ within every prompt, so that no order of the prompts could do it."""
+    lengths = [[3 + 7 * i % 50, 3 + 11 * i % 50, 3 + (13 * i + 1) % 50] for i in range(200)]
+    rankings = [
+        Ranking("red", tuple("blue " * n + word for n, word in zip(row, WORDS, strict=True))) for row in lengths
+    ]
+    model = decoder()
+    passes = counted_rows(model.model)  # a copy, which training makes, keeps the hook
+    train_reward_model(model, rankings, RewardConfig(batch_size=100, epochs=1, normalize=False))
+    assert sum(count for count, _ in passes) == 600
+    real = sum(n + 3 for row in lengths for n in row)
+    assert 1 - real / sum(count * width for count, width in passes) < 0.1
+
+
+@pytest.mark.parametrize("kind", ["decoder", *ENCODERS])
+def test_scores_in_buckets_have_the_values_and_gradients_of_one_pass(kind, tmp_path):
+    model = decoder() if kind == "decoder" else encoder(kind, tmp_path)
+    texts = model.encode(["red is"] * 90, ["blue " * (1 + 17 * i % 40) + WORDS[i % 3] for i in range(90)])
+    batch = texts.batch(torch.arange(90))
+    weight = torch.linspace(-1, 1, 90)
+    passes = counted_rows(model.model)
+    found = []
+    for read in (score_rows, score_rows_in_buckets):
+        scores = read(model.model, **batch)
+        used = [parameter for parameter in model.model.parameters() if parameter.requires_grad]
+        gradients = torch.autograd.grad((weight * scores).sum(), used, allow_unused=True)
+        found.append((scores, torch.cat([g.flatten() for g in gradients if g is not None])))
+    assert len(passes) > 2, "one pass, then several"
+    for one, several in zip(*found, strict=True):
+        torch.testing.assert_close(several, one, rtol=1e-4, atol=1e-5 * float(one.detach().abs().max()))

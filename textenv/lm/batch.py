@@ -111,7 +111,7 @@ def _pad(sequences: Sequence[Sequence[int]], pad_id: int, width: int | None, *, 
     return ids, torch.tensor(lengths, dtype=torch.int64)
 
 
-_FULL = 1_024
+_FULL = 512
 """Tokens from which on a pass costs what its tokens cost; below, a few more are free."""
 
 
