@@ -14,7 +14,7 @@ from textenv.tasks.exact import exact_world
 
 pytestmark = pytest.mark.slow
 
-MICRO = {"batch_size": 256, "learning_rate": 7e-4, "lr_decay_episodes": 200 * 256}
+MICRO = {"batch_size": 256, "learning_rate": 7e-4, "lr_decay_episodes": 150 * 256}
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -23,7 +23,7 @@ def test_ppo_comes_within_five_percent_of_the_optimum_of_the_exact_world(seed):
     world = exact_world(env)
     agent = PPO(env, PPOConfig(seed=seed, **MICRO))
     points = []
-    for _ in range(8):
+    for _ in range(6):
         agent.learn(25 * 256)
         points.append(world.measure(agent.policy.model))
     assert points[-1].regret_ratio <= 0.05

@@ -46,5 +46,5 @@ def test_stock_ppo_comes_near_the_optimum_of_the_exact_world(seed):
 
 
 def test_a_higher_kl_coefficient_leaves_a_lower_kl():
-    kls = [trained(0, kl_coef)[1].kl for kl_coef in (0.15, 0.3, 0.6)]
-    assert kls[0] > 1.3 * kls[1] > 1.3 * 1.3 * kls[2]
+    low, high = (trained(0, kl_coef)[1].kl for kl_coef in (0.15, 0.6))
+    assert low > 1.7 * high
