@@ -24,7 +24,9 @@ class RandomAgent:
     def __init__(self, task: Task, *, seed: int = 0) -> None:
         self.task, self.generator = task, torch.Generator().manual_seed(seed)
 
-    def predict(self, observation: Any, state: Any = None, deterministic: bool = False) -> tuple[np.ndarray, Any]:
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[np.ndarray, Any]:
         """One random token an observation; ``deterministic`` changes nothing, since no token is likelier."""
         flat = observation["input_ids"] if isinstance(observation, dict) else observation
         single = np.ndim(flat) == 1

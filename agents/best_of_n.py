@@ -45,6 +45,39 @@ class BestOfN:
         rows = torch.arange(count) * self.n + torch.from_numpy(best)
         return Sampled(*(field[rows] for field in sampled))
 
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[np.ndarray, Any]:
+        """The next token of each observation, from the response chosen at its first token.
+
+        The chosen responses travel in ``state``, as a recurrent policy's memory does: pass back what the last call
+        returned.
+
+        Raises:
+            ValueError: an episode is under way and ``state`` does not hold its response.
+        """
+        flat = observation["input_ids"] if isinstance(observation, dict) else observation
+        single = np.ndim(flat) == 1
+        if single:
+            is_dict = isinstance(observation, dict)
+            observation = {k: v[None] for k, v in observation.items()} if is_dict else observation[None]
+        steps = observation_tokens(observation, self.task).response_lengths.numpy()
+        new = np.flatnonzero(steps == 0)
+        if state is None and len(new) < len(steps):
+            raise ValueError(
+                "best-of-n chooses a whole response at the first token, so predict needs the state of the call before, "
+                "got state None in the middle of a response. Pass state=state, or start with fresh observations."
+            )
+        plan = (
+            np.zeros((len(steps), self.task.config.max_new_tokens), dtype=np.int64) if state is None else state.copy()
+        )
+        if len(new):
+            fresh = {k: v[new] for k, v in observation.items()} if isinstance(observation, dict) else observation[new]
+            chosen = self.respond(fresh, deterministic).response_ids.numpy()
+            plan[new, : chosen.shape[1]] = chosen
+        tokens = plan[np.arange(len(steps)), steps]
+        return (tokens[0] if single else tokens), plan
+
     def _scores(self, batch: Responses, sampled: Sampled) -> np.ndarray:
         episodes = Episodes(len(batch.prompt_ids), self.task)
         rng = np.random.default_rng(0)  # draws nothing: every prompt is named

@@ -188,7 +188,9 @@ class Learner(ABC, Generic[Config]):
         self.optimizer.step()
         return log
 
-    def predict(self, observation: Any, state: Any = None, deterministic: bool = False) -> tuple[np.ndarray, Any]:
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[np.ndarray, Any]:
         """The next token of each observation, single or batched."""
         tokens = predict(self.policy.model, observation, self.task, generator=self.generator, greedy=deterministic)
         return tokens, state

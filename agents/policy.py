@@ -84,7 +84,9 @@ class LanguageModelAgent:
         self.model, self.task = model, task
         self.generator = torch.Generator().manual_seed(seed)
 
-    def predict(self, observation: Any, state: Any = None, deterministic: bool = False) -> tuple[np.ndarray, Any]:
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[np.ndarray, Any]:
         """The next token of each observation."""
         return predict(self.model.model, observation, self.task, generator=self.generator, greedy=deterministic), state
 

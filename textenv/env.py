@@ -6,7 +6,7 @@ import gymnasium
 import numpy as np
 
 from textenv.config import OptionError
-from textenv.episode import Episodes, Outcome, ScoredByTask, Task, TaskConfig
+from textenv.episode import Episodes, Outcome, ScoredByTask, Task, TaskConfig, whole_numbers
 
 
 class TextEnv(ScoredByTask, gymnasium.Env):
@@ -53,7 +53,7 @@ class TextEnv(ScoredByTask, gymnasium.Env):
         return self._observation(), info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        ended = self._episodes.append(np.ones(1, dtype=bool), np.asarray(action, dtype=np.int64).reshape(1))
+        ended = self._episodes.append(np.ones(1, dtype=bool), whole_numbers("an action", action).reshape(1))
         if not ended[0]:
             return self._observation(), 0.0, False, False, {}
         outcome = self.task.outcome(self._episodes.finished(np.zeros(1, dtype=np.int64)))

@@ -27,6 +27,18 @@ class EncodedPrompts(NamedTuple):
     columns: dict[str, tuple[Any, ...]]
 
 
+def whole_numbers(name: str, values: Any) -> Int[np.ndarray, "..."]:
+    """``values`` as int64.
+
+    Raises:
+        ValueError: they are no whole numbers. NumPy alone would cut 1.7 to 1 and take True for 1.
+    """
+    array = np.asarray(values)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"{name} must be whole numbers (token ids), got {values!r}. Convert them to integers first.")
+    return array.astype(np.int64)
+
+
 class Outcome(NamedTuple):
     """Rewards of finished episodes, and their infos column by column."""
 

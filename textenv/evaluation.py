@@ -14,7 +14,9 @@ class Agent(Protocol):
     responses) is evaluated through ``play``, many times faster. One whose responses have no known log-probability says
     so by ``knows_logprobs = False``."""
 
-    def predict(self, observation: Any, /) -> tuple[Any, Any]: ...
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[Any, Any]: ...
 
 
 class Mean(NamedTuple):

@@ -8,7 +8,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from textenv.config import OptionError
-from textenv.episode import Episodes, ScoredByTask, Task, TaskConfig
+from textenv.episode import Episodes, ScoredByTask, Task, TaskConfig, whole_numbers
 
 
 class TextVectorEnv(ScoredByTask, VectorEnv):
@@ -107,7 +107,7 @@ class TextVectorEnv(ScoredByTask, VectorEnv):
                 "with autoreset off, ended episodes must be reset before the next step, with ended slots "
                 f"(={np.flatnonzero(self._resetting).tolist()}). Call reset(options={{'reset_mask': ...}})."
             )
-        actions = np.asarray(actions, dtype=np.int64)
+        actions = whole_numbers("actions", actions)
         if actions.shape != (self.num_envs,):
             raise ValueError(f"actions must have shape ({self.num_envs},), with shape (={actions.shape}).")
         resetting = np.flatnonzero(self._resetting)
@@ -128,8 +128,8 @@ class TextVectorEnv(ScoredByTask, VectorEnv):
             logprobs: floats ``(N, T)`` of the policy; what ``report_logprobs`` would have told.
         """
         self._episodes.fill(
-            np.asarray(response_ids, dtype=np.int64),
-            np.asarray(response_lengths, dtype=np.int64),
+            whole_numbers("response_ids", response_ids),
+            whole_numbers("response_lengths", response_lengths),
             None if logprobs is None else np.asarray(logprobs, dtype=np.float32),
         )
         return self._result(np.ones(self.num_envs, dtype=bool), {})

@@ -298,6 +298,9 @@ def test_bad_reset_options_and_actions_are_errors(text_options):
     for action in (-1, 12):
         with pytest.raises(ValueError, match="token of the vocabulary"):
             env.step(action)
+    for action in (1.7, 1.0, True, "1", None, np.array([1.0])):
+        with pytest.raises(ValueError, match="whole numbers"):
+            env.step(action)
     with pytest.raises(ValueError, match="must be ≤ 0"):
         env.report_logprobs(0.5)
     env.report_logprobs(-1.0)

@@ -191,3 +191,14 @@ def test_the_next_step_mode_ignores_the_action_of_the_reset(make_vector):
     assert observation["response_length"] == 0
     assert (rewards[0], terminated[0]) == (0.0, False)
     assert infos["_prompt"][0]
+
+
+def test_actions_and_played_tokens_are_whole_numbers(make_vector):
+    env = make_vector(2).unwrapped
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"actions must be whole numbers.*1\.7"):
+        env.step([1.7, 2.0])
+    with pytest.raises(ValueError, match="response_ids must be whole numbers"):
+        env.play(np.array([[1.5, 0], [0, 0]]), np.array([2, 1]))
+    with pytest.raises(ValueError, match="response_lengths must be whole numbers"):
+        env.play(np.array([[1, 0], [0, 0]]), np.array([2.0, 1.0]))
