@@ -7,12 +7,9 @@ step, whose gradient is added up over micro-batches of episodes of similar lengt
 
 import json
 import math
-import shutil
-import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Self, TypeVar, cast
@@ -30,6 +27,7 @@ from agents.returns import Advantages
 from agents.rollout import Rollout, Stream, rollout_log
 from textenv import registry
 from textenv.data import write_json
+from textenv.folders import check_replaceable, recover, replace_folder
 from textenv.interrupt import deferred_interrupt
 from textenv.kl import AdaptiveKL, FixedKL, KLController
 from textenv.lm import LanguageModel, Sampled, length_buckets, load_language_model
@@ -205,7 +203,7 @@ class Learner(ABC, Generic[Config]):
         ``policy/`` is a plain Hugging Face model. The rest is what going on needs: value function, optimiser, random
         states, KL coefficient, the prompts that wait.
         """
-        with atomic_folder(path) as folder:
+        with replace_folder(path) as folder:
             self.policy.save_pretrained(folder / "policy")
             save_file(
                 {name: tensor for name, tensor in self.actor.state_dict().items() if not name.startswith("model.")},
@@ -232,9 +230,10 @@ class Learner(ABC, Generic[Config]):
             ValueError: the folder is no readable checkpoint of this algorithm, or does not fit ``env``.
         """
         path = Path(path)
+        recover(path)
         try:
             state = json.loads((path / "state.json").read_text("utf-8"))
-            algorithm = state.get("algorithm", cls.__name__)  # the first checkpoints did not name theirs
+            algorithm = state["algorithm"]
             if algorithm != cls.__name__:
                 raise ValueError(f"it was written by {algorithm}.save")
             value = load_file(path / "value.safetensors")
@@ -269,6 +268,7 @@ def learn_with_checkpoints(
 
     Ctrl-C finishes the running update, saves, and raises KeyboardInterrupt: loading goes on from there.
     """
+    check_replaceable(folder)
     size = agent.config.batch_size
     total = math.ceil(total_episodes / size)
 
@@ -286,18 +286,3 @@ def learn_with_checkpoints(
         agent.save(folder)
     if stopped.is_set() and len(agent.history) < total:
         raise KeyboardInterrupt
-
-
-@contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """A new folder that takes the place of ``path`` when the block ends well and disappears when it does not."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
-        yield temporary
-        if path.exists():
-            shutil.rmtree(path)
-        temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
