@@ -13,7 +13,6 @@ Command: ``textenv demo``.
 """
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -59,7 +58,7 @@ class DemoConfig:
     """Settings of the demo. The defaults were chosen on validation prompts."""
 
     run_dir: Path = Path("runs/demo")
-    """Where models, data and the report go. An unfinished run of the same settings is continued."""
+    """Where models, data and the report go. A run of the same settings is continued; nothing there is removed."""
     seed: int = 0
     """Of everything: initial weights, data, annotators, sampling."""
     base_examples: int = 40_000
@@ -109,12 +108,17 @@ class Run:
         self.config, self.folder, self.console = config, config.run_dir, console
         settings = json.loads(json.dumps(asdict(config), default=str))
         state = self._read("progress.json", {})
-        if state.get("settings") != settings or set(state.get("seconds", {})) >= set(STEPS):
-            for name in (*STEPS, "data"):
-                shutil.rmtree(self.folder / name, ignore_errors=True)
-            for name in ("history.json", "summary.json", "report.html"):
-                (self.folder / name).unlink(missing_ok=True)
-            state = {"settings": settings, "seconds": {}}
+        if not state and self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            raise ValueError(
+                f"run_dir must be a new or empty folder, or one with an earlier run, got {str(self.folder)!r} with "
+                "other files. Nothing was removed. Name another folder."
+            )
+        if state and state["settings"] != settings:
+            raise ValueError(
+                f"run_dir must be a folder of its own for each choice of settings, got {str(self.folder)!r}, "
+                "which holds a run with others. Nothing was removed. Name another folder, or remove that one yourself."
+            )
+        state = state or {"settings": settings, "seconds": {}}
         self.state = state
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / "progress.json", state)

@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from agents.pipeline import STEPS, DemoConfig, distinct, run_demo
+from agents.pipeline import STEPS, DemoConfig, Run, distinct, run_demo
 from agents.ppo import PPO, PPOConfig
 from agents.sft import SFTConfig
 from reward_models.trainer import RewardConfig
@@ -120,3 +120,21 @@ def test_bad_settings_are_refused():
     ]:
         with pytest.raises(ValueError, match=message):
             DemoConfig(**bad)
+
+
+def test_a_run_folder_with_other_files_or_other_settings_is_refused_and_left_as_it_is(tmp_path):
+    thesis = tmp_path / "ppo" / "thesis.tex"
+    thesis.parent.mkdir()
+    thesis.write_text("years of work")
+    with pytest.raises(ValueError, match="Nothing was removed"):
+        Run(DemoConfig(run_dir=tmp_path), Console(quiet=True))
+    assert thesis.read_text() == "years of work"
+
+    Run(DemoConfig(run_dir=tmp_path / "run", seed=1), Console(quiet=True))
+    model = tmp_path / "run" / "sft" / "model.safetensors"
+    model.parent.mkdir()
+    model.write_text("weights")
+    with pytest.raises(ValueError, match="a run with others"):
+        Run(DemoConfig(run_dir=tmp_path / "run", seed=2), Console(quiet=True))
+    assert model.read_text() == "weights"
+    Run(DemoConfig(run_dir=tmp_path / "run", seed=1), Console(quiet=True))
