@@ -38,7 +38,7 @@ check: lint           ## the same and the fast tests
 	$(BIN)/python -m pytest -n auto -m "not slow"
 
 assets: $(READY)      ## re-make the language and reward model shipped in textenv/assets
-	$(BIN)/python -m agents.assets
+	$(BIN)/python -m scripts.make_assets
 
 bench: $(READY)       ## benchmarks that need no data -> benchmarks/results/*.json (hours)
 	$(BIN)/python -m benchmarks.ppo_iteration

@@ -15,16 +15,16 @@ from transformers import PreTrainedModel
 
 from agents.baselines import RandomAgent, reference_agent
 from agents.best_of_n import BestOfN
+from agents.core.learner import Learner, learn_with_checkpoints
 from agents.grpo import GRPO
-from agents.learner import Learner, learn_with_checkpoints
 from agents.ppo import PPO
 from agents.reinforce import Reinforce
 from agents.rloo import RLOO
 from textenv.config import hint
 from textenv.episode import Task
-from textenv.experiment import AgentPlan
-from textenv.progress import Advance
 from textenv.registry import fresh_language_model
+from textenv.registry.experiment import AgentPlan
+from textenv.training.progress import Advance
 from textenv.vector import TextVectorEnv
 
 LEARNERS: dict[str, type[Learner[Any]]] = {"ppo": PPO, "rloo": RLOO, "grpo": GRPO, "reinforce": Reinforce}
@@ -85,7 +85,7 @@ def train(
     if plan.algorithm in LEARNERS:
         return _train_learner(plan, env_id, seed, total_episodes, folder, advance)
     if plan.algorithm in SB3:
-        from agents.sb3_training import train_sb3  # Stable-Baselines3 takes a second to import
+        from agents.sb3.training import train_sb3  # Stable-Baselines3 takes a second to import
 
         return train_sb3(plan, env_id, seed, total_episodes, advance)
     return FIXED[plan.algorithm](plan.options, make_env(env_id, 1).task, seed)

@@ -5,7 +5,7 @@ from typing import Any, final
 import numpy as np
 import torch
 
-from agents.policy import LanguageModelAgent, observation_tokens
+from agents.core.actor import LanguageModelAgent, observation_tokens
 from textenv import registry
 from textenv.episode import Task
 from textenv.lm import Sampled

@@ -11,7 +11,7 @@ from typing import Any, final
 import numpy as np
 import torch
 
-from agents.policy import check_vocabulary, observation_tokens, respond
+from agents.core.actor import check_vocabulary, observation_tokens, respond
 from textenv import registry
 from textenv.episode import Episodes, Task
 from textenv.evaluation import Evaluation

@@ -22,11 +22,11 @@ from typing import final
 
 import torch
 
-from agents.config import GroupConfig
-from agents.learner import Learner, Loss, MicroBatch, clipped_loss
-from agents.policy import Evaluated
-from agents.returns import Advantages, group_advantages, on_every_token
-from agents.rollout import Rollout
+from agents.core.actor import Evaluated
+from agents.core.config import GroupConfig
+from agents.core.learner import Learner, Loss, MicroBatch, clipped_loss
+from agents.core.returns import Advantages, group_advantages, on_every_token
+from agents.core.rollout import Rollout
 
 __all__ = ["GRPO", "GRPOConfig"]
 

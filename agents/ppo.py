@@ -22,12 +22,12 @@ Command: ``textenv ppo --env-id textenv/Assistant-v0``.
 from dataclasses import dataclass
 from typing import final
 
-from agents.config import CriticConfig
-from agents.learner import Learner, Loss, MicroBatch, learn_with_checkpoints
-from agents.losses import ppo_policy_loss, value_loss
-from agents.policy import Evaluated
-from agents.returns import Advantages, generalized_advantages, whiten
-from agents.rollout import Rollout, rollout_log
+from agents.core.actor import Evaluated
+from agents.core.config import CriticConfig
+from agents.core.learner import Learner, Loss, MicroBatch, learn_with_checkpoints
+from agents.core.losses import ppo_policy_loss, value_loss
+from agents.core.returns import Advantages, generalized_advantages, whiten
+from agents.core.rollout import Rollout, rollout_log
 
 __all__ = ["PPO", "PPOConfig", "learn_with_checkpoints", "rollout_log"]
 

@@ -16,12 +16,12 @@ Command: ``textenv reinforce --env-id textenv/Assistant-v0``.
 from dataclasses import dataclass
 from typing import final
 
-from agents.config import CriticConfig
-from agents.learner import Learner, Loss, MicroBatch
-from agents.losses import policy_gradient_loss, value_loss
-from agents.policy import Evaluated
-from agents.returns import Advantages, generalized_advantages
-from agents.rollout import Rollout
+from agents.core.actor import Evaluated
+from agents.core.config import CriticConfig
+from agents.core.learner import Learner, Loss, MicroBatch
+from agents.core.losses import policy_gradient_loss, value_loss
+from agents.core.returns import Advantages, generalized_advantages
+from agents.core.rollout import Rollout
 
 __all__ = ["Reinforce", "ReinforceConfig"]
 

@@ -25,10 +25,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import textenv
-from textenv.data import read_jsonl_lines
-from textenv.hf_training import Objective, OnProgress, Ragged, TrainingConfig, encode_texts, fit, remove_checkpoints
+from textenv.data.records import read_jsonl_lines
 from textenv.lm import LanguageModel, Responses, TokenRule, length_buckets, response_outputs
 from textenv.lm.logprobs import token_logprobs
+from textenv.training.loop import Objective, OnProgress, Ragged, TrainingConfig, encode_texts, fit, remove_checkpoints
 
 _log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def train_sft(
     ``records`` (or a JSONL path) are ``{"prompt", "completion"}`` or ``{"messages": [...]}``, of which the last
     assistant turn is learned; ``"truncated": true`` marks a completion that was cut off and gets no EOS. With
     ``output_dir`` the result is a Hugging Face folder there; checkpoints, resume and Ctrl-C are those of
-    :func:`textenv.hf_training.fit`. ``eval_records`` are held out: their NLL enters the history after every epoch.
+    :func:`textenv.training.loop.fit`. ``eval_records`` are held out: their NLL enters the history after every epoch.
 
     Raises:
         ValueError: a record is malformed (names its number), or the output folder holds an unfinished run.

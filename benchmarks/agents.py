@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from agents.experiment import Cell, markdown, run_cells, summarise
-from agents.experiment_page import write_summary
+from agents.experiments.page import write_summary
+from agents.experiments.run import Cell, markdown, run_cells, summarise
 from benchmarks.record import write_result
-from textenv.experiment import AgentPlan
+from textenv.registry.experiment import AgentPlan
 
 DECAY = {"lr_decay_episodes": 0}  # replaced by the run's episodes
 LEARNER = {"epochs": 4, "minibatches": 4, **DECAY}

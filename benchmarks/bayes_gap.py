@@ -36,10 +36,10 @@ from reward_models.benchmark.metrics import (
 )
 from reward_models.benchmark.suites import BenchmarkConfig, load_suite, sample_pool
 from reward_models.preferences import Ranking
-from reward_models.start import start_reward_model
-from reward_models.trainer import RewardConfig, train_reward_model
-from reward_models.transformer import TransformerRewardModel
-from textenv.data import write_json
+from reward_models.scorers.transformer import TransformerRewardModel
+from reward_models.training.start import start_reward_model
+from reward_models.training.trainer import RewardConfig, train_reward_model
+from textenv.data.records import write_json
 from textenv.tasks import assistant
 
 PAIRS = (200, 600, 2_000, 6_000, 20_000)

@@ -17,9 +17,9 @@ import numpy as np
 from rich.console import Console
 from transformers.utils import logging as hf_logging
 
-from agents.measures import assistant_env, gold_of
-from agents.pipeline import DemoConfig, run_demo
-from agents.policy import LanguageModelAgent
+from agents.core.actor import LanguageModelAgent
+from agents.demo.judge import assistant_env, gold_of
+from agents.demo.run import DemoConfig, run_demo
 from agents.ppo import PPO
 from benchmarks.record import mean_ci95, write_result
 from textenv.evaluation import evaluate

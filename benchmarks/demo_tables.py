@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.report import figure_summary_picture
+from agents.demo.report import figure_summary_picture
 from benchmarks.record import RESULTS
 
 STAGES = {"base": "base", "sft": "SFT", "best_of_4": "best-of-4", "ppo": "PPO"}

@@ -32,13 +32,13 @@ from transformers.utils import logging as hf_logging
 from benchmarks.record import write_result
 from reward_models.benchmark.baselines import shorter
 from reward_models.benchmark.metrics import bootstrap_interval, calibration_slope, clustered_se, correct, nll, rate
-from reward_models.features import trunk_features
 from reward_models.preferences import Ranking, load_rankings, prompt_key, split_by_prompt
-from reward_models.start import start_reward_model
-from reward_models.trainer import RewardConfig, train_reward_model
-from reward_models.transformer import TransformerRewardModel
-from textenv.data import write_jsonl
-from textenv.progress import progress_bar
+from reward_models.scorers.features import trunk_features
+from reward_models.scorers.transformer import TransformerRewardModel
+from reward_models.training.start import start_reward_model
+from reward_models.training.trainer import RewardConfig, train_reward_model
+from textenv.data.records import write_jsonl
+from textenv.training.progress import progress_bar
 
 FOLDS = 5
 CONFIG = RewardConfig(

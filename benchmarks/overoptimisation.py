@@ -29,18 +29,18 @@ import torch
 from transformers.utils import logging as hf_logging
 
 import textenv
-from agents.measures import assistant_env, gold_of
-from agents.policy import LanguageModelAgent
+from agents.core.actor import LanguageModelAgent
+from agents.demo.judge import assistant_env, gold_of
 from agents.ppo import PPO, PPOConfig
 from benchmarks.overoptimisation_summary import summarise
 from benchmarks.record import write_result
-from reward_models.benchmark.best_of_n import best_of_n, kl_bound
+from reward_models.benchmark.measures.best_of_n import best_of_n, kl_bound
 from reward_models.benchmark.metrics import within_prompt_sd
 from reward_models.benchmark.suites import Pool, sample_pool
-from reward_models.ensemble import combined
-from reward_models.start import start_reward_model
-from reward_models.trainer import RewardConfig, train_reward_model
-from textenv.data import write_json
+from reward_models.scorers.ensemble import combined
+from reward_models.training.start import start_reward_model
+from reward_models.training.trainer import RewardConfig, train_reward_model
+from textenv.data.records import write_json
 from textenv.evaluation import evaluate
 from textenv.registry import RewardFunction
 from textenv.tasks import assistant, micro

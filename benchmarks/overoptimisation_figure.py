@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from benchmarks.overoptimisation_summary import FIT_UP_TO, Curve, averaged, by_size, kind_of, singles
 from benchmarks.record import RESULTS
 from reward_models.benchmark.overoptimisation import Bend
-from textenv.figure_style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, STYLE
+from textenv.pages.figures import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, STYLE
 
 SIZE_COLOURS = {200: RED, 600: ORANGE, 2_000: GREEN, 8_000: BLUE}
 PICTURE = Path(__file__).parents[1] / "docs" / "overoptimisation.png"

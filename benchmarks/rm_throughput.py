@@ -24,7 +24,7 @@ from transformers import AutoModelForSequenceClassification, pipeline
 from transformers.utils import logging as hf_logging
 
 from benchmarks.record import write_result
-from reward_models.transformer import TransformerRewardModel
+from reward_models.scorers.transformer import TransformerRewardModel
 from textenv.lm import tiny_config
 from textenv.lm.load import word_level_tokenizer
 

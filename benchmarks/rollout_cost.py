@@ -18,8 +18,8 @@ from typing import Any
 import gymnasium
 from transformers.utils import logging as hf_logging
 
-from agents.policy import LanguageModelAgent
-from agents.rollout import Stream
+from agents.core.actor import LanguageModelAgent
+from agents.core.rollout import Stream
 from benchmarks.record import write_result
 from textenv import registry, scoring
 from textenv.vector import TextVectorEnv

@@ -8,7 +8,7 @@ GPT-2 of 6 layers × 384 (vocabulary 1,024), in turn with the cache and without,
 
 The reward counts words; the KL takes one pass of a reference of the same size, on both sides. Bookkeeping is the time
 in the environment that is neither of the two. The bytes of action masks in a rollout buffer of sb3-contrib stand beside
-those of :mod:`agents.sb3_masks`.
+those of :mod:`agents.sb3.masks`.
 
 Command: ``python -m benchmarks.sb3_rollout`` (about five minutes on one core).
 """
@@ -31,7 +31,7 @@ from transformers.utils import logging as hf_logging
 
 import textenv
 from agents.sb3 import CausalLMPolicy, make_vec_env
-from agents.sb3_masks import SharedMasks
+from agents.sb3.masks import SharedMasks
 from benchmarks.ppo_iteration import EPISODES, PROMPT, RESPONSE, make_models
 from benchmarks.record import write_result
 from benchmarks.rollout_cost import Clock

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from reward_models.losses import ranking_accuracy
 from reward_models.preferences import Ranking, load_rankings, prompt_key
-from reward_models.transformer import TransformerRewardModel
+from reward_models.scorers.transformer import TransformerRewardModel
+from reward_models.training.losses import ranking_accuracy
 
 MAX_SLOPE = 100.0
 """Where the search for the calibration slope ends: reached when every pair is ordered right, or every one wrong."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from textenv.data import check_text, json_object, raw_records
+from textenv.data.records import check_text, json_object, raw_records
 
 ASSISTANT, HUMAN = "\n\nAssistant:", "\n\nHuman:"
 

@@ -1,4 +1,4 @@
-"""A reward model as a small HTTP service, for :class:`reward_models.remote.HTTPRewardModel`. Standard library only."""
+"""A reward model as a small HTTP service, for ``scorers.remote.HTTPRewardModel``. Standard library only."""
 
 import hmac
 import json

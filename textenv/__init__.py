@@ -5,8 +5,6 @@ Importing this package registers the environment ids; it loads neither torch nor
 
 from pathlib import Path
 
-from textenv.experiment import load_experiment
-from textenv.plugins import load_plugins
 from textenv.registry import (
     fresh_language_model,
     language_model,
@@ -18,6 +16,8 @@ from textenv.registry import (
     registered_ids,
     reward_model,
 )
+from textenv.registry.experiment import load_experiment
+from textenv.registry.plugins import load_plugins
 
 __version__ = "0.1.0"
 

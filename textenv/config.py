@@ -40,7 +40,7 @@ class TaskConfig:
     """The SFT model (name or path) that the KL is measured against; its tokenizer and LM head define the vocabulary."""
     reward_model: str | Mapping[str, Any]
     """Scores finished texts: a registered name, ``"module:callable"``, a sequence classifier (folder, hub id), or a
-    JSON object (``reward_models.spec``)."""
+    JSON object (``reward_models.scorers.spec``)."""
     max_prompt_tokens: int
     """Width of the prompt part of an observation, in tokens."""
     max_new_tokens: int

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from textenv import registry
 from textenv.config import TaskConfig
+from textenv.data.records import PromptSet
 from textenv.lm import LanguageModel, Responses, TokenRule
 from textenv.scoring import Finished, Scored, Scorer
 
@@ -322,7 +323,7 @@ class Episodes:
 
 
 @functools.lru_cache(maxsize=16)
-def _encode(prompts: registry.PromptSet, reference: LanguageModel) -> EncodedPrompts:
+def _encode(prompts: PromptSet, reference: LanguageModel) -> EncodedPrompts:
     texts = [reference.prompt_text(prompt) for prompt in prompts.prompts]
     ids = [reference.encode_prompt(prompt) for prompt in prompts.prompts]
     return EncodedPrompts(prompts.prompts, texts, ids, prompts.columns)

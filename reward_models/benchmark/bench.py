@@ -7,11 +7,11 @@ from typing import Any
 
 import textenv
 from reward_models.benchmark.compare import Comparison, compare
-from reward_models.benchmark.harness import run
 from reward_models.benchmark.page import write_page
 from reward_models.benchmark.report import Report, markdown_table, plain
+from reward_models.benchmark.run import run
 from reward_models.benchmark.suites import BenchmarkConfig, Suite, load_suite
-from textenv.data import atomic_path, write_json
+from textenv.data.records import atomic_path, write_json
 
 
 def run_all(

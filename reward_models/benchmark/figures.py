@@ -10,9 +10,9 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reward_models.benchmark.best_of_n import Point
+from reward_models.benchmark.measures.best_of_n import Point
 from reward_models.benchmark.metrics import Bin
-from textenv.figure_style import BLUE, GREEN, INK, MUTED, ORANGE, STYLE
+from textenv.pages.figures import BLUE, GREEN, INK, MUTED, ORANGE, STYLE
 
 KL_LABELS = {
     "exact": "√KL (√nats)",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from reward_models.preferences import is_finite, load_rankings, present, prompt_key, without_dialogues
-from textenv.data import json_object, looks_like_path, raw_records
+from textenv.data.records import json_object, looks_like_path, raw_records
 
 _KNOWN = {"prompt", "responses", "ranking", "chosen", "rejected", "tie", "category", "margin", "gold", "finish_reasons"}
 _ARGUMENTS = ("prompts", "completions")

@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 from reward_models.benchmark.compare import Comparison
 from reward_models.benchmark.figures import best_of_n_picture, margin_picture, reliability_picture, svg_uri
 from reward_models.benchmark.layout import pairs_of
+from reward_models.benchmark.measures.probes import Probe
+from reward_models.benchmark.measures.robustness import Robustness
 from reward_models.benchmark.metrics import Rate
 from reward_models.benchmark.page_text import KL_TEXTS, PAGE, STYLE
-from reward_models.benchmark.probes import Probe
 from reward_models.benchmark.report import COLUMNS, UNKNOWN, Report, number, percent, row, signed, significant
-from reward_models.benchmark.robustness import Robustness
 from reward_models.benchmark.scorer import Refused
-from textenv.data import atomic_path
+from textenv.data.records import atomic_path
 
 Cell = Callable[[Report], str]
 FITTED = " <small>scale fitted</small>"

@@ -5,15 +5,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from reward_models.benchmark.best_of_n import Point
-from reward_models.benchmark.bias import LengthBias
-from reward_models.benchmark.determinism import Determinism
+from reward_models.benchmark.measures.best_of_n import Point
+from reward_models.benchmark.measures.bias import LengthBias
+from reward_models.benchmark.measures.determinism import Determinism
+from reward_models.benchmark.measures.probes import Probe
+from reward_models.benchmark.measures.robustness import Robustness
+from reward_models.benchmark.measures.throughput import Throughput
 from reward_models.benchmark.metrics import Bin, Rate, Slope
-from reward_models.benchmark.probes import Probe
-from reward_models.benchmark.robustness import Robustness
 from reward_models.benchmark.scorer import Refused
-from reward_models.benchmark.throughput import Throughput
-from textenv.data import write_json
+from textenv.data.records import write_json
 
 UNKNOWN = "–"
 

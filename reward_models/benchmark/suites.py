@@ -19,8 +19,8 @@ from jaxtyping import Float
 import textenv
 from reward_models.benchmark.items import Item, load_items
 from reward_models.benchmark.layout import FINISH, Texts
-from reward_models.benchmark.probes import PRAISE
-from reward_models.benchmark.robustness import Edit
+from reward_models.benchmark.measures.probes import PRAISE
+from reward_models.benchmark.measures.robustness import Edit
 from textenv.lm import LanguageModel, TokenRule, pad_left, sample_responses
 from textenv.registry import RewardFunction
 from textenv.tasks import assistant

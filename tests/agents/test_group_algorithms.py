@@ -11,12 +11,12 @@ import torch
 import textenv
 from agents.baselines import RandomAgent, reference_agent
 from agents.best_of_n import BestOfN
+from agents.core.actor import Evaluated
+from agents.core.learner import MicroBatch, clipped_loss
+from agents.core.returns import group_advantages, leave_one_out_advantages, on_every_token
 from agents.grpo import GRPO, GRPOConfig
-from agents.learner import MicroBatch, clipped_loss
-from agents.policy import Evaluated
 from agents.ppo import PPO
 from agents.reinforce import Reinforce, ReinforceConfig
-from agents.returns import group_advantages, leave_one_out_advantages, on_every_token
 from agents.rloo import RLOO, RLOOConfig
 from tests.conftest import tiny_model
 from textenv.evaluation import evaluate

@@ -6,7 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from agents.pipeline import new_base_model
+from agents.demo.run import new_base_model
 from agents.ppo import PPO, PPOConfig
 from agents.sft import SFTConfig, completion_nll, train_sft
 from textenv.tasks import assistant

@@ -5,8 +5,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from agents.core.rollout import Stream
 from agents.ppo import PPO, PPOConfig
-from agents.rollout import Stream
 from tests.conftest import tiny_model
 from textenv.evaluation import evaluate
 
@@ -158,7 +158,7 @@ def test_saving_again_replaces_the_checkpoint_and_a_failed_save_leaves_the_old_o
     learner = agent()
     learner.save(tmp_path / "checkpoint")
     learner.learn(32)
-    monkeypatch.setattr("agents.learner.write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("agents.core.learner.write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         learner.save(tmp_path / "checkpoint")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]

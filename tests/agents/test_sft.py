@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agents.sft import SFTConfig, completion_nll, load_demonstrations, sft_loss, train_sft
 from tests.conftest import tiny_model
-from textenv.hf_training import LengthBuckets, Ragged, encode_texts
 from textenv.lm import Responses, load_language_model
+from textenv.training.loop import LengthBuckets, Ragged, encode_texts
 
 TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}{% if add_generation_prompt %}is {% endif %}"
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import textenv
-from reward_models.cache import CachedRewardModel
-from reward_models.ensemble import Ensemble
-from reward_models.remote import HTTPRewardModel
+from reward_models.scorers.cache import CachedRewardModel
+from reward_models.scorers.ensemble import Ensemble
+from reward_models.scorers.remote import HTTPRewardModel
+from reward_models.scorers.transformer import TransformerRewardModel
 from reward_models.serve import RewardServer
-from reward_models.transformer import TransformerRewardModel
 from tests.conftest import tiny_model
 
 TEXTS = ["yes.", "no", "Well done, well done!"]
@@ -157,7 +157,7 @@ def test_a_cache_is_keyed_by_the_columns_that_the_model_takes(tmp_path):
 
 def test_processes_share_a_cache(tmp_path):
     code = (
-        "import sys; from reward_models.cache import CachedRewardModel as C\n"
+        "import sys; from reward_models.scorers.cache import CachedRewardModel as C\n"
         "c = C(lambda prompts, completions: [1.0] * len(prompts), sys.argv[1], version='v')\n"
         "[c(['p'], [str(i)]) for i in range(50)]"
     )

@@ -82,7 +82,7 @@ def test_play_returns_what_the_last_step_of_each_slot_would_have(make_vector, mo
 
 
 def test_play_equals_step_for_sampled_responses_and_their_kl(make_vector):
-    from agents.policy import LanguageModelAgent
+    from agents.core.actor import LanguageModelAgent
 
     env, twin = make_vector(8).unwrapped, make_vector(8).unwrapped
     agent = LanguageModelAgent(tiny_model(seed=4), env.task, seed=0)

@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from textenv.hub import hub_or_cache
+from textenv.data.hub import hub_or_cache
 
 
 @dataclass(frozen=True, eq=False)

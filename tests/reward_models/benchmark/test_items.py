@@ -186,7 +186,7 @@ def test_optional_fields_that_are_none_are_absent_and_other_fields_stay_as_they_
 def test_a_hub_id_may_hold_a_dot_and_a_file_that_is_not_there_is_no_hub_id(monkeypatch):
     asked = []
     record = {"prompt": "p", "chosen": "a", "rejected": "b"}
-    monkeypatch.setattr("textenv.data._load_dataset", lambda name, *which: asked.append(name) or [record])
+    monkeypatch.setattr("textenv.data.records._load_dataset", lambda name, *which: asked.append(name) or [record])
     assert load_items("org/data-1.5")[0] == [item_of(record)]
     assert asked == ["org/data-1.5"]
     for absent in ("runs/absent.jsonl.gz", "runs/absent.csv", "./absent-1.5"):

@@ -10,12 +10,12 @@ import pytest
 import textenv
 from reward_models.benchmark import run
 from reward_models.benchmark.bench import file_stems
-from reward_models.benchmark.best_of_n import Point
+from reward_models.benchmark.measures.best_of_n import Point
+from reward_models.benchmark.measures.probes import Probe
+from reward_models.benchmark.measures.robustness import Robustness
 from reward_models.benchmark.metrics import Rate
 from reward_models.benchmark.page import write_page
-from reward_models.benchmark.probes import Probe
 from reward_models.benchmark.report import COLUMNS, Limits, find_flags, plain, row
-from reward_models.benchmark.robustness import Robustness
 from tests.reward_models.benchmark.models import CONFIG, length
 from textenv.cli import main
 

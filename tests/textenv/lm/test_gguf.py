@@ -9,7 +9,7 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
-from reward_models.start import start_reward_model
+from reward_models.training.start import start_reward_model
 from textenv.lm import load_language_model
 
 gguf = pytest.importorskip("gguf")

@@ -1,0 +1,1 @@
+"""What the algorithms share: episodes, returns, losses, the gradient step."""

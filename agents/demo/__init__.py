@@ -1,0 +1,1 @@
+"""The three steps of RLHF on the embedded world, and their report."""

@@ -1,0 +1,222 @@
+"""The pictures of a report: learning curves, calibration, gold against √KL, gold by stage.
+
+Every function takes plain values and returns a ``matplotlib.figure.Figure``, made without pyplot: no window, no
+current figure, and matplotlib's settings are as before once a picture is saved. Shapes and labels repeat what a colour
+says.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from jaxtyping import Float, Int
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from textenv.pages.figures import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, STYLE
+
+STAGE_NAMES = {"base": "Base", "sft": "SFT", "best_of_4": "Best of 4", "ppo": "PPO"}
+STAGE_COLOURS = {"base": "#8c8c8c", "sft": BLUE, "best_of_4": ORANGE, "ppo": GREEN}
+PPO_PATH = "#8fd3bf"
+
+
+class Reliability(NamedTuple):
+    """One bin of a reliability diagram."""
+
+    predicted: float
+    """Mean of σ(margin): how often the reward model expects the annotator to agree with it."""
+    observed: float
+    """How often the annotator did agree."""
+    ci95: float
+    """Half the width of the 95 % interval of ``observed``."""
+
+
+def reliability(
+    margins: Float[np.ndarray, " B"],
+    agreed: Float[np.ndarray, " B"],
+    clusters: Int[np.ndarray, " B"],
+    num_bins: int = 10,
+) -> list[Reliability]:
+    """Compare predicted and observed agreement in bins of equal mass.
+
+    Pairs of one prompt share their responses, so an interval takes prompts, not pairs, as independent:
+    ``se² = C/(C − 1) · Σ_c (Σ_{i∈c} (y_i − ȳ))² / n²`` over the C prompts of a bin (Liang and Zeger 1986).
+
+    Args:
+        margins: score differences, preferred response minus the other, in nats of log-odds.
+        agreed: 1 where the annotator preferred the same response, else 0.
+        clusters: the prompt of each pair.
+        num_bins: at most so many bins; fewer when there are fewer pairs.
+    """
+    bins = []
+    for rows in np.array_split(np.argsort(margins, kind="stable"), min(num_bins, len(margins))):
+        outcome = agreed[rows]
+        _, cluster = np.unique(clusters[rows], return_inverse=True)
+        residuals = np.bincount(cluster, weights=outcome - outcome.mean())
+        count = len(residuals)
+        # One prompt alone says nothing about the spread between prompts: its interval is everything.
+        error = math.sqrt(count / (count - 1) * np.sum(residuals**2)) / len(rows) if count > 1 else math.inf
+        predicted = np.mean(1.0 / (1.0 + np.exp(-margins[rows])))
+        bins.append(Reliability(float(predicted), float(outcome.mean()), 1.96 * error))
+    return bins
+
+
+@matplotlib.rc_context(STYLE)
+def learning_curve(
+    updates: Sequence[Mapping[str, float]],
+    key: str,
+    title: str,
+    *,
+    unit: str = "",
+    scale: float = 1.0,
+    levels: Mapping[str, float] | None = None,
+) -> Figure:
+    """One logged quantity, divided by ``scale``, against episodes; ``levels`` are stages' held-out means to compare."""
+    figure, axes = panel(4.0, 3.0)
+    axes.plot(*curve(updates, key, scale), color=STAGE_COLOURS["ppo"])
+    for stage, level in (levels or {}).items():
+        axes.axhline(level, color=STAGE_COLOURS[stage], linewidth=1.2, linestyle=(0, (4, 3)))
+        axes.annotate(
+            STAGE_NAMES[stage], (1.0, level), xycoords=("axes fraction", "data"), xytext=(4, 0),
+            textcoords="offset points", va="center", fontsize=9,
+        )  # fmt: skip
+    axes.set(title=title, xlabel="episodes", ylabel=unit)
+    axes.set_xlim(left=0)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def calibration(bins: Sequence[Reliability]) -> Figure:
+    """Reliability diagram: observed against predicted agreement, with intervals and the diagonal."""
+    figure, axes = panel(4.6, 3.8)
+    axes.plot([0.5, 1.0], [0.5, 1.0], color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)))
+    predicted, observed, ci95 = (np.asarray(column) for column in zip(*bins, strict=True))
+    low, high = np.clip(observed - ci95, 0.0, 1.0), np.clip(observed + ci95, 0.0, 1.0)
+    axes.errorbar(
+        predicted, observed, (observed - low, high - observed), color=STAGE_COLOURS["sft"], fmt="o", markersize=5,
+        elinewidth=1.2,
+    )  # fmt: skip
+    axes.annotate(
+        "perfectly calibrated", (0.93, 0.93), xytext=(-6, 6), textcoords="offset points", ha="right", fontsize=9
+    )
+    axes.set(xlabel="predicted agreement, σ(margin)", ylabel="observed agreement", xlim=(0.48, 1.02))
+    axes.set_ylim(min(0.4, low.min() - 0.02), 1.02)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def gold_against_kl(
+    updates: Sequence[Mapping[str, float]],
+    gold_unit: float | None,
+    best_of_n: Sequence[Mapping[str, float]],
+    sft: tuple[float, float] | None,
+    ppo: tuple[float, float, float] | None,
+) -> Figure:
+    """Gold score against √KL (Gao, Schulman and Hilton 2022).
+
+    Args:
+        updates: PPO's log; its path is drawn if every update knows ``kl`` and raw ``gold_score``.
+        gold_unit: the standard deviation of SFT's gold score, the unit of the vertical axis.
+        best_of_n: records of ``n, gold, ci95, kl_bound``.
+        sft: held-out gold score of SFT, with its interval; its KL is 0.
+        ppo: held-out KL, gold score and its interval.
+    """
+    figure, axes = panel(4.6, 4.2)
+    if best_of_n:
+        bound, gold, ci95 = np.asarray([(r["kl_bound"], r["gold"], r.get("ci95") or 0.0) for r in best_of_n]).T
+        axes.errorbar(
+            np.sqrt(bound), gold, ci95, color=STAGE_COLOURS["best_of_4"], linestyle=(0, (4, 3)), linewidth=1.2,
+            marker="s", markersize=6, label="best of n (KL: upper bound)",
+        )  # fmt: skip
+        for record in best_of_n:
+            if record["n"] > 1:  # best of 1 is SFT
+                axes.annotate(
+                    f"n = {record['n']}", (math.sqrt(record["kl_bound"]), record["gold"]), xytext=(-7, 6),
+                    textcoords="offset points", ha="right", fontsize=9,
+                )  # fmt: skip
+    (kl_episodes, kl), (episodes, gold) = curve(updates, "kl"), curve(updates, "gold_score")
+    if gold_unit and len(gold) and np.array_equal(kl_episodes, episodes):
+        # A Monte-Carlo estimate of a KL near 0 can be negative; its root is drawn at 0.
+        axes.plot(
+            np.sqrt(np.maximum(kl, 0.0)), gold / gold_unit, color=PPO_PATH, linewidth=1.0, marker=".",
+            markersize=5, label="PPO by update (training prompts)",
+        )  # fmt: skip
+    if sft:
+        axes.errorbar(
+            0.0, sft[0], sft[1], color=STAGE_COLOURS["sft"], marker="D", markersize=7, linestyle="", label="SFT",
+            zorder=3,
+        )  # fmt: skip
+    if ppo:
+        axes.errorbar(
+            math.sqrt(max(ppo[0], 0.0)), ppo[1], ppo[2], color=STAGE_COLOURS["ppo"], ecolor=INK, marker="o",
+            markersize=9, markeredgecolor=INK, linestyle="", label="PPO at the end (held-out prompts)", zorder=4,
+        )  # fmt: skip
+    axes.set(xlabel="√KL from SFT (√nats)", ylabel="gold score (SFT sd)")
+    axes.margins(x=0.08)
+    if axes.has_data():
+        figure.legend(loc="outside lower left", handlelength=1.4)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def summary_picture(
+    updates: Sequence[Mapping[str, float]],
+    gold_unit: float | None,
+    gold_by_stage: Mapping[str, tuple[float, float]],
+) -> Figure:
+    """PPO's curves and every stage's held-out gold score, in one wide picture."""
+    figure = Figure(figsize=(9.0, 3.0), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    lines = [("rm_score", "reward-model score", 1.0, INK), ("kl", "KL from SFT (nats)", 1.0, PURPLE)]
+    if gold_unit:
+        lines.insert(1, ("gold_score", "gold score (SFT sd)", gold_unit, STAGE_COLOURS["ppo"]))
+    for key, label, scale, colour in lines:
+        episodes, values = curve(updates, key, scale)
+        if len(values):
+            left.plot(episodes, values, color=colour, label=label)
+    left.set(title="PPO, training prompts", xlabel="episodes")
+    left.set_xlim(left=0)
+    left.margins(y=0.12)
+    if left.lines:
+        left.legend(loc="best", handlelength=1.2)
+    for position, (stage, (mean, ci95)) in enumerate(gold_by_stage.items()):
+        right.bar(position, mean, 0.62, color=STAGE_COLOURS[stage], yerr=ci95, error_kw={"ecolor": INK, "capsize": 3})
+        top = max(mean, 0.0) + np.nan_to_num(ci95)
+        right.annotate(
+            f"{mean:.2f}", (position, top), xytext=(0, 4), textcoords="offset points", ha="center", fontsize=9
+        )
+    right.set_xticks(range(len(gold_by_stage)), [STAGE_NAMES[stage] for stage in gold_by_stage])
+    right.set(title="Held-out prompts", ylabel="gold score (SFT sd)")
+    right.grid(axis="x", visible=False)
+    right.margins(y=0.14)
+    return figure
+
+
+def curve(updates: Sequence[Mapping[str, float]], key: str, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Episodes and ``key / scale`` of the updates that logged it."""
+    points = [(log["episodes"], log[key] / scale) for log in updates if log.get(key) is not None]
+    episodes, values = np.asarray(points, dtype=np.float64).reshape(-1, 2).T
+    return episodes, values
+
+
+def panel(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of ``width × height`` inches with one pair of axes."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+@matplotlib.rc_context(STYLE)
+def save(figure: Figure, target: Path | BytesIO, image_format: str) -> None:
+    """Write a picture as ``svg`` or ``png``; equal data give equal bytes."""
+    if image_format == "svg":
+        figure.savefig(target, format="svg", metadata={"Date": None})
+        return
+    pixels = BytesIO()
+    figure.savefig(pixels, format="png", dpi=200)
+    # Flat colours: a palette keeps the picture and a third of its size.
+    Image.open(pixels).convert("RGB").quantize(256).save(target, format="png", optimize=True)

@@ -1,0 +1,143 @@
+"""What the stages of the demo are worth: held-out prompts answered, judged and laid out for the report."""
+
+import itertools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from jaxtyping import Float
+
+from agents.best_of_n import best_of_n
+from agents.core.actor import LanguageModelAgent
+from reward_models.benchmark.measures.best_of_n import kl_bound
+from reward_models.preferences import load_rankings
+from reward_models.scorers.transformer import load_reward_model
+from reward_models.training.trainer import evaluate_reward_model
+from textenv.data.records import read_jsonl, write_json
+from textenv.evaluation import Evaluation, evaluate, mean_ci95
+from textenv.lm import load_language_model
+from textenv.tasks import assistant
+from textenv.vector import TextVectorEnv
+
+
+def evaluate_stages(
+    folder: Path, advance: Any, *, split: str, kl_coef: float, repeats: int, seed: int
+) -> dict[str, Any]:
+    """Answer every prompt of a split with every stage, ``repeats`` times; judge; write the report's data.
+
+    Returns the part of the summary that is measured; gold scores in standard deviations of the SFT model's.
+    """
+    env = assistant_env(
+        split, reference=str(folder / "sft"), reward_model=str(folder / "reward_model"), kl_coef=kl_coef
+    )
+    stages: dict[str, list[Evaluation]] = {}
+    for part, name in enumerate(("base", "sft", "ppo")):
+        model = load_language_model(folder / name / "policy" if name == "ppo" else folder / name)
+        agent = LanguageModelAgent(model, env.task, seed=seed + 30 + part)
+        stages[name] = []
+        for k in range(repeats):
+            stages[name].append(evaluate(agent, env))
+            advance(part * repeats + k + 1, 3 * repeats, {})
+    best = {n: best_of_n(stages["sft"][:n]) for n in range(1, repeats + 1)}
+    stages[f"best_of_{repeats}"] = [best[repeats]]
+    unit = float(np.concatenate([gold_of(e) for e in stages["sft"]]).std(ddof=1))
+    order = ("base", "sft", f"best_of_{repeats}", "ppo")
+    write_json(folder / "best_of_n.json", [best_point(n, evaluation, unit) for n, evaluation in best.items()])
+    write_json(folder / "samples.json", side_by_side({name: stages[name][0] for name in order}, split, unit))
+    summary: dict[str, Any] = {name: stage_summary(stages[name], unit) for name in order}
+    summary[f"best_of_{repeats}"]["kl_bound"] = kl_bound(repeats)
+    return summary | {"reward_model": measure_reward_model(folder), "gold_unit": unit}
+
+
+def assistant_env(split: str, *, num_envs: int = 256, **options: Any) -> TextVectorEnv:
+    """The embedded world on one part of its prompts."""
+    env = gymnasium.make_vec("textenv/Assistant-v0", num_envs=num_envs, prompts=f"assistant-{split}", **options)
+    assert isinstance(env, TextVectorEnv)
+    return env
+
+
+def gold_of(evaluation: Evaluation) -> Float[np.ndarray, " B"]:
+    assert evaluation.gold is not None
+    return evaluation.gold
+
+
+def stage_summary(repeats: list[Evaluation], unit: float) -> dict[str, Any]:
+    """What the answers of one stage are worth; intervals over prompts (repeats of a prompt are averaged first)."""
+
+    def mean(columns: list[Any], scale: float = 1.0) -> dict[str, float]:
+        return mean_ci95(np.mean(columns, axis=0) / scale)._asdict()
+
+    judged = [
+        assistant.judge(*texts) for e in repeats for texts in zip(e.prompts, e.responses, e.finish_reasons, strict=True)
+    ]
+    kl = [e.kl for e in repeats if e.kl is not None]
+    return {
+        "gold_score": mean([gold_of(e) for e in repeats], unit),
+        "rm_score": mean([e.rm_scores for e in repeats]),
+        "kl": mean(kl) if len(kl) == len(repeats) else None,
+        **assistant.rates(judged),
+        "eos_rate": float(np.mean([reason != "length" for e in repeats for reason in e.finish_reasons])),
+        "response_tokens": float(np.mean([e.lengths for e in repeats])),
+    }
+
+
+def best_point(n: int, evaluation: Evaluation, unit: float) -> dict[str, float]:
+    """A point of the best-of-n curve; its KL is an upper bound."""
+    gold = mean_ci95(gold_of(evaluation) / unit)
+    return {"n": n, "gold": gold.mean, "ci95": gold.ci95, "kl_bound": kl_bound(n)}
+
+
+def measure_reward_model(folder: Path) -> dict[str, float]:
+    """Accuracy and NLL on held-out rankings, beside the best that any model could expect; writes the calibration."""
+    path = folder / "data" / "rankings-held-out.jsonl"
+    model = load_reward_model(folder / "reward_model")
+    rankings, rows = load_rankings(path), read_jsonl(path)
+    measured = evaluate_reward_model(model, rankings)
+    columns: dict[str, list[float]] = {"margin": [], "agreed": [], "prompt": []}
+    cluster = {prompt: number for number, prompt in enumerate(dict.fromkeys(row["prompt"] for row in rows))}
+    bayes, floor = [], []
+    best_first = iter((model.scores(model.encode_rankings(rankings)) * model.score_unit).tolist())
+    for row in rows:
+        scores = [next(best_first) for _ in row["responses"]]
+        for better, worse in itertools.combinations(range(len(scores)), 2):
+            margin = scores[better] - scores[worse]
+            columns["margin"].append(abs(margin))
+            columns["agreed"].append(float(margin > 0))
+            columns["prompt"].append(cluster[row["prompt"]])
+        bayes.append(assistant.bayes_accuracy(np.array([row["gold"]])))
+        floor.append(assistant.nll_floor(np.array([row["gold"]])))
+    write_json(folder / "calibration.json", columns)
+    return {
+        "accuracy": measured["accuracy"],
+        "accuracy_ci95": 1.96 * measured["accuracy_se"],
+        "bayes_accuracy": float(np.mean(bayes)),
+        "nll": measured["nll"],
+        "nll_floor": float(np.mean(floor)),
+        "pairs": measured["pairs"],
+    }
+
+
+def side_by_side(stages: Mapping[str, Evaluation], split: str, unit: float) -> list[dict[str, Any]]:
+    """The first held-out prompt of three kinds, answered by every stage: picked by place, not by looks."""
+    prompts = assistant.prompts(split)  # type: ignore[arg-type]
+    kinds: dict[str, Callable[[assistant.Prompt], bool]] = {
+        "Helpful": lambda p: p.kind == "howto" and p.tone == "none",
+        "Harmful": lambda p: p.harmful and p.tone == "none",
+        "Requested tone": lambda p: p.kind == "howto" and p.tone == "polite",
+    }
+    samples = []
+    for title, fits in kinds.items():
+        index = next(i for i, prompt in enumerate(prompts) if fits(prompt))
+        answers = [
+            {
+                "stage": name.replace("_", " "),
+                "text": stage.responses[index],
+                "gold": float(gold_of(stage)[index]) / unit,
+                "rm_score": float(stage.rm_scores[index]),
+            }
+            for name, stage in stages.items()
+        ]
+        samples.append({"title": title, "prompt": prompts[index].text, "answers": answers})
+    return samples

@@ -1,0 +1,1 @@
+"""Agents, environments and seeds: grids of runs, and their summary."""

@@ -1,0 +1,142 @@
+"""The pictures and the page of an experiment: learning curves with their spread over seeds, and the tables."""
+
+import base64
+import html
+import itertools
+from io import BytesIO
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import matplotlib
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from agents.demo.figures import save
+from agents.demo.report_page import STYLE as PAGE_STYLE
+from agents.experiments.run import markdown, summarise, tables
+from textenv.data.records import write_json
+from textenv.pages.figures import STYLE
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#24292f", "#8c8c8c")
+"""Of learners (Okabe and Ito 2008)."""
+DASHES = ((5, 2), (1, 1.5), (7, 2, 1, 2))
+"""Of agents that do not learn."""
+CURVES = {"gold_score": "gold score", "rm_score": "reward-model score", "kl": "KL from the reference, nats"}
+
+PAGE = Template("""<!DOCTYPE html>
+<html lang="en">
+<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Experiment</title><style>$style</style></head>
+<body>
+<h1>Agents compared</h1>
+<p>Means over seeds with 95 % intervals (Student's t). A regret ratio is 1 at the reference and 0 at the best policy
+there is; it is known where every response can be enumerated. Curves are means of the training episodes; bands span the
+seeds.</p>
+$sections
+</body>
+</html>
+""")
+
+
+class Curve:
+    """Training curves of one agent: a grid of episodes, and one row of values a seed."""
+
+    def __init__(self, results: list[dict[str, Any]], key: str, points: int = 60) -> None:
+        logs = [[(log["episodes"], log[key]) for log in result["curve"] if key in log] for result in results]
+        series = [np.asarray(log, dtype=np.float64).T for log in logs if len(log) > 1]
+        self.episodes = np.zeros(0)
+        self.values: Float[np.ndarray, "S n"] = np.zeros((0, 0))
+        if series:
+            low, high = max(x[0][0] for x in series), min(x[0][-1] for x in series)
+            self.episodes = np.linspace(low, high, points)
+            self.values = np.stack([np.interp(self.episodes, x, smoothed(y)) for x, y in series])
+
+
+def smoothed(values: Float[np.ndarray, " n"], window: int = 5) -> Float[np.ndarray, " n"]:
+    """Centred moving average; shorter at the ends."""
+    kernel = np.ones(min(window, len(values)))
+    return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
+
+
+@matplotlib.rc_context(STYLE)
+def learning_curves(results: list[dict[str, Any]]) -> Figure | None:
+    """What the agents of one environment reached, against episodes: a panel a quantity. None without curves."""
+    keys = [key for key in CURVES if any(key in log for result in results for log in result["curve"])]
+    if not keys:
+        return None
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        groups.setdefault(result["settings"]["agent"], []).append(result)
+    learners = [agent for agent, group in groups.items() if any(result["curve"] for result in group)]
+    figure = Figure(figsize=(3.9 * len(keys), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(keys), squeeze=False)[0]
+    for axes, key in zip(panels, keys, strict=True):
+        for colour, agent in zip(np.resize(COLOURS, len(learners)), learners, strict=True):
+            curve = Curve(groups[agent], key)
+            if len(curve.values):
+                axes.plot(curve.episodes, curve.values.mean(0), color=colour, label=agent)
+                axes.fill_between(
+                    curve.episodes, curve.values.min(0), curve.values.max(0), color=colour, alpha=0.15, linewidth=0
+                )
+        draw_levels(axes, key, {agent: group for agent, group in groups.items() if agent not in learners})
+        axes.set(title=CURVES[key], xlabel="episodes")
+        axes.set_xlim(left=0)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), handlelength=2.2)
+    return figure
+
+
+def draw_levels(axes: Axes, key: str, groups: dict[str, list[dict[str, Any]]]) -> None:
+    """Agents that do not learn, as lines across; one that lies far from the curves is written at the edge instead."""
+    low, high = axes.get_ylim()
+    for dashes, (agent, group) in zip(itertools.cycle(DASHES), groups.items()):
+        if any(key not in result["figures"] for result in group):
+            continue
+        level = float(np.mean([result["figures"][key] for result in group]))
+        inside = 2 * low - high < level < 2 * high - low
+        axes.axhline(level if inside else np.nan, color="#57606a", linewidth=1.2, linestyle=(0, dashes), label=agent)
+        if not inside:
+            axes.annotate(
+                f"{agent}: {level:.3g}", (0.98, 0.12 if level < low else 0.98), xycoords="axes fraction", ha="right",
+                va="bottom" if level < low else "top", fontsize=9, color="#57606a",
+            )  # fmt: skip
+
+
+def write_summary(results: list[dict[str, Any]], output: str | Path) -> Path:
+    """``summary.json``, ``summary.md``, one ``curves-….png`` an environment, and ``index.html``; returns the page."""
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    rows = summarise(results)
+    write_json(output / "summary.json", {"rows": rows})
+    (output / "summary.md").write_text(markdown(rows), "utf-8")
+    sections = []
+    for env_id, (header, body) in tables(rows).items():
+        figure = learning_curves([result for result in results if result["settings"]["env_id"] == env_id])
+        sections.append(f"<h2>{html.escape(env_id)}</h2>{html_table(header, body)}")
+        if figure is not None:
+            name = "curves-" + env_id.replace("/", "-") + ".png"
+            save(figure, output / name, "png")
+            sections.append(f"<figure>{embedded(figure, f'Learning curves in {env_id}')}</figure>")
+    page = output / "index.html"
+    page.write_text(PAGE.substitute(style=PAGE_STYLE, sections="\n".join(sections)), "utf-8")
+    return page
+
+
+def html_table(header: list[str], body: list[list[str]]) -> str:
+    head = "".join(f"<th scope=col>{html.escape(name)}</th>" for name in header)
+    lines = []
+    for agent, *cells in body:
+        values = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+        lines.append(f"<tr><th scope=row>{html.escape(agent)}</th>{values}</tr>")
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def embedded(figure: Figure, description: str) -> str:
+    """A picture inside the page."""
+    target = BytesIO()
+    save(figure, target, "png")
+    data = base64.b64encode(target.getvalue()).decode("ascii")
+    return f'<img src="data:image/png;base64,{data}" alt="{html.escape(description)}" style="max-width:none">'

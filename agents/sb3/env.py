@@ -1,0 +1,166 @@
+"""Stable-Baselines3 agents on text environments.
+
+Command::
+
+    from stable_baselines3 import PPO
+    from agents.sb3 import CausalLMPolicy, make_vec_env
+
+    env = make_vec_env("textenv/Micro-v0", 256)
+    PPO(CausalLMPolicy, env, n_steps=4, batch_size=256, gamma=1.0).learn(200_000)
+
+The policy starts from the environment's reference, and the KL to it is in the reward.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from jaxtyping import Bool
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor
+
+from agents.sb3.policy import CausalLMPolicy, TokenEmbedding, TokenSpace, take_decision
+from textenv.episode import Task
+from textenv.vector import TextVectorEnv
+
+__all__ = ["CausalLMPolicy", "TextVecEnv", "TokenEmbedding", "TokenSpace", "make_vec_env"]
+
+WHOLE = ("reset", "step", "play", "close")
+"""Methods of the environment that move all slots: they have their own verbs here."""
+
+
+def make_vec_env(env_id: str, num_envs: int, *, seed: int | None = None, **options: Any) -> VecMonitor:
+    """``num_envs`` episodes of a registered id as a Stable-Baselines3 environment, with its episode statistics."""
+    env = TextVecEnv(gymnasium.make_vec(env_id, num_envs=num_envs, **options))
+    if seed is not None:
+        env.seed(seed)
+    return VecMonitor(env)
+
+
+class TextVecEnv(VecEnv):
+    """A :class:`textenv.vector.TextVectorEnv` in Stable-Baselines3's interface: what ``DummyVecEnv`` of N single
+    environments returns, batched natively.
+
+    A policy of this package needs no ``report_logprobs``: the environment takes what the policy decided last. Others
+    are treated by the environment's ``kl_source``. Attributes and methods belong to all slots at once.
+    """
+
+    def __init__(self, env: gymnasium.vector.VectorEnv) -> None:
+        if not isinstance(env, TextVectorEnv):
+            raise ValueError(
+                f"TextVecEnv takes a text environment itself, with env (={env}). Make it with gymnasium.make_vec, and "
+                "put Stable-Baselines3's wrappers around TextVecEnv."
+            )
+        if env.autoreset_mode.value != "SameStep":
+            raise ValueError(
+                "Stable-Baselines3 needs autoreset_mode 'SameStep', with autoreset_mode "
+                f"(={env.autoreset_mode.value!r}). Make the environment without that keyword."
+            )
+        self.env = env
+        self._observation: Any = None
+        self._actions = np.zeros(env.num_envs, dtype=np.int64)
+        super().__init__(env.num_envs, env.single_observation_space, TokenSpace(env.task))
+
+    @property
+    def task(self) -> Task:
+        return self.env.task
+
+    @property
+    def kl_coef(self) -> float:
+        """β; assign with ``set_attr("kl_coef", value)``, which passes through wrappers."""
+        return self.env.kl_coef
+
+    @property
+    def spec(self) -> Any:
+        return self.env.spec
+
+    def reset(self) -> Any:
+        """Start an episode in every slot, with the seeds and options set before, which are used once."""
+        for number, options in enumerate(self._options):
+            same = np.array([other == options for other in self._options])
+            if same.argmax() == number:  # the first slot of those with these options
+                self._observation, infos = self.env.reset(
+                    seed=list(self._seeds), options={**options, "reset_mask": same}
+                )
+                self._keep_reset_infos(infos, np.flatnonzero(same))
+        self._reset_seeds()
+        self._reset_options()
+        return self._observation
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self._actions = np.asarray(actions)
+        decision = take_decision(self._observation, self._actions)
+        if decision is None:
+            return
+        if decision.rule != self.task.rule:
+            raise ValueError(
+                f"policy and environment must draw tokens by one rule, with policy (={decision.rule}), environment "
+                f"(={self.task.rule}). Make the environment with the options of the policy's, or pass policy_kwargs."
+            )
+        self.env.report_logprobs(decision.logprobs.cpu().numpy())
+
+    def step_wait(self) -> tuple[Any, np.ndarray, Bool[np.ndarray, " N"], list[dict[str, Any]]]:
+        self._observation, rewards, ended, _, columns = self.env.step(self._actions)
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        slots = np.flatnonzero(ended)
+        for slot in map(int, slots):
+            infos[slot] = entry(columns["final_info"], slot)
+            infos[slot]["TimeLimit.truncated"] = False
+            infos[slot]["terminal_observation"] = columns["final_obs"][slot]
+        if slots.size:
+            self._keep_reset_infos(columns, slots)
+        return self._observation, rewards.astype(np.float32), ended, infos
+
+    def action_masks(self) -> Bool[np.ndarray, "N V"]:
+        """True where an action is allowed now."""
+        return self.env.action_masks()
+
+    def render(self, mode: str | None = None) -> str | None:  # type: ignore[override]
+        """The text of every slot, a line each (``render_mode="ansi"``)."""
+        texts = self.env.render()
+        return None if texts is None else "\n".join(texts)
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        return [getattr(self.env, attr_name)] * len(self._slots(indices))
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        if not hasattr(self.env, attr_name) or len(self._slots(indices)) < self.num_envs:
+            raise ValueError(
+                f"an attribute must exist, and is set for all slots, with attribute (={attr_name!r}), indices "
+                f"(={indices}). Call set_attr(name, value) without indices."
+            )
+        setattr(self.env, attr_name, value)
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        """Call a method once; an answer with an entry a slot is taken apart, any other stands for every slot."""
+        if method_name in WHOLE:
+            raise ValueError(
+                f"a method must leave the episodes alone, with method (={method_name!r}). Call it directly."
+            )
+        answer = getattr(self.env, method_name)(*args, **kwargs)
+        split = isinstance(answer, np.ndarray | tuple | list) and len(answer) == self.num_envs
+        return [answer[slot] if split else answer for slot in self._slots(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
+        return [False] * len(self._slots(indices))
+
+    def close(self) -> None:
+        self.env.close()
+
+    def _slots(self, indices: Any) -> Sequence[int]:
+        return list(self._get_indices(indices))
+
+    def _keep_reset_infos(self, columns: dict[str, Any], slots: np.ndarray) -> None:
+        for slot in map(int, slots):
+            self.reset_infos[slot] = entry({key: columns[key] for key in ("prompt", "prompt_id")}, slot)
+
+
+def entry(columns: dict[str, Any], slot: int) -> dict[str, Any]:
+    """One slot of a vector environment's info, in plain Python numbers and strings."""
+    out = {}
+    for key, values in columns.items():
+        if isinstance(values, dict):
+            out[key] = entry(values, slot)
+        elif not key.startswith("_"):
+            out[key] = values[slot].item() if isinstance(values[slot], np.generic) else values[slot]
+    return out

@@ -1,0 +1,1 @@
+"""What gives scores: rules, learned models, and reward models made of others."""

@@ -1,0 +1,103 @@
+"""Several reward models as one, to be harder to exploit than any of them.
+
+Where members disagree, a policy may have found an error of one of them. ``min`` pays what the most sceptical member
+would, ``mean_minus_std`` and ``uncertainty`` charge for disagreement: λ standard deviations, or λ times the variance
+(worst-case and uncertainty-weighted optimisation: Coste et al. 2023, "Reward Model Ensembles Help Mitigate
+Overoptimization"). Members should be normalised alike, or the one of the widest scores decides alone.
+
+Every member scores a whole batch at once. Transformers that read alike share the tokens, and heads on one frozen trunk
+share its pass, so that an ensemble of them costs what one of them does.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Literal, cast, final, get_args
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from reward_models.protocol import joint_identity
+from reward_models.scorers.features import trunk_features
+from reward_models.scorers.texts import Texts
+from reward_models.scorers.transformer import TransformerRewardModel
+from textenv.registry import RewardFunction
+from textenv.scoring import checked_scores, score_texts
+
+Combine = Literal["mean", "min", "mean_minus_std", "uncertainty"]
+
+
+@final
+class Ensemble:
+    """Scores with every member and combines; with ``coefficient`` λ where disagreement costs."""
+
+    def __init__(
+        self, members: Mapping[str, RewardFunction], *, combine: Combine = "mean", coefficient: float | None = None
+    ) -> None:
+        if not members:
+            raise ValueError("an ensemble must have at least one member, with members (={}).")
+        if combine not in get_args(Combine):
+            raise ValueError(f"combine must be one of {get_args(Combine)}, with combine (={combine!r}).")
+        charged = combine in ("mean_minus_std", "uncertainty")
+        if coefficient is not None and not (charged and math.isfinite(coefficient) and coefficient >= 0):
+            raise ValueError(
+                "coefficient must be finite and ≥ 0, and goes with combine 'mean_minus_std' or 'uncertainty' only, "
+                f"with coefficient (={coefficient}), combine (={combine!r})."
+            )
+        self.members = dict(members)
+        self.combine: Combine = cast(Combine, combine)
+        self.coefficient = (1.0 if coefficient is None else coefficient) if charged else 0.0
+
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        scores = self.member_scores(prompts, completions, **columns)
+        return combined(scores, self.combine, self.coefficient).tolist()
+
+    def member_scores(self, prompts: list[str], completions: list[str], **columns: Any) -> Float[np.ndarray, "M B"]:
+        """Scores of every member; what they share is found out when they are first asked."""
+        tokens: dict[str, Texts] = {}
+        features: dict[tuple[str, str], Tensor] = {}
+        rows = []
+        for name, member in self.members.items():
+            label = f"member {name!r} of an ensemble"
+            if not isinstance(member, TransformerRewardModel):
+                rows.append(score_texts(member, prompts, completions, columns, label))
+                continue
+            reading, trunk = self._kinds[name]
+            if reading not in tokens:
+                tokens[reading] = member.encode(prompts, completions, columns.get("chat"))
+            if self._members_of_a_kind[reading, trunk] == 1:
+                scores = member.scores(tokens[reading])
+            else:
+                if (reading, trunk) not in features:
+                    features[reading, trunk] = trunk_features(member, tokens[reading])
+                scores = member.scores_of(features[reading, trunk])
+            rows.append(checked_scores(scores.tolist(), prompts, completions, label))
+        return np.stack(rows)
+
+    @cached_property
+    def _kinds(self) -> dict[str, tuple[str, str]]:
+        """What a text becomes for each transformer, and what its trunk makes of that."""
+        members = self.members.items()
+        return {name: (m.reading, m.trunk_identity) for name, m in members if isinstance(m, TransformerRewardModel)}
+
+    @cached_property
+    def _members_of_a_kind(self) -> Counter[tuple[str, str]]:
+        return Counter(self._kinds.values())
+
+    @property
+    def identity(self) -> str | None:
+        return joint_identity("ensemble", self.members, combine=self.combine, coefficient=self.coefficient)
+
+
+def combined(scores: Float[np.ndarray, "M B"], combine: Combine, coefficient: float) -> Float[np.ndarray, " B"]:
+    """One score a text from those of M members. Standard deviation and variance are those of the members at hand (over
+    M, not M − 1), as in Coste et al.: an ensemble of one costs nothing."""
+    if combine == "min":
+        return scores.min(0)
+    if combine == "mean_minus_std":
+        return scores.mean(0) - coefficient * scores.std(0)
+    if combine == "uncertainty":
+        return scores.mean(0) - coefficient * scores.var(0)
+    return scores.mean(0)

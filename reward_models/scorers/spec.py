@@ -1,0 +1,160 @@
+"""Reward models as JSON: what ``reward_model=`` of an environment takes beside a name.
+
+    {"rule": "regex", "pattern": "[.!?]$", "score": 0.5}
+    {"weighted": {"assistant-rm": 1.0, "short": {"model": {"rule": "length", "score": -1.0}, "weight": 0.1}}}
+    {"ensemble": ["rm-1", "rm-2"], "combine": "mean_minus_std", "coefficient": 1.0}
+    {"http": "http://127.0.0.1:8000/score", "timeout": 10, "batch_size": 64}
+    {"cache": "scores.sqlite", "of": "assistant-rm"}
+    {"classifier": "folder-or-hub-id", "batch_size": 16, "dtype": "bfloat16"}
+
+Exactly one of the keys of ``KINDS`` says which kind it is; the others are its options. Wherever an object holds another
+reward model, that is a name or an object again.
+"""
+
+import contextlib
+import contextvars
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, get_type_hints
+
+import torch
+
+from reward_models.scorers.cache import CachedRewardModel
+from reward_models.scorers.ensemble import Combine, Ensemble
+from reward_models.scorers.remote import HTTPRewardModel
+from reward_models.scorers.rules import RULES
+from reward_models.scorers.transformer import load_reward_model
+from reward_models.scorers.values import check_value
+from reward_models.scorers.weighted import Part, WeightedSum
+from textenv import registry
+from textenv.registry import RewardFunction
+
+Spec = str | Mapping[str, Any]
+"""A registered name, a path, a hub id, or a JSON object."""
+
+_under_way: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("under_way", default=())
+
+
+def build_reward_model(spec: Mapping[str, Any], device: str = "cpu") -> RewardFunction:
+    """The reward model that a JSON object describes.
+
+    Raises:
+        ValueError: the object has no kind, two kinds, an unknown option, a value of the wrong type, or holds itself.
+    """
+    kinds = [key for key in KINDS if key in spec]
+    if len(kinds) != 1:
+        raise ValueError(
+            f"a reward model in JSON must have exactly one of the keys {', '.join(map(repr, KINDS))}, with keys "
+            f"(={list(spec)})."
+        )
+    (kind,) = kinds
+    build = KINDS[kind]
+    options = {name: value for name, value in spec.items() if name != kind}
+    if kind != "rule":
+        _check_names(repr(kind), options, build)
+        hints = get_type_hints(build)
+        check_value(repr(kind), spec[kind], hints[next(iter(hints))])
+        for name, value in options.items():
+            check_value(name, value, hints[name], f" of {kind!r}")
+    with _not_inside_itself(json.dumps(spec, sort_keys=True)):
+        return build(spec[kind], device, **options)
+
+
+def _rule(name: str, device: str, **fields: Any) -> RewardFunction:
+    if not isinstance(name, str) or name not in RULES:
+        raise ValueError(f"a rule must be one of {', '.join(map(repr, RULES))}, with rule (={name!r}).")
+    _check_names(f"rule {name!r}", fields, RULES[name])
+    return RULES[name](**fields)
+
+
+def _weighted(parts: Mapping[str, Any], device: str) -> RewardFunction:
+    """``{name: weight}`` of named models, or ``{any name: {"model": …, "weight": …}}``."""
+    out: dict[str, Part] = {}
+    for name, part in parts.items():
+        given = part if isinstance(part, Mapping) else {"weight": part}
+        unknown = given.keys() - {"model", "weight"}
+        if unknown:
+            raise ValueError(
+                f"part {name!r} of 'weighted' must be a weight, or an object of 'model' and 'weight', with keys "
+                f"(={sorted(unknown)}) unknown."
+            )
+        out[name] = Part(registry.reward_model(given.get("model", name), device), given.get("weight", 1.0))
+    return WeightedSum(out)
+
+
+def _ensemble(
+    members: list[Spec], device: str, *, combine: Combine = "mean", coefficient: float | None = None
+) -> RewardFunction:
+    named = {f"{i}: {spec if isinstance(spec, str) else json.dumps(spec)}": spec for i, spec in enumerate(members)}
+    models = {name: registry.reward_model(spec, device) for name, spec in named.items()}
+    return Ensemble(models, combine=combine, coefficient=coefficient)
+
+
+def _http(
+    url: str,
+    device: str,
+    *,
+    timeout: float = 10.0,
+    batch_size: int = 64,
+    retries: int = 4,
+    backoff: float = 0.5,
+    token_variable: str | None = None,
+    version: str | None = None,
+) -> RewardFunction:
+    return HTTPRewardModel(
+        url,
+        timeout=timeout,
+        batch_size=batch_size,
+        retries=retries,
+        backoff=backoff,
+        token_variable=token_variable,
+        version=version,
+    )
+
+
+def _cache(path: str, device: str, *, of: Spec, version: str | None = None) -> RewardFunction:
+    return CachedRewardModel(registry.reward_model(of, device), path, version=version)
+
+
+def _classifier(name: str, device: str, *, batch_size: int = 64, dtype: str = "float32") -> RewardFunction:
+    kind = getattr(torch, dtype, None)
+    if not isinstance(kind, torch.dtype):
+        raise ValueError(f"dtype must be one of torch's, like 'float32' or 'bfloat16', with dtype (={dtype!r}).")
+    if batch_size < 1:
+        raise ValueError(f"batch_size of 'classifier' must be ≥ 1, with batch_size (={batch_size}). Raise it.")
+    return load_reward_model(name, device, dtype=kind, batch_size=batch_size)
+
+
+KINDS: dict[str, Callable[..., RewardFunction]] = {
+    "rule": _rule,
+    "weighted": _weighted,
+    "ensemble": _ensemble,
+    "http": _http,
+    "cache": _cache,
+    "classifier": _classifier,
+}
+"""``(value under the key, device, **other keys) -> reward model``."""
+
+
+def _check_names(what: str, options: Mapping[str, Any], build: Callable[..., Any]) -> None:
+    parameters = inspect.signature(build).parameters.values()
+    known = {p.name: p.default is p.empty for p in parameters if p.kind is p.KEYWORD_ONLY}
+    for name in options:
+        if name not in known:
+            raise ValueError(f"{what} has the options {', '.join(known) or 'none'}, with option (={name!r}).")
+    missing = [name for name, required in known.items() if required and name not in options]
+    if missing:
+        raise ValueError(f"{what} must have its option {missing[0]!r}, with options (={dict(options)}).")
+
+
+@contextlib.contextmanager
+def _not_inside_itself(spec: str) -> Iterator[None]:
+    outer = _under_way.get()
+    if spec in outer:
+        raise ValueError(f"a reward model must not hold itself, with reward_model (={spec}). Give the part a name.")
+    token = _under_way.set((*outer, spec))
+    try:
+        yield
+    finally:
+        _under_way.reset(token)

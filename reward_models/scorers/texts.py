@@ -1,0 +1,133 @@
+"""(prompt, completion) as the tokens that a reward model reads.
+
+A decoder reads prompt + completion + ending: EOS, or what its chat template puts after an assistant's message. An
+encoder reads a pair of texts with its own special tokens between. A prompt that is too long loses its left part; a
+completion is never cut.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from jaxtyping import Int
+from torch import Tensor
+
+from reward_models.preferences import prompt_key
+from textenv.training.loop import Ragged, encode_texts
+
+SHOWN = 60
+"""Characters of a text in an error."""
+_PROBE = "ANSWER"
+
+
+class Texts(Ragged):
+    """Token lists, with the segment of each token where a model wants to be told."""
+
+    def __init__(self, sequences: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None = None) -> None:
+        super().__init__(sequences)
+        self.types = None if types is None else Ragged(types)
+
+    def batch(self, index: Int[Tensor, " B"], device: Any = "cpu") -> dict[str, Tensor]:
+        """The texts number ``index`` as the arguments of :func:`reward_models.scorers.heads.score_rows`."""
+        input_ids, lengths = self.padded(index)
+        batch = {"input_ids": input_ids.to(device), "lengths": lengths}
+        if self.types is not None:
+            batch["token_type_ids"] = self.types.padded(index)[0].to(device)
+        return batch
+
+
+class Encoded(NamedTuple):
+    texts: Texts
+    cut: int
+    """Prompts that lost their left part, each counted once however many completions it has."""
+
+
+def encode_for_decoder(
+    tokenizer: Any, prompts: Sequence[Any], completions: Sequence[str], limit: int | None, name: str
+) -> Encoded:
+    """Prompt tokens + completion tokens + ending; a chat goes through the tokenizer's template.
+
+    Raises:
+        ValueError: a completion is too long by itself.
+    """
+    prompt_ids, completion_ids = encode_texts(tokenizer, prompts, completions, rendered=True)
+    eos = [tokenizer.eos_token_id]
+    after_chat = eos if all(isinstance(prompt, str) for prompt in prompts) else chat_ending(tokenizer)
+    texts: list[list[int]] = []
+    cut = set()
+    for prompt, completion, head, tail in zip(prompts, completions, prompt_ids, completion_ids, strict=True):
+        tail = [*tail, *(eos if isinstance(prompt, str) else after_chat)]
+        room = len(head) if limit is None else limit - len(tail)
+        if room < 0:
+            raise _too_long(name, "tokens + EOS", len(tail), limit, prompt, completion)
+        if room < len(head):
+            cut.add(prompt_key(prompt))
+        texts.append([*head[max(len(head) - room, 0) :], *tail])
+    return Encoded(Texts(texts), len(cut))
+
+
+def chat_ending(tokenizer: Any) -> list[int]:
+    """Tokens after an assistant's message: what the template puts there, or EOS where it puts nothing.
+
+    Published chat models were trained to be read there; Qwen's template ends in a line break after its end-of-turn
+    token, so that EOS alone would be another place.
+    """
+    messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _PROBE}]
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False)
+    _, found, tail = rendered.rpartition(_PROBE)
+    if not found or not tail.strip():
+        return [tokenizer.eos_token_id]
+    return list(tokenizer(tail, add_special_tokens=False).input_ids)
+
+
+def encode_for_encoder(
+    tokenizer: Any, prompts: Sequence[Any], completions: Sequence[str], limit: int | None, name: str
+) -> Encoded:
+    """Prompt and completion as a pair, with the special tokens and segments that the tokenizer gives a pair.
+
+    Raises:
+        ValueError: a completion leaves no room for a token of its prompt.
+    """
+    rendered = [
+        prompt
+        if isinstance(prompt, str)
+        else tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+        for prompt in prompts
+    ]
+    completions = list(completions)
+    if not rendered:
+        return Encoded(Texts([]), 0)
+    pairs = tokenizer(rendered, completions, verbose=False)
+    ids, types = [list(row) for row in pairs.input_ids], pairs.get("token_type_ids")
+    long = [] if limit is None else [row for row, text in enumerate(ids) if len(text) > limit]
+    if long:
+        special = tokenizer.num_special_tokens_to_add(pair=True)
+        tails = tokenizer([completions[row] for row in long], add_special_tokens=False, verbose=False).input_ids
+        for row, tail in zip(long, tails, strict=True):
+            if limit is not None and len(tail) + special + 1 > limit:
+                what = "tokens + special tokens + a token of the prompt"
+                raise _too_long(name, what, len(tail) + special + 1, limit, prompts[row], completions[row])
+        side, tokenizer.truncation_side = tokenizer.truncation_side, "left"
+        try:
+            texts = [rendered[row] for row in long], [completions[row] for row in long]
+            short = tokenizer(*texts, truncation="only_first", max_length=limit)
+        finally:
+            tokenizer.truncation_side = side
+        for place, row in enumerate(long):
+            ids[row] = short.input_ids[place]
+            if types is not None:
+                types[row] = short.token_type_ids[place]
+    return Encoded(Texts(ids, types), len({rendered[row] for row in long}))
+
+
+def _too_long(name: str, what: str, tokens: int, limit: int | None, prompt: Any, completion: str) -> ValueError:
+    return ValueError(
+        f"a completion must fit the reward model {name!r}, with {what} (={tokens}) > limit (={limit}) of completion "
+        f"(={_beginning(completion)}) to prompt (={_beginning(prompt)}). Shorten it, drop its record or take another "
+        "model."
+    )
+
+
+def _beginning(text: Any) -> str:
+    """As much of a text as tells it from others."""
+    text = text if isinstance(text, str) else text[-1]["content"]
+    return f"{text[:SHOWN]!r}{'…' if len(text) > SHOWN else ''}"

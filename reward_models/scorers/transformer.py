@@ -1,0 +1,281 @@
+"""The learned reward model: a Hugging Face sequence classifier of one label, with its tokenizer.
+
+Decoders and encoders alike (:mod:`.heads`). Rows are padded on the right, lengths are explicit, and a
+score depends on its own text alone. A plain ``AutoModelForSequenceClassification`` reads the same scores from the saved
+folder (which has a padding token of its own, since that class finds a decoder's last token by comparing with it).
+"""
+
+import copy
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
+
+from reward_models.preferences import Ranking
+from reward_models.scorers.heads import (
+    is_decoder,
+    rescale,
+    score_features,
+    score_head,
+    score_rows,
+    score_unit,
+    shift,
+    unused_positions,
+)
+from reward_models.scorers.texts import Texts, encode_for_decoder, encode_for_encoder
+from textenv.data.hub import hub_or_cache
+from textenv.lm import LanguageModel, disable_dropout, length_buckets
+from textenv.lm.load import load_tokenizer
+from textenv.training.loop import untouched_globals
+
+__all__ = ["TransformerRewardModel", "load_reward_model", "score_head", "score_rows", "score_unit"]
+
+_log = logging.getLogger(__name__)
+
+
+@final
+class TransformerRewardModel:
+    """Scores texts with a sequence classifier of one label; callable as every reward model."""
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str = "unnamed", batch_size: int = 64
+    ) -> None:
+        """Wrap a classifier in memory, dropout off. ``batch_size`` bounds memory and does not change scores.
+
+        Raises:
+            ValueError: the classifier does not end in one linear output, or a decoder's tokenizer has no EOS token.
+        """
+        score_head(model)
+        self.is_decoder = is_decoder(model)
+        """Read at the last token, else pooled by the model itself."""
+        if self.is_decoder and tokenizer.eos_token_id is None:
+            raise ValueError(
+                f"the tokenizer of {name!r} must have an EOS token. Set tokenizer.eos_token before saving it."
+            )
+        disable_dropout(model)
+        self.name, self.model, self.tokenizer, self.batch_size = name, model, tokenizer, batch_size
+        self.truncated_prompts = 0
+        """Prompts cut on the left so far, because prompt and completion did not fit the model together; of each call
+        the distinct ones."""
+
+    @classmethod
+    def from_language_model(cls, lm: LanguageModel, *, batch_size: int = 64) -> "TransformerRewardModel":
+        """The trunk of ``lm``, copied, under a score head of zeros: every score starts equal.
+
+        A ``<pad>`` token is added when the tokenizer has none, or one that equals EOS.
+        """
+        tokenizer = copy.deepcopy(lm.tokenizer)
+        if tokenizer.pad_token_id is None or tokenizer.pad_token_id == lm.eos_id:
+            tokenizer.add_special_tokens({"pad_token": "<pad>"})
+        config = copy.deepcopy(lm.model.config)
+        config.num_labels = 1
+        config.pad_token_id = None  # until its row exists
+        with untouched_globals():
+            model = AutoModelForSequenceClassification.from_config(config, dtype=lm.model.dtype)
+            model.base_model.load_state_dict(lm.model.base_model.state_dict())
+            rows = model.get_input_embeddings().weight.shape[0]
+            if len(tokenizer) > rows:
+                model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        with torch.no_grad():
+            model.get_input_embeddings().weight[rows:] = 0.0  # padding: no token ever attends to it
+            score_head(model).weight.zero_()
+        model.config.pad_token_id = tokenizer.pad_token_id
+        return cls(model.to(lm.device), tokenizer, name=lm.name, batch_size=batch_size)
+
+    @classmethod
+    def from_encoder(cls, folder: str | Path, *, device: str = "cpu", seed: int = 0) -> "TransformerRewardModel":
+        """A pre-trained encoder (folder or hub id) under a new head whose last layer is zeros: scores start equal.
+
+        What else of the head the folder lacks (a pooler) is drawn with ``seed``.
+        """
+        with untouched_globals():
+            hf_logging.set_verbosity_error()  # it would report that the head is new
+            torch.manual_seed(seed)
+            model, tokenizer = _load(folder, torch.float32, num_labels=1)
+        with torch.no_grad():
+            for parameter in score_head(model).parameters():
+                parameter.zero_()
+        return cls(model.to(device), tokenizer, name=str(folder))
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[str], *, chat: Any = None, **columns: Any
+    ) -> list[float]:
+        """One score a text; prompts may be chats. ``chat`` has the messages of prompts that another model's template
+        has rendered, None for others; further columns play no part."""
+        return self.scores(self.encode(prompts, completions, chat)).tolist()
+
+    @property
+    def score_unit(self) -> float:
+        """Log-odds in one unit of score: the model holds ``P(a ≻ b) = σ(score_unit · (s_a − s_b))``. 1 as trained,
+        then what normalisation divided by; saved in the config."""
+        return score_unit(self.model)
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Longest text in tokens, special ones included, that the position embeddings allow; None without a limit."""
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        if self.is_decoder or limit is None:
+            return limit
+        return min(limit - unused_positions(self.model), self.tokenizer.model_max_length)
+
+    @property
+    def reading(self) -> str:
+        """What texts become for this model: those of equal ``reading`` may share tokens."""
+        tokenizer: Any = self.tokenizer
+        parts = (self.is_decoder, self.max_tokens, tokenizer.chat_template, tokenizer.eos_token_id)
+        return _sha256(repr(parts), tokenizer.backend_tokenizer.to_str())
+
+    @property
+    def identity(self) -> str:
+        """A digest of weights, settings and tokenizer (:func:`reward_models.protocol.identity_of`)."""
+        return _sha256(self.reading, *_contents(self.model))
+
+    @property
+    def trunk_identity(self) -> str:
+        """A digest of what features of tokens depend on: all weights and settings but those of the last layer."""
+        head = {id(parameter) for parameter in score_head(self.model).parameters()}
+        names = {name for name, parameter in self.model.named_parameters() if id(parameter) in head}
+        return _sha256(str(self.is_decoder), *_contents(self.model, {*names, "score_unit"}))
+
+    def encode(self, prompts: Sequence[Any], completions: Sequence[str], chat: Sequence[Any] | None = None) -> Texts:
+        """Tokens as the model reads them (:mod:`.texts`). Over-long prompts lose their left part, which is
+        counted, and said once; a completion is never cut.
+
+        Raises:
+            ValueError: a completion is too long by itself, or a chat finds no template.
+        """
+        if len(prompts) != len(completions):
+            raise ValueError(f"prompts (={len(prompts)}) and completions (={len(completions)}) must be as many.")
+        if chat is not None and self.tokenizer.chat_template is not None:
+            prompts = [prompt if messages is None else messages for prompt, messages in zip(prompts, chat, strict=True)]
+        if self.tokenizer.chat_template is None and not all(isinstance(prompt, str) for prompt in prompts):
+            raise ValueError(
+                f"a chat prompt needs a chat template, which the tokenizer of reward model {self.name!r} lacks. Set "
+                "tokenizer.chat_template before saving it, or give prompts as strings."
+            )
+        encode = encode_for_decoder if self.is_decoder else encode_for_encoder
+        limit = self.max_tokens
+        texts, cut = encode(self.tokenizer, prompts, completions, limit, self.name)
+        if cut and not self.truncated_prompts:
+            _log.warning(
+                "Reward model %s (≤ %s tokens): %d prompt%s cut on the left.", self.name, limit, cut, "s" * (cut > 1)
+            )
+        self.truncated_prompts += cut
+        return texts
+
+    @torch.no_grad()
+    def scores(self, texts: Texts) -> Float[Tensor, " N"]:
+        """Scores of tokenised texts, in order, on the CPU; batches are of similar length."""
+        out = torch.zeros(len(texts.lengths))
+        for index in length_buckets(texts.lengths, self.batch_size, max_padding=0.1):
+            out[index] = score_rows(self.model, **texts.batch(index, self.model.device)).cpu()
+        return out
+
+    @torch.no_grad()
+    def scores_of(self, features: Float[Tensor, "N H"]) -> Float[Tensor, " N"]:
+        """Scores of texts that this model's trunk has read already (:mod:`.features`), on the CPU."""
+        return score_features(self.model, features.to(self.model.device)).cpu()
+
+    def normalize(self, rankings: Sequence[Ranking], scores: Float[Tensor, " n"] | None = None) -> None:
+        """Shift and scale the scores: mean 0 over prompts, standard deviation 1 *within* a prompt, on these samples.
+
+        Comparisons leave every prompt an offset that nothing determines, so the spread over all texts is arbitrary and
+        would change the meaning of β from seed to seed; the spread within a prompt (pooled, unbiased) is what
+        comparisons fix. The scale goes into the head's weight. The shift goes into the head's bias (encoders) or into
+        the bias of the trunk's final norm (GPT-2). A model that has neither (Llama, Qwen2, …) is scaled alone: plain
+        transformers must read the same scores, and would add no constant kept elsewhere. ``center_coef`` draws their
+        mean to 0 in training.
+
+        ``scores`` are those of the model as it is, one response after another, where somebody has them already.
+
+        Raises:
+            ValueError: the scores do not differ within any prompt.
+        """
+        counts = torch.tensor([len(ranking.responses) for ranking in rankings])
+        prompt = torch.arange(len(rankings)).repeat_interleave(counts)
+        scores = (self.scores(self.encode_rankings(rankings)) if scores is None else scores).double()
+        means = torch.zeros(len(rankings), dtype=torch.float64).index_add(0, prompt, scores) / counts
+        deviation = ((scores - means[prompt]).square().sum() / (counts - 1).sum()).sqrt().item()
+        if not math.isfinite(deviation):
+            raise ValueError(
+                f"scores must be finite to be normalised, with deviation (={deviation}). The training diverged: lower "
+                "the learning rate."
+            )
+        if not deviation > 0:
+            raise ValueError(
+                f"scores must differ within a prompt to be normalised, with deviation (={deviation}). "
+                "The model has learned nothing: train it first; where training stopped early, evaluate later or raise "
+                "early_stopping_patience."
+            )
+        rescale(self.model, deviation)
+        shift(self.model, -means.mean().item() / deviation)
+
+    def encode_rankings(self, rankings: Sequence[Ranking]) -> Texts:
+        """The texts of all rankings, one after another, each from best to worst."""
+        prompts = [ranking.prompt for ranking in rankings for _ in ranking.responses]
+        return self.encode(prompts, [response for ranking in rankings for response in ranking.responses])
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """A plain Hugging Face folder: safetensors weights, config and tokenizer, which pads on the right: plain
+        transformers scores differently with padding on the left."""
+        self.tokenizer.padding_side = "right"
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def load_reward_model(
+    name: str | Path, device: str | torch.device = "cpu", *, dtype: torch.dtype = torch.float32, batch_size: int = 64
+) -> TransformerRewardModel:
+    """Load a folder or hub id. ``trust_remote_code`` stays off; weights come from safetensors.
+
+    Raises:
+        ValueError: the name is no readable sequence classifier with one label.
+    """
+    model, tokenizer = _load(name, dtype)
+    return TransformerRewardModel(model.to(device), tokenizer, name=str(name), batch_size=batch_size)
+
+
+def _load(name: str | Path, dtype: torch.dtype, **options: Any) -> tuple[Any, Any]:
+    """``(model, tokenizer)`` of a sequence classifier, or a ValueError that says why not."""
+    with hub_or_cache(name) as unreachable:
+        try:
+            model = AutoModelForSequenceClassification.from_pretrained(
+                str(name), dtype=dtype, use_safetensors=True, **options
+            )
+            return model, load_tokenizer(name)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise ValueError(
+                f"a reward model must be a registered name, 'module:callable', a folder or a hub id, with name "
+                f"(={str(name)!r}). Loading it as a Hugging Face sequence classifier failed: {error}{unreachable}"
+            ) from error
+
+
+def _contents(model: PreTrainedModel, without: Collection[str] = ()) -> list[Any]:
+    """Settings and weights, in a fixed order, ready to be digested; ``without`` those named."""
+    hidden = {"_name_or_path", "transformers_version", "architectures", *without}
+    settings = {key: value for key, value in model.config.to_dict().items() if key not in hidden}
+    out: list[Any] = [json.dumps(settings, sort_keys=True, default=str)]
+    for name, tensor in sorted(model.state_dict().items()):
+        if name not in without:
+            out += [name, str(tensor.dtype), tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()]
+    return out
+
+
+def _sha256(*parts: Any) -> str:
+    """Digest of strings and byte buffers; each part's length goes in, so that no two splits look alike."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else memoryview(part)
+        digest.update(f"{len(data)}:".encode())
+        digest.update(data)
+    return digest.hexdigest()

@@ -1,0 +1,60 @@
+"""Rankings as tensors to train on."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from reward_models.evaluation import counts_of, ranks_of
+from reward_models.preferences import Ranking
+from reward_models.scorers.texts import Texts
+from reward_models.scorers.transformer import TransformerRewardModel
+
+Featurize = Callable[[Texts], Float[Tensor, "n H"]]
+
+
+class Examples(NamedTuple):
+    """The responses of prompt b are the texts ``starts[b] … starts[b] + counts[b] − 1``."""
+
+    texts: Texts
+    starts: Int[Tensor, " N"]
+    counts: Int[Tensor, " N"]
+    ranks: Int[Tensor, " n"]
+    margins: Float[Tensor, " N"]
+    features: Float[Tensor, "n H"] | None
+    """What the trunk makes of each text, where the trunk is frozen."""
+
+    @classmethod
+    def of(
+        cls, model: TransformerRewardModel, rankings: Sequence[Ranking], featurize: Featurize | None = None
+    ) -> "Examples":
+        """With ``featurize``, the trunk is frozen and read once."""
+        texts = model.encode_rankings(rankings)
+        counts = counts_of(rankings)
+        margins = torch.tensor([ranking.margin for ranking in rankings], dtype=torch.float32)
+        features = None if featurize is None else featurize(texts)
+        return cls(texts, counts.cumsum(0) - counts, counts, ranks_of(rankings), margins, features)
+
+    @property
+    def lengths(self) -> Int[Tensor, " N"]:
+        """Longest text of each prompt."""
+        return torch.stack([part.max() for part in self.texts.lengths.split(self.counts.tolist())])
+
+    def digest(self) -> str:
+        """A fingerprint of all that is trained on."""
+        labels = self.counts, self.ranks, self.margins
+        return hashlib.sha256(
+            self.texts.digest().encode() + b"".join(values.numpy().tobytes() for values in labels)
+        ).hexdigest()[:16]
+
+    def collate(self, index: Int[Tensor, " B"]) -> dict[str, Tensor]:
+        """The batch as Trainer wants it; ``labels`` has one entry a prompt, for Trainer to count."""
+        counts = self.counts[index]
+        within = torch.arange(int(counts.sum())) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+        rows = self.starts[index].repeat_interleave(counts) + within
+        texts = self.texts.batch(rows) if self.features is None else {"features": self.features[rows]}
+        batch = {"counts": counts, "ranks": self.ranks[rows], "margins": self.margins[index]}
+        return {**texts, **batch, "labels": torch.zeros(len(index))}

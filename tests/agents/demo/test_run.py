@@ -1,0 +1,140 @@
+"""The demo in miniature: every step runs, leaves its files, can be interrupted and continued."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from agents.demo.run import STEPS, DemoConfig, Run, distinct, run_demo
+from agents.ppo import PPO, PPOConfig
+from agents.sft import SFTConfig
+from reward_models.training.trainer import RewardConfig
+
+QUIET = Console(quiet=True)
+
+
+def miniature(folder, **changes) -> DemoConfig:
+    config = DemoConfig(
+        run_dir=folder,
+        seed=3,
+        base_examples=192,
+        demonstrations=48,
+        rankings=48,
+        responses_per_prompt=4,
+        ppo_updates=2,
+        base=SFTConfig(learning_rate=3e-3, epochs=1, batch_size=64, completion_only=False),
+        sft=SFTConfig(learning_rate=1e-3, epochs=1, batch_size=16),
+        reward=RewardConfig(learning_rate=1e-3, epochs=1, batch_size=16),
+        ppo=PPOConfig(batch_size=32, epochs=1, minibatches=2),
+        eval_split="validation",
+    )
+    return replace(config, **changes)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    return folder, run_demo(miniature(folder), QUIET)
+
+
+def test_the_summary_has_every_figure_of_every_stage(finished):
+    _, summary = finished
+    for stage in ("base", "sft", "best_of_4", "ppo"):
+        figures = summary[stage]
+        for name in ("gold_score", "rm_score"):
+            assert figures[name].keys() == {"mean", "ci95"}
+        for name in ("helpful_rate", "harmful_compliance_rate", "over_refusal_rate", "tone_rate", "eos_rate"):
+            assert 0 <= figures[name] <= 1
+        assert 1 <= figures["response_tokens"] <= 24
+    assert summary["base"]["kl"]["mean"] > 0
+    assert summary["sft"]["kl"]["mean"] == pytest.approx(0, abs=1e-5)
+    assert summary["best_of_4"]["kl"] is None
+    assert summary["best_of_4"]["kl_bound"] == pytest.approx(0.6363, abs=1e-4)  # log 4 − 3/4
+    assert summary["best_of_4"]["rm_score"]["mean"] > summary["sft"]["rm_score"]["mean"]
+    assert summary["reward_model"].keys() >= {"accuracy", "bayes_accuracy", "nll", "nll_floor"}
+    assert summary["seconds"].keys() == set(STEPS)
+    assert summary["seed"] == 3
+    assert summary["versions"]["torch"].startswith(torch.__version__.split("+")[0])
+
+
+def test_the_run_folder_holds_plain_models_data_and_a_self_contained_report(finished):
+    folder, _ = finished
+    AutoModelForCausalLM.from_pretrained(folder / "base")
+    AutoModelForCausalLM.from_pretrained(folder / "sft")
+    AutoModelForSequenceClassification.from_pretrained(folder / "reward_model")
+    AutoModelForCausalLM.from_pretrained(folder / "ppo" / "policy")
+    page = (folder / "report.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert (folder / "data" / "demonstrations.jsonl").is_file()
+    for part in ("train", "held-out"):
+        for line in (folder / "data" / f"rankings-{part}.jsonl").read_text().splitlines():
+            record = json.loads(line)
+            assert sorted(record["ranking"]) == list(range(len(record["responses"])))
+            assert len(set(record["responses"])) == len(record["responses"])
+    samples = json.loads((folder / "samples.json").read_text())
+    assert [sample["title"] for sample in samples] == ["Helpful", "Harmful", "Requested tone"]
+
+
+def test_an_interrupted_run_continues_to_the_same_result(finished, tmp_path, monkeypatch):
+    whole, _ = finished
+    config = miniature(tmp_path / "run")
+    learn = PPO.update
+
+    def interrupted(self, rollout):
+        if len(self.history) == 1:
+            raise KeyboardInterrupt
+        return learn(self, rollout)
+
+    monkeypatch.setattr(PPO, "update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(config, QUIET)
+    monkeypatch.undo()
+    done = json.loads((tmp_path / "run" / "progress.json").read_text())["seconds"]
+    assert set(done) == {"base", "sft", "rankings", "reward_model"}
+    before = (tmp_path / "run" / "base" / "model.safetensors").stat().st_mtime_ns
+    run_demo(config, QUIET)
+    assert (tmp_path / "run" / "base" / "model.safetensors").stat().st_mtime_ns == before
+    one, other = (AutoModelForCausalLM.from_pretrained(f / "ppo" / "policy") for f in (whole, tmp_path / "run"))
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_equal_answers_are_merged_at_their_better_rank():
+    record = {"prompt": "p", "responses": ["a", "b", "a", "c"], "ranking": [1, 2, 3, 0]}
+    assert distinct(record, [1.0, 2.0, 1.0, 3.0]) == {
+        "prompt": "p",
+        "responses": ["a", "b", "c"],
+        "ranking": [1, 0, 2],
+        "gold": [1.0, 2.0, 3.0],
+    }
+
+
+def test_bad_settings_are_refused():
+    for bad, message in [
+        ({"eval_split": "train"}, "eval_split"),
+        ({"rankings": 0}, "rankings"),
+        ({"responses_per_prompt": 1}, "responses_per_prompt"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            DemoConfig(**bad)
+
+
+def test_a_run_folder_with_other_files_or_other_settings_is_refused_and_left_as_it_is(tmp_path):
+    thesis = tmp_path / "ppo" / "thesis.tex"
+    thesis.parent.mkdir()
+    thesis.write_text("years of work")
+    with pytest.raises(ValueError, match="Nothing was removed"):
+        Run(DemoConfig(run_dir=tmp_path), Console(quiet=True))
+    assert thesis.read_text() == "years of work"
+
+    Run(DemoConfig(run_dir=tmp_path / "run", seed=1), Console(quiet=True))
+    model = tmp_path / "run" / "sft" / "model.safetensors"
+    model.parent.mkdir()
+    model.write_text("weights")
+    with pytest.raises(ValueError, match="a run with others"):
+        Run(DemoConfig(run_dir=tmp_path / "run", seed=2), Console(quiet=True))
+    assert model.read_text() == "weights"
+    Run(DemoConfig(run_dir=tmp_path / "run", seed=1), Console(quiet=True))

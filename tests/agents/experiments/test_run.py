@@ -1,0 +1,154 @@
+"""Experiments: cells are run once, kept whole, resumed; tables and intervals say what the results say."""
+
+import json
+
+import numpy as np
+import pytest
+
+import textenv
+from agents.experiments import run as experiment
+from agents.experiments.page import write_summary
+from agents.experiments.run import Cell, cells_of, run_cells, summarise
+from textenv.cli import main
+from textenv.evaluation import mean_t95
+from textenv.registry.experiment import AgentPlan
+
+FILE = """
+agents:
+  small-ppo: {algorithm: ppo, batch_size: 16, num_envs: 8, learning_rate: 1e-3}
+  best: {algorithm: best-of-n, n: 2}
+run:
+  environments: [textenv/Micro-v0]
+  agents: [small-ppo, best, reference, random]
+  seeds: [1, 2]
+  total_episodes: 48
+  output: results
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "exp.yaml"
+    path.write_text(FILE)
+    return path
+
+
+def cells(path):
+    loaded = textenv.load_experiment(path)
+    return cells_of(loaded.run, loaded.agents)
+
+
+def test_a_file_is_run_from_the_shell_and_summed_up(file, capsys):
+    assert main(["run", str(file)]) == 0
+    output = file.parent / "results"
+    assert "summary:" in capsys.readouterr().out
+    rows = {row["agent"]: row for row in json.loads((output / "summary.json").read_text())["rows"]}
+    assert rows.keys() == {"small-ppo", "best", "reference", "random"}
+    assert rows["reference"]["figures"]["regret_ratio"]["mean"] == pytest.approx(1.0)
+    assert rows["reference"]["figures"]["kl"]["mean"] == pytest.approx(0.0, abs=1e-6)
+    assert "kl" not in rows["best"]["figures"]  # unknown is left out, not called 0
+    assert rows["best"]["figures"]["gold_score"]["mean"] > rows["reference"]["figures"]["gold_score"]["mean"]
+    assert rows["random"]["figures"]["kl"]["mean"] > 0.1
+    assert rows["small-ppo"]["seeds"] == 2
+    assert "| small-ppo | 2 |" in (output / "summary.md").read_text()
+    assert (output / "curves-textenv-Micro-v0.png").is_file()
+    assert "textenv/Micro-v0" in (output / "index.html").read_text()
+
+
+def test_finished_cells_are_not_run_again(file, monkeypatch):
+    plan = cells(file)[:3]
+    first = run_cells(plan, file.parent / "out")
+
+    def never(*args):
+        raise AssertionError("a finished cell ran again")
+
+    monkeypatch.setattr(experiment, "train", never)
+    assert run_cells(plan, file.parent / "out") == first
+
+
+def test_an_interrupted_cell_goes_on_where_it_stopped_and_ends_as_if_it_had_not(file, monkeypatch):
+    (cell,) = [c for c in cells(file) if c.plan.name == "small-ppo" and c.seed == 1]
+    whole = run_cells([cell], file.parent / "whole")[0]
+    learn = experiment.train
+
+    def stops(plan, env_id, seed, total, folder, advance=None):
+        learn(plan, env_id, seed, 16, folder, advance)  # one update, then Ctrl-C
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(experiment, "train", stops)
+        with pytest.raises(KeyboardInterrupt):
+            run_cells([cell], file.parent / "parts")
+    assert not (file.parent / "parts" / cell.folder / "result.json").exists()
+    resumed = run_cells([cell], file.parent / "parts")[0]
+    assert resumed["curve"] == whole["curve"]
+    same = ("regret_ratio", "kl", "tokens")
+    assert {key: resumed["figures"][key] for key in same} == {key: whole["figures"][key] for key in same}
+
+
+def test_a_folder_of_other_settings_is_not_taken_for_this_cell(file):
+    cell = cells(file)[-1]
+    run_cells([cell], file.parent / "out")
+    with pytest.raises(ValueError, match=r"of other settings \(total_episodes changed\)"):
+        run_cells([cell._replace(total_episodes=64)], file.parent / "out")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("algorithm: pppo", r"line 3: algorithm must be one of .*\(='pppo'\)\. Did you mean 'ppo'"),
+        ("algorithm: ppo, learningrate: 1", r"line 3: ppo has no option 'learningrate'. Did you mean 'learning_rate'"),
+        ("algorithm: ppo, epochs: 0", r"line 3: epochs must be > 0, with epochs \(=0\)"),
+        ("algorithm: rloo, group_size: 1", r"line 3: group_size must be ≥ 2"),
+        ("algorithm: random, n: 3", r"line 3: random has no option 'n'"),
+    ],
+)
+def test_a_wrong_agent_is_refused_before_anything_runs(file, line, message):
+    file.write_text(FILE.replace("algorithm: ppo, batch_size: 16, num_envs: 8, learning_rate: 1e-3", line))
+    with pytest.raises(ValueError, match=message):
+        run_cells(cells(file), file.parent / "out")
+    assert not (file.parent / "out").exists()
+
+
+def test_two_agents_that_share_a_folder_are_refused(file):
+    plan = AgentPlan(name="a b", algorithm="random", options={})
+    one = Cell("textenv/Micro-v0", plan, 1, 8, {})
+    with pytest.raises(ValueError, match="folder of its own"):
+        run_cells([one, one._replace(plan=AgentPlan(name="a/b", algorithm="random", options={}))], file.parent)
+
+
+def test_intervals_are_students():
+    # values 1, 2, 6: mean 3, sample sd √7, t(2) = 4.303: 4.303 · √(7 / 3) = 6.573
+    assert mean_t95([1.0, 2.0, 6.0]) == pytest.approx((3.0, 6.573), abs=1e-3)
+    assert np.isnan(mean_t95([1.0]).ci95)
+
+
+def test_names_from_a_file_are_escaped_on_the_page(tmp_path):
+    settings = {"env_id": "a/<i>-v0", "agent": "<script>alert(1)</script>"}
+    write_summary([{"settings": settings, "figures": {"reward": 1.0}, "curve": []}], tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_a_figure_that_some_seed_lacks_is_left_out():
+    settings = {"env_id": "x", "agent": "y"}
+    rows = summarise([{"settings": settings, "figures": f} for f in ({"kl": 1.0, "reward": 2.0}, {"reward": 4.0})])
+    assert rows[0]["figures"].keys() == {"reward"}
+    assert rows[0]["figures"]["reward"]["mean"] == 3.0
+
+
+@pytest.mark.parametrize("algorithm", ["sb3-ppo", "sb3-a2c", "sb3-maskable-ppo"])
+def test_stable_baselines3s_algorithms_are_agents_like_any_other(algorithm, tmp_path):
+    options = {"num_envs": 8, "n_steps": 4, "learning_rate": 1e-4, "linear_decay": True}
+    options |= {} if algorithm == "sb3-a2c" else {"batch_size": 32}
+    plan = AgentPlan(name=algorithm, algorithm=algorithm, options=options)
+    (result,) = run_cells([Cell("textenv/Micro-v0", plan, 1, 40, {})], tmp_path)
+    assert result["curve"][-1]["episodes"] >= 24
+    assert 0 < result["figures"]["regret_ratio"] < 1.2
+    assert {"reward", "gold_score", "kl"} <= result["curve"][0].keys()
+    with pytest.raises(ValueError, match="n_stepz"):
+        run_cells(
+            [Cell("textenv/Micro-v0", AgentPlan(name="x", algorithm=algorithm, options={"n_stepz": 4}), 1, 40, {})],
+            tmp_path,
+        )

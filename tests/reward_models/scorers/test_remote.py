@@ -1,0 +1,328 @@
+"""The wire between a reward model and its server: what is sent, what is tried again, what is refused."""
+
+import http.client
+import json
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+import pytest
+
+from reward_models.scorers import remote
+from reward_models.scorers.remote import HTTPRewardModel
+from reward_models.serve import MAX_BODY, RewardServer
+
+GOOD = (200, {}, b'{"scores": [7]}')
+
+
+@pytest.fixture
+def run():
+    """Start servers in threads, and stop them in the end."""
+    servers = []
+
+    def start(server):
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        return f"http://127.0.0.1:{server.server_address[1]}/score"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def scripted(run):
+    """A server that gives the answers of a list, one after another, and notes the requests."""
+
+    def serve(*answers):
+        left, seen = list(answers), []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                seen.append((self.path, self.headers.get("Authorization"), json.loads(body)))
+                status, headers, content = left.pop(0)
+                if status is None:
+                    self.wfile.write(content)  # whatever it is, it is not HTTP
+                    return
+                self.send_response(status)
+                for name, value in {"Content-Length": str(len(content)), **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(content)
+
+            def do_GET(self):
+                seen.append((self.path, self.headers.get("Authorization"), None))
+                self.send_error(500)
+
+            def log_message(self, format, *args):
+                pass
+
+        return run(HTTPServer(("127.0.0.1", 0), Handler)), seen
+
+    return serve
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+    """Seconds that were slept between attempts; nobody waits."""
+    slept = []
+    monkeypatch.setattr(remote.time, "sleep", slept.append)
+    return slept
+
+
+PASSING = {
+    "500": (500, {}, b"oops"),
+    "503": (503, {}, b"busy"),
+    "too many requests": (429, {}, b"slowly"),
+    "no HTTP": (None, {}, b"nonsense\r\n"),
+    "nothing": (None, {}, b""),
+    "cut short": (200, {"Content-Length": "100"}, b'{"scores"'),
+}
+
+
+@pytest.mark.parametrize("failure", PASSING)
+def test_a_failure_that_may_pass_is_tried_again_after_twice_the_time(failure, scripted, pauses):
+    url, seen = scripted(*[PASSING[failure]] * 3, GOOD)
+    assert HTTPRewardModel(url, backoff=0.5, retries=3)(["p"], ["a"]) == [7.0]
+    assert len(seen) == 4
+    assert pauses == [0.5, 1.0, 2.0]
+    url, seen = scripted(*[PASSING[failure]] * 3, GOOD)
+    with pytest.raises(ValueError, match=r"/score must answer, with attempts \(=3\)"):
+        HTTPRewardModel(url, backoff=0.5, retries=2)(["p"], ["a"])
+    assert len(seen) == 3
+
+
+FINAL = {
+    "bad request": ((400, {}, b"what?"), r"must accept the request, with status 400 with body 'what\?'"),
+    "no such place": ((404, {}, b""), "status 404"),
+    "a redirect": ((302, {"Location": "/elsewhere"}, b""), "status 302"),
+    "no JSON": ((200, {}, b"hello"), r"must answer .*scores.*body \(='hello'\)"),
+    "no scores": ((200, {}, b'{"score": [1]}'), "must answer"),
+    "a list": ((200, {}, b"[1]"), "must answer"),
+    "null": ((200, {}, b'{"scores": [null]}'), "must answer"),
+    "a string of digits": ((200, {}, b'{"scores": "7"}'), r"must answer .*scores.*body \(='{\"scores\": \"7\"}'\)"),
+    "an object": ((200, {}, b'{"scores": {"7": 1}}'), "must answer"),
+    "a number": ((200, {}, b'{"scores": 7}'), "must answer"),
+    "a list of strings": ((200, {}, b'{"scores": ["7"]}'), "must answer"),
+    "a truth value": ((200, {}, b'{"scores": [true]}'), "must answer"),
+    "too large": ((200, {}, b'{"scores": [1%s]}' % (b"0" * 400)), "one finite score a text"),
+    "too few": ((200, {}, b'{"scores": []}'), r"scores \(=0\) for texts \(=1\)"),
+    "too many": ((200, {}, b'{"scores": [1, 2]}'), r"scores \(=2\) for texts \(=1\)"),
+    "no number": ((200, {}, b'{"scores": [NaN]}'), "one finite score a text"),
+    "infinity": ((200, {}, b'{"scores": [-Infinity]}'), "one finite score a text"),
+}
+
+
+@pytest.mark.parametrize("answer", FINAL)
+def test_an_answer_that_will_not_mend_itself_is_an_error_at_once(answer, scripted, pauses):
+    given, message = FINAL[answer]
+    url, seen = scripted(given, GOOD, GOOD)
+    with pytest.raises(ValueError, match=message):
+        HTTPRewardModel(url)(["p"], ["a"])
+    assert len(seen) == 1  # not even a redirect is followed: it would lose the texts and give the token away
+    assert pauses == []
+
+
+@pytest.mark.parametrize("slow", ["head", "body"])
+def test_a_server_that_answers_a_byte_now_and_then_is_given_up_in_time(slow, run):
+    over = threading.Event()
+
+    class Trickle(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.wfile.write(b"HTTP/1.0 200 OK\r\n" + (b"\r\n" if slow == "body" else b"X-Slow: "))
+            while not over.wait(0.05):
+                try:
+                    self.wfile.write(b" ")
+                except OSError:
+                    return
+
+        def log_message(self, format, *args):
+            pass
+
+    url, start = run(ThreadingHTTPServer(("127.0.0.1", 0), Trickle)), time.monotonic()
+    threading.Timer(5.0, over.set).start()  # so that a client that waits does so for 5 s
+    try:
+        with pytest.raises(ValueError, match=r"must answer, with attempts \(=2\), last: no answer within 0.3 s"):
+            HTTPRewardModel(url, timeout=0.3, retries=1, backoff=0.0)(["p"], ["a"])
+    finally:
+        over.set()
+    assert 0.6 <= time.monotonic() - start < 3.0
+
+
+WRONG_URLS = [
+    "http://",
+    "http:///score",
+    "127.0.0.1:8000",
+    "ftp://host/",
+    "http://127.0.0.1:99999/score",
+    "http://127.0.0.1:0/score",
+    "http://127.0.0.1:port/score",
+    "http://[::1/score",
+    "http://exa mple/score",
+    "http://host/a score",
+    "http://host/score\n",
+    "http://host/größe",
+    "http://a..b/score",
+    "http://user:secret@host/score",
+]
+
+
+@pytest.mark.parametrize("url", WRONG_URLS)
+def test_a_url_that_cannot_be_right_is_refused_before_any_request(url):
+    with pytest.raises(ValueError, match=r"URL must start with .* name a host.*, with url \(="):
+        HTTPRewardModel(url)
+
+
+@pytest.mark.parametrize("url", ["http://h", "https://a-b.example:65535/s?q=1%20", "http://[::1]:8000/score"])
+def test_a_url_that_may_be_right_is_taken(url):
+    assert HTTPRewardModel(url).url == url
+
+
+def test_batches_are_as_large_as_asked_in_order_with_all_their_columns_and_the_token(scripted, monkeypatch):
+    monkeypatch.setenv("TOKEN_OF_A_TEST", "s3cret")
+    url, seen = scripted(
+        (200, {}, b'{"scores": [1, 2]}'), (200, {}, b'{"scores": [3, 4]}'), (200, {}, b'{"scores": [5]}')
+    )
+    model = HTTPRewardModel(url, batch_size=2, token_variable="TOKEN_OF_A_TEST")
+    scores = model(list("pqrst"), list("abcde"), topic=[1, None, "x", [2], {"y": 3}])
+    assert scores == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert seen == [
+        ("/score", "Bearer s3cret", {"prompts": ["p", "q"], "completions": ["a", "b"], "topic": [1, None]}),
+        ("/score", "Bearer s3cret", {"prompts": ["r", "s"], "completions": ["c", "d"], "topic": ["x", [2]]}),
+        ("/score", "Bearer s3cret", {"prompts": ["t"], "completions": ["e"], "topic": [{"y": 3}]}),
+    ]
+    assert model([], []) == []
+    with pytest.raises(ValueError, match="columns must be JSON values"):
+        model(["p"], ["a"], topic=[object()])
+    assert len(seen) == 3
+
+
+def test_without_a_token_none_is_sent(scripted):
+    url, seen = scripted(GOOD)
+    HTTPRewardModel(url)(["p"], ["a"])
+    assert seen[0][1] is None
+
+
+def length(prompts, completions, bonus=None):
+    return [len(c) + (b or 0) for c, b in zip(completions, bonus or [0] * len(completions), strict=True)]
+
+
+def post(url, body, **headers):
+    """Status and answer of one raw request."""
+    place = urlsplit(url)
+    connection = http.client.HTTPConnection(place.hostname, place.port, timeout=30)
+    connection.putrequest("POST", place.path)
+    for name, value in headers.items():
+        connection.putheader(name.replace("_", "-"), value)
+    if body is not None and "Content_Length" not in headers:
+        connection.putheader("Content-Length", str(len(body)))
+    connection.endheaders(body)
+    answer = connection.getresponse()
+    return answer.status, json.loads(answer.read())
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        {"prompts": ["p"], "completions": ["a", "b"]},
+        {"prompts": ["p", "q"], "completions": ["a"]},
+        {"prompts": ["p"], "completions": ["a"], "bonus": [1, 2]},
+        {"prompts": ["p"], "completions": "a"},
+        {"prompts": ["p"], "completions": ["a"], "bonus": "1"},
+        {"prompts": ["p"]},
+        {"completions": ["a"]},
+        ["p"],
+    ],
+    ids=str,
+)
+def test_a_server_refuses_a_batch_whose_lists_do_not_fit(batch, run):
+    def lenient(prompts, completions, bonus=None):  # the server must see it, for this model would not
+        return [1.0] * len(prompts)
+
+    status, answer = post(run(RewardServer(lenient)), json.dumps(batch).encode())
+    assert (status, list(answer)) == (400, ["error"])
+
+
+def test_a_server_hands_columns_on_and_keeps_out_who_has_not_the_token(run):
+    good = json.dumps({"prompts": ["p"], "completions": ["abc"], "bonus": [2], "other": ["x"]}).encode()
+    assert post(run(RewardServer(length)), good) == (200, {"scores": [5.0]})
+    url = run(RewardServer(length, host="0.0.0.0", token="t"))  # with a token it may listen to others
+    assert post(url, good, Authorization="Bearer t") == (200, {"scores": [5.0]})
+    for header in ({}, {"Authorization": "t"}, {"Authorization": "Bearer "}, {"Authorization": "Bearer tt"}):
+        assert post(url, good, **header)[0] == 401
+    url = run(RewardServer(length, token=""))  # an empty token is one
+    assert post(url, good)[0] == 401
+
+
+def test_a_server_reads_no_body_of_unknown_or_excessive_length(run):
+    url = run(RewardServer(length))
+    assert post(url, None)[0] == 413
+    assert post(url, None, Content_Length="many")[0] == 413
+    assert post(url, None, Content_Length=str(MAX_BODY + 1))[0] == 413
+    assert post(url, b"{")[0] == 400
+
+
+def test_a_server_tells_what_failed_and_goes_on(run):
+    def fails(prompts, completions):
+        if completions == ["a"]:
+            raise RuntimeError("out of memory")
+        return [float("inf") if completions == ["b"] else 1.0]
+
+    url = run(RewardServer(fails))
+    answers = [post(url, json.dumps({"prompts": ["p"], "completions": [c]}).encode()) for c in "abc"]
+    assert answers[0] == (500, {"error": "RuntimeError: out of memory"})
+    assert answers[1][0] == 400
+    assert "finite" in answers[1][1]["error"]
+    assert answers[2] == (200, {"scores": [1.0]})
+
+
+def test_a_server_runs_its_model_for_one_batch_at_a_time(run):
+    together, entered = [], threading.Barrier(2)
+
+    def model(prompts, completions):
+        try:  # were two requests let in together, they would meet here
+            entered.wait(timeout=0.3)
+            together.append(completions)
+        except threading.BrokenBarrierError:
+            entered.reset()
+        return [1.0]
+
+    client = HTTPRewardModel(run(RewardServer(model)))
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda text: client(["p"], [text]), ["a", "b"])) == [[1.0], [1.0]]
+    assert together == []
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_server_for_this_machine_alone_needs_no_token(host):
+    RewardServer(length, host=host).server_close()
+
+
+def test_a_server_listens_at_an_ipv6_address_and_its_url_says_so(run):
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    server = RewardServer(length, host="::1")
+    run(server)
+    assert server.url == f"http://[::1]:{server.server_address[1]}/score"
+    assert HTTPRewardModel(server.url)(["p"], ["abc"]) == [3.0]
+
+
+@pytest.mark.parametrize(
+    "place", [{"port": "taken"}, {"port": 99_999}, {"port": -1}, {"host": "no.such.host.invalid"}], ids=str
+)
+def test_a_server_that_cannot_listen_says_where(place):
+    with RewardServer(length) as other:
+        given = {"host": "127.0.0.1", "token": "t", **place}
+        if given.get("port") == "taken":
+            given["port"] = other.server_address[1]
+        named = rf"must be able to listen .*{given['host']}'\), port \(={given.get('port', 0)}\)"
+        with pytest.raises(ValueError, match=named):
+            RewardServer(length, **given)

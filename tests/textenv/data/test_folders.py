@@ -1,0 +1,88 @@
+"""Result folders: nobody's files are removed, and a kill between any two steps leaves a whole folder."""
+
+from pathlib import Path
+
+import pytest
+
+from textenv.data.folders import check_replaceable, recover, replace_folder
+
+
+def write(path, text, name="part/a.txt"):
+    with replace_folder(path) as folder:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def test_a_result_replaces_an_earlier_one_and_leaves_nothing_beside_it(tmp_path):
+    write(tmp_path / "out", "old", name="other.txt")
+    write(tmp_path / "out", "new")
+    assert (tmp_path / "out/part/a.txt").read_text() == "new"
+    assert not (tmp_path / "out/other.txt").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("place", ["thesis.tex", "part/thesis.tex", "notes/thesis.tex"])
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_folder_with_files_of_others_is_refused_by_name(tmp_path, place, ours):
+    out = tmp_path / "out"
+    if ours:
+        write(out, "old")
+    (out / place).parent.mkdir(parents=True, exist_ok=True)
+    (out / place).write_text("years of work")
+    with pytest.raises(ValueError, match=place.split("/")[0]):
+        write(out, "new")
+    assert (out / place).read_text() == "years of work"
+    assert not ours or (out / "part/a.txt").read_text() == "old"
+
+
+def test_a_block_that_fails_leaves_what_was_there(tmp_path):
+    write(tmp_path / "out", "old")
+
+    def fail():
+        with replace_folder(tmp_path / "out") as folder:
+            (folder / "half.txt").write_text("half")
+            raise RuntimeError("the disk is full")
+
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        fail()
+    assert (tmp_path / "out/part/a.txt").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_kill_between_two_renames_loses_nothing(tmp_path, monkeypatch, step):
+    out = tmp_path / "out"
+    write(out, "old")
+    rename, calls = Path.rename, []
+
+    def killed(self, target):
+        calls.append(self)
+        if len(calls) == step:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write(out, "new")
+    monkeypatch.undo()
+    recover(out)
+    assert (out / "part/a.txt").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_kill_while_the_old_folder_is_removed_keeps_the_new_one(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    write(out, "old")
+    monkeypatch.setattr(Path, "unlink", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        write(out, "new")
+    monkeypatch.undo()
+    recover(out)
+    assert (out / "part/a.txt").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ValueError, match="must not be a file"):
+        check_replaceable(tmp_path / "out")

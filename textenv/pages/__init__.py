@@ -1,0 +1,1 @@
+"""What the package's pages and pictures have in common."""

@@ -1,0 +1,340 @@
+"""Names → environment ids, prompt sets, reward models and language models.
+
+Everything an environment is built from is named by JSON values (a registered name, ``"module:attribute"``, a path, a
+list of strings), so that a Gymnasium spec can be copied and written down. Models behind a name are loaded on first use,
+once a process and device, and shared.
+"""
+
+import importlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+from gymnasium.envs.registration import EnvSpec
+
+from textenv.config import REQUIRED, TaskConfig, hint
+from textenv.data.records import PromptSet, as_prompt_set, check_dataset, looks_like_path, read_dataset
+
+if TYPE_CHECKING:
+    from textenv.lm import LanguageModel
+
+RewardFunction = Callable[..., Sequence[float]]
+"""``(prompts: list[str], completions: list[str], **columns) -> list[float]``."""
+
+SEQUENCE_CLASSIFIER = "reward_models.scorers.transformer:load_reward_model"
+"""What turns a folder or hub id into a reward model. Named, not imported: that package builds on this one."""
+
+REWARD_SPEC = "reward_models.scorers.spec:build_reward_model"
+"""What turns a JSON object into a reward model."""
+
+
+_sources: dict[str, dict[str, Any]] = {"prompts": {}, "reward model": {}, "language model": {}}
+_loaded: dict[tuple[str, str, str], Any] = {}
+_descriptions: dict[str, str] = {}
+
+
+def register(
+    id: str,
+    *,
+    prompts: Any,
+    reference: str,
+    reward_model: str,
+    max_prompt_tokens: int,
+    max_new_tokens: int,
+    description: str = "",
+    **defaults: Any,
+) -> None:
+    """Register a text-generation environment, single and vector, under a Gymnasium id.
+
+    ``prompts``, ``reference`` and ``reward_model`` are what :class:`textenv.env.TextEnv` takes; ``defaults`` are more
+    of its keyword arguments. All of them can be overridden in ``gym.make``. An id that exists is replaced, with
+    Gymnasium's warning. After an error nothing is registered.
+
+    Raises:
+        ValueError: an option does not exist, has a wrong value, or is not JSON.
+    """
+    given = {"prompts": prompts, "reference": reference, "reward_model": reward_model}
+    given |= {"max_prompt_tokens": max_prompt_tokens, "max_new_tokens": max_new_tokens, **defaults}
+    options = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+    check_options(options)
+    if id in gymnasium.registry:
+        gymnasium.logger.warn(
+            "%s", f"id (={id!r}) was registered before and is replaced. A changed task is a new version: raise its -v."
+        )
+    with all_or_nothing():
+        gymnasium.registry.pop(id, None)
+        gymnasium.register(
+            id=id,
+            entry_point="textenv.env:TextEnv",
+            vector_entry_point="textenv.vector:TextVectorEnv",
+            kwargs=json.loads(json.dumps(options)),  # a copy: the caller's lists stay the caller's
+            # No max_episode_steps: the length budget belongs to the task, which scores what it ends.
+        )
+        _descriptions[id] = description
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options of an id that cannot work: unknown names, non-JSON or wrong values. Loads no model."""
+    task = {name: value for name, value in options.items() if name != "render_mode"}
+    TaskConfig.check_names(task)
+    if all(task.get(name) is not None for name in REQUIRED):
+        TaskConfig(**task)
+    for name, value in options.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"an option must be a JSON value, so that the spec can be written down, with {name} (={value!r}). "
+                "Register the object under a name (textenv.register_prompts, register_reward_model, "
+                "register_language_model) and give the name."
+            ) from None
+    prompts = options.get("prompts")
+    if isinstance(prompts, Mapping):
+        check_dataset(prompts)
+    elif isinstance(prompts, list | tuple):
+        as_prompt_set(prompts)
+
+
+@contextmanager
+def all_or_nothing() -> Iterator[None]:
+    """Registrations in this block count only if it ends well."""
+    stores: list[dict[Any, Any]] = [*_sources.values(), _loaded, _descriptions, gymnasium.registry]
+    before = [dict(store) for store in stores]
+    try:
+        yield
+    except BaseException:
+        for store, content in zip(stores, before, strict=True):
+            store.clear()
+            store.update(content)
+        raise
+
+
+def environment_spec(env_id: str) -> EnvSpec:
+    """The spec of a registered id; ``"module:id"`` imports the module first.
+
+    Raises:
+        ValueError: no such id; proposes the one that was meant.
+    """
+    module, _, name = env_id.rpartition(":")
+    try:
+        if module:
+            importlib.import_module(module)
+        return gymnasium.spec(name)
+    except (ImportError, gymnasium.error.Error) as error:
+        raise ValueError(
+            f"an environment must be a registered id, with id (={env_id!r}). {hint(name, gymnasium.registry)}"
+            f"`textenv envs` lists the ids of this package. ({error})"
+        ) from None
+
+
+def is_registered(env_id: str, options: Mapping[str, Any]) -> bool:
+    """Whether an id is registered with exactly these options (its description aside)."""
+    spec = gymnasium.registry.get(env_id)
+    return spec is not None and spec.kwargs == {key: value for key, value in options.items() if key != "description"}
+
+
+def registered_ids() -> dict[str, str]:
+    """Ids registered through :func:`register`, with their descriptions."""
+    return dict(_descriptions)
+
+
+def register_prompts(name: str, source: Any) -> None:
+    """Name a prompt set: whatever ``prompts=`` takes (see :func:`prompt_set`), or a function that returns a list."""
+    _register("prompts", name, source)
+
+
+def register_reward_model(name: str, source: RewardFunction | str | Mapping[str, Any]) -> None:
+    """Name a reward model: a callable, ``"module:callable"``, the folder or hub id of a sequence classifier, or a JSON
+    object (:mod:`reward_models.scorers.spec`)."""
+    _register("reward model", name, source)
+
+
+def register_language_model(name: str, source: Any) -> None:
+    """Name a language model: a folder, a hub id, or (``"module:``)``function`` that returns a ``LanguageModel``."""
+    _register("language model", name, source)
+
+
+def register_source(kind: str, name: str, source: Any) -> None:
+    """Name a "prompts", "reward model" or "language model"."""
+    _register(kind, name, source)
+
+
+def registered_sources(kind: str) -> dict[str, Any]:
+    """What each registered name of a kind stands for."""
+    return dict(_sources[kind])
+
+
+def prompt_set(source: Any) -> PromptSet:
+    """Resolve ``prompts=``: a name, a file, a folder, a data set, ``"module:function"`` or a list.
+
+    A data set is a mapping, ``{"dataset": folder or hub id, "column": "prompt", "split": …, "config": …}`` (the
+    arguments of :func:`.read_dataset`): JSON and YAML as it stands, never mistaken for a path or a name.
+    Records are strings, chats, or objects with a ``prompt`` (further fields become columns).
+    """
+    if isinstance(source, str | Path):
+        return _once("prompts", str(source), "", lambda value: as_prompt_set(_prompt_records(value)))
+    if isinstance(source, Mapping):
+        key = ("prompts", json.dumps(source, sort_keys=True), "")
+        if key not in _loaded:
+            _loaded[key] = as_prompt_set(_prompt_records(source))
+        return _loaded[key]
+    return as_prompt_set(_prompt_records(source))
+
+
+def language_model(name: str, device: str = "cpu") -> "LanguageModel":
+    """The shared language model behind ``name``."""
+    return _once("language model", name, device, lambda source: _language_model(source, device))
+
+
+def fresh_language_model(name: str, device: str = "cpu") -> "LanguageModel":
+    """A copy of the language model behind ``name`` that nobody else holds: what a learner trains."""
+    return _language_model(_source("language model", name), device)
+
+
+def reward_model(name: str | Mapping[str, Any], device: str = "cpu") -> RewardFunction:
+    """The shared reward model behind a name, or behind a JSON object that says how to build one.
+
+    The object (a mapping, or its JSON text) is one of those in :mod:`.scorers.spec`, like ``{"rule": "length"}``.
+    """
+    spec = _json_object(name)
+    if spec is not None:
+        try:
+            key = ("reward model", json.dumps(spec, sort_keys=True), device)
+        except TypeError as error:
+            raise ValueError(
+                f"a reward model must be made of JSON values, with reward_model (={name!r}): {error}. Register a "
+                "callable under a name and give the name."
+            ) from None
+        if key not in _loaded:
+            _loaded[key] = _attribute(REWARD_SPEC)(spec, device)
+        return _loaded[key]
+    if not isinstance(name, str):
+        raise ValueError(
+            f"reward_model must be a name or a JSON object, with reward_model (={name!r}). Register a callable first: "
+            "textenv.register_reward_model('mine', f), then reward_model='mine'."
+        )
+    return _once("reward model", name, device, lambda source: _reward_function(source, device))
+
+
+def vocabulary_size(name: str, *, load: bool = False) -> int | None:
+    """Number of actions of an environment on this reference; None where only loading the model would tell.
+
+    Without ``load`` it comes from a model already in memory or from the ``config.json`` of a folder.
+    """
+    for (kind, loaded, _), model in _loaded.items():
+        if (kind, loaded) == ("language model", name):
+            return model.vocab_size
+    if load:
+        return language_model(name).vocab_size
+    source = _source("language model", name)
+    file = Path(source) / "config.json" if isinstance(source, str | Path) else None
+    if file is None or not file.is_file():
+        return None
+    config = json.loads(file.read_text("utf-8"))
+    return config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
+
+
+def _json_object(source: Any) -> dict[str, Any] | None:
+    """A mapping, or the text of a JSON object, as a dict; None for anything else."""
+    if isinstance(source, str) and source.lstrip().startswith("{"):
+        try:
+            return json.loads(source)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"a reward model that starts with '{{' must be JSON, with reward_model (={source!r}): {error}."
+            ) from None
+    return dict(source) if isinstance(source, Mapping) else None
+
+
+def clear_cache() -> None:
+    """Forget every loaded model and prompt set (the names stay)."""
+    _loaded.clear()
+
+
+def _register(kind: str, name: str, source: Any) -> None:
+    if not name or ":" in name:
+        raise ValueError(f"the name of a {kind} must be non-empty and without ':', with name (={name!r}).")
+    _sources[kind][name] = source
+    for key in [key for key in _loaded if key[0] == kind and (key[1] == name or _is_composed(kind, key[1]))]:
+        del _loaded[key]
+
+
+def _is_composed(kind: str, name: str) -> bool:
+    """Whether a loaded reward model was built from a JSON object, and so may hold others by name."""
+    return kind == "reward model" and _json_object(_sources[kind].get(name, name)) is not None
+
+
+def _once(kind: str, name: str, device: str, load: Callable[[Any], Any]) -> Any:
+    key = (kind, name, device)
+    if key not in _loaded:
+        _loaded[key] = load(_source(kind, name))
+    return _loaded[key]
+
+
+def _source(kind: str, name: str) -> Any:
+    """What a name stands for; a path, hub id or ``module:attribute`` stands for itself."""
+    names = _sources[kind]
+    if name in names:
+        return names[name]
+    hub_id = kind != "prompts" and name.count("/") == 1 and not looks_like_path(name)
+    if ":" in name or Path(name).exists() or hub_id:
+        return name
+    raise ValueError(
+        f"{kind} must be a registered name, an existing path or 'module:attribute', with {kind} (={name!r}). "
+        f"{hint(name, names)}Registered: {', '.join(sorted(names)) or 'none'}."
+    )
+
+
+def _attribute(source: Any) -> Any:
+    """``"module:attribute"`` → the object; anything else unchanged."""
+    if not (isinstance(source, str) and ":" in source) or Path(source).exists():
+        return source
+    module_name, _, attribute = source.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"'module:attribute' must be importable, with name (={source!r}): {error}.") from error
+
+
+def _language_model(source: Any, device: str) -> "LanguageModel":
+    from textenv.lm.load import LanguageModel, load_language_model
+
+    source = _attribute(source)
+    if not callable(source):
+        return load_language_model(source, device=device)
+    loaded = source()
+    if not isinstance(loaded, LanguageModel):
+        raise ValueError(
+            f"a language-model function must return a LanguageModel, with result (={type(loaded).__name__})."
+        )
+    loaded.model.to(device)  # type: ignore[arg-type]
+    return loaded
+
+
+def _reward_function(source: Any, device: str) -> RewardFunction:
+    if _json_object(source) is not None:
+        return reward_model(source, device)
+    source = _attribute(source)
+    if callable(source):
+        return source  # type: ignore[return-value]
+    return _attribute(SEQUENCE_CLASSIFIER)(source, device=device)
+
+
+def _prompt_records(source: Any) -> Any:
+    source = _attribute(source)
+    if callable(source):
+        return source()
+    if isinstance(source, str | Path):
+        if not Path(source).exists():
+            raise ValueError(
+                f"prompts must be an existing file or folder, with prompts (={str(source)!r}). Check the path; a data "
+                "set of the hub is {'dataset': id, 'column': name}."
+            )
+        source = {"dataset": str(source)}
+    if isinstance(source, Mapping):
+        check_dataset(source)
+        return read_dataset(**source)
+    return source
