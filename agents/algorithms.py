@@ -8,13 +8,13 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium
-from transformers import PreTrainedModel
 
 from agents.baselines import RandomAgent, reference_agent
 from agents.best_of_n import BestOfN
+from agents.core.job import Trained
 from agents.core.learner import Learner, learn_with_checkpoints
 from agents.grpo import GRPO
 from agents.ppo import PPO
@@ -29,19 +29,6 @@ from textenv.vector import TextVectorEnv
 
 LEARNERS: dict[str, type[Learner[Any]]] = {"ppo": PPO, "rloo": RLOO, "grpo": GRPO, "reinforce": Reinforce}
 SB3 = ("sb3-ppo", "sb3-a2c", "sb3-maskable-ppo")
-
-
-class Trained(NamedTuple):
-    """An agent after its training."""
-
-    agent: Any
-    """Has ``respond`` or ``predict``, as :func:`textenv.evaluation.evaluate` wants it."""
-    model: PreTrainedModel | None
-    """The policy's language model, for exact measurement; None when the agent is no single model."""
-    curve: list[dict[str, float]]
-    """Means of the training episodes by update: ``episodes, reward, rm_score, kl``, and ``gold_score`` where known."""
-    tokens: int
-    """Response tokens sampled in training."""
 
 
 def check_plan(plan: AgentPlan) -> None:

@@ -18,7 +18,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from agents.algorithms import Trained, check_plan, make_env, train
+from agents.algorithms import check_plan, make_env, train
+from agents.core.job import Trained
 from textenv.data.records import write_json
 from textenv.evaluation import Mean, evaluate, mean_t95
 from textenv.registry.experiment import BUILT_IN_AGENTS, AgentPlan, RunPlan

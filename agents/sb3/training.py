@@ -8,8 +8,8 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents.algorithms import Trained
 from agents.core.actor import LanguageModelAgent
+from agents.core.job import Trained
 from agents.sb3.env import CausalLMPolicy, make_vec_env
 from textenv.registry.experiment import AgentPlan
 from textenv.training.progress import Advance
