@@ -1,6 +1,7 @@
 """Supervised fine-tuning: maximise the likelihood of demonstrations, completion tokens only.
 
-Objective: the mean negative log-likelihood of a completion token, EOS included,
+Objective: the mean negative log-likelihood of a completion token, the one that closes it included (EOS, or after a chat
+the token with which the chat template closes the turn),
 
     L(θ) = − Σ_i Σ_t log π_θ(y_it | x_i, y_i,<t) / Σ_i |y_i|,
 
@@ -225,7 +226,8 @@ def _tokenise(model: LanguageModel, demonstrations: list[Demonstration], config:
     cut_prompts = cut_completions = 0
     for i, demonstration in enumerate(demonstrations):
         prompt = prompts[i]
-        response = completions[i] if demonstration.truncated else [*completions[i], model.eos_id]
+        ending = model.eos_id if isinstance(demonstration.prompt, str) else model.turn_end_id
+        response = completions[i] if demonstration.truncated else [*completions[i], ending]
         if not config.completion_only:
             prompt, response = [], prompt + response
         if not prompt:

@@ -66,7 +66,7 @@ class Task:
         self.rule = TokenRule(
             temperature=config.temperature,
             min_new_tokens=config.min_new_tokens,
-            stop_ids=(self.reference.eos_id, *(_token_id(token, self.reference) for token in config.stop_tokens)),
+            stop_ids=(*self.reference.ending_ids, *(_token_id(token, self.reference) for token in config.stop_tokens)),
         )
         self.scorer = Scorer(
             reference=self.reference,
@@ -255,7 +255,8 @@ class Episodes:
         responses = self.tokens[slots, width:]
         lists = [row[:length] for row, length in zip(responses.tolist(), lengths.tolist(), strict=True)]
         last = responses[np.arange(len(slots)), lengths - 1]
-        index = np.where(np.isin(last, self._stop), np.where(last == self._stop[0], 0, 1), 2)
+        by_itself, stopped = np.isin(last, task.reference.ending_ids), np.isin(last, self._stop)
+        index = np.where(by_itself, 0, np.where(stopped, 1, 2))
         columns: dict[str, list[Any]] = {
             key: [values[i] if i >= 0 else None for i in self.prompt_index[slots]]
             for key, values in task.prompts.columns.items()
@@ -273,7 +274,7 @@ class Episodes:
         return Finished(
             tokens,
             [self.texts[slot] for slot in slots],
-            task.reference.decode_batch(lists),
+            task.reference.response_texts(lists),
             columns,
             self._reported_logprobs(slots, lengths),
         )

@@ -211,7 +211,7 @@ def sample_pool(
     """``count`` answers of a language model to each prompt."""
     ids, lengths = pad_left([lm.encode_prompt(prompt) for prompt in prompts], lm.pad_id)
     generator = torch.Generator().manual_seed(seed)
-    rule = TokenRule(stop_ids=(lm.eos_id,))
+    rule = TokenRule(stop_ids=lm.ending_ids)
     answers: list[list[tuple[str, str]]] = [[] for _ in prompts]
     copies = max(1, BATCH // len(prompts))
     for start in range(0, count, copies):
@@ -226,8 +226,8 @@ def sample_pool(
             generator=generator,
         )
         rows = [row[:n].tolist() for row, n in zip(sampled.response_ids, sampled.response_lengths, strict=True)]
-        reasons = ["eos" if row[-1] == lm.eos_id else "length" for row in rows]
-        for place, answer in enumerate(zip(lm.decode_batch(rows), reasons, strict=True)):
+        reasons = ["eos" if row[-1] in lm.ending_ids else "length" for row in rows]
+        for place, answer in enumerate(zip(lm.response_texts(rows), reasons, strict=True)):
             answers[place // k].append(answer)
     flat = [answer for same_prompt in answers for answer in same_prompt]
     repeated = [prompt for prompt in prompts for _ in range(count)]

@@ -12,11 +12,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from reward_models.preferences import prompt_key
+from textenv.lm.endings import template_ending
 from textenv.training.loop import Ragged, encode_texts
 
 SHOWN = 60
 """Characters of a text in an error."""
-_PROBE = "ANSWER"
 
 
 class Texts(Ragged):
@@ -51,7 +51,7 @@ def encode_for_decoder(
     """
     prompt_ids, completion_ids = encode_texts(tokenizer, prompts, completions, rendered=True)
     eos = [tokenizer.eos_token_id]
-    after_chat = eos if all(isinstance(prompt, str) for prompt in prompts) else chat_ending(tokenizer)
+    after_chat = template_ending(tokenizer) or eos
     texts: list[list[int]] = []
     cut = set()
     for prompt, completion, head, tail in zip(prompts, completions, prompt_ids, completion_ids, strict=True):
@@ -63,20 +63,6 @@ def encode_for_decoder(
             cut.add(prompt_key(prompt))
         texts.append([*head[max(len(head) - room, 0) :], *tail])
     return Encoded(Texts(texts), len(cut))
-
-
-def chat_ending(tokenizer: Any) -> list[int]:
-    """Tokens after an assistant's message: what the template puts there, or EOS where it puts nothing.
-
-    Published chat models were trained to be read there; Qwen's template ends in a line break after its end-of-turn
-    token, so that EOS alone would be another place.
-    """
-    messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _PROBE}]
-    rendered = tokenizer.apply_chat_template(messages, tokenize=False)
-    _, found, tail = rendered.rpartition(_PROBE)
-    if not found or not tail.strip():
-        return [tokenizer.eos_token_id]
-    return list(tokenizer(tail, add_special_tokens=False).input_ids)
 
 
 def encode_for_encoder(

@@ -11,7 +11,7 @@ from textenv.conformance.subject import EOS_RATES, Episode, Subject, close, epis
 def endings(subject: Subject) -> str:
     """``terminated`` alone ends an episode, for a reason that its tokens show, within the budget."""
     env, budget = subject.make(), subject.settings["max_new_tokens"]
-    eos_id = env.unwrapped.reference.eos_id
+    ending = env.unwrapped.reference.ending_ids
     reasons = []
     for episode in episodes(subject, env):
         for _, _, terminated, truncated, info in episode.steps:
@@ -20,7 +20,8 @@ def endings(subject: Subject) -> str:
             expect(terminated or "finish_reason" not in info, "finish_reason must come at the end alone")
         info, count, last = episode.steps[-1][4], len(episode.steps), episode.actions[-1]
         reason = str(info.get("finish_reason"))
-        fits = {"eos": last == eos_id, "stop": last != eos_id, "length": last != eos_id and count == budget}
+        ended = last in ending
+        fits = {"eos": ended, "stop": not ended, "length": not ended and count == budget}
         expect(reason in fits, f"finish_reason must be one of {tuple(fits)}, with finish_reason (={reason!r})")
         expect(fits[reason], f"finish_reason (={reason!r}) must fit the last token (={last}) and the length (={count})")
         expect(

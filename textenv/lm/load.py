@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from textenv.data.hub import hub_or_cache
+from textenv.lm.endings import ending_ids, turn_end_id
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +33,11 @@ class LanguageModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     eos_id: int
+    """The tokenizer's EOS, which closes a response to a plain text."""
+    turn_end_id: int
+    """Closes an assistant turn of a chat; EOS where the chat template has no token of its own."""
+    ending_ids: tuple[int, ...]
+    """Every token that ends a response, ``eos_id`` first (:mod:`textenv.lm.endings`)."""
     pad_id: int
     """Fills padding; may equal ``eos_id``, since nothing derives a mask from it."""
 
@@ -74,6 +80,11 @@ class LanguageModel:
 
     def decode_batch(self, ids: list[list[int]]) -> list[str]:
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def response_texts(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """Texts of responses without the token that ends them, whether or not the tokenizer calls it special."""
+        ends = set(self.ending_ids)
+        return self.decode_batch([list(row[:-1] if row and row[-1] in ends else row) for row in ids])
 
     def save_pretrained(self, folder: str | Path) -> None:
         """A plain Hugging Face folder: safetensors weights, config and tokenizer."""
@@ -160,7 +171,15 @@ def wrap_language_model(model: PreTrainedModel, tokenizer: Any, *, name: str = "
         raise ValueError(f"the tokenizer of {name!r} must have an EOS token. Set tokenizer.eos_token before saving it.")
     pad_id = tokenizer.pad_token_id
     disable_dropout(model)
-    return LanguageModel(name, model, tokenizer, int(eos_id), int(eos_id if pad_id is None else pad_id))
+    return LanguageModel(
+        name,
+        model,
+        tokenizer,
+        eos_id=int(eos_id),
+        turn_end_id=turn_end_id(tokenizer),
+        ending_ids=ending_ids(model, tokenizer),
+        pad_id=int(eos_id if pad_id is None else pad_id),
+    )
 
 
 def disable_dropout(model: nn.Module) -> None:

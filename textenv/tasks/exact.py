@@ -110,7 +110,7 @@ class ExactWorld:
         self.lengths: Int[Tensor, " Y"]
         self.response_ids, self.lengths = pad_right(strings, reference.pad_id, max_new_tokens)
         self.mask = length_mask(self.lengths, max_new_tokens)
-        self.texts = reference.decode_batch([list(y) for y in strings])
+        self.texts = reference.response_texts(strings)
 
         # Longest unfinished prefixes ("trunks"): one forward pass over them holds every next-token distribution.
         prefixes: dict[tuple[int, ...], int] = {}
@@ -291,8 +291,8 @@ class ExactWorld:
         scorer = Scorer(
             reference=self.reference, reward_model=reward_model, rule=self.rule, kl_coef=0, missing_eos_penalty=penalty
         )
-        stops = self.rule.stop_ids
-        reasons = ["length" if y[-1] not in stops else "eos" if y[-1] == stops[0] else "stop" for y in strings]
+        stops, ends = self.rule.stop_ids, self.reference.ending_ids
+        reasons = ["eos" if y[-1] in ends else "stop" if y[-1] in stops else "length" for y in strings]
         count = len(strings)
         out = []
         for x, prompt in enumerate(self.prompts):

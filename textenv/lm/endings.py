@@ -1,0 +1,45 @@
+"""Where a model's turn ends: the tokens after which it has nothing more to say.
+
+Published instruct models name several: all of ``generation_config.eos_token_id`` (Llama 3, Gemma 3, Phi 3.5, Qwen 3),
+and the token with which the chat template closes an assistant turn. Each of them ends an episode.
+"""
+
+from typing import Any
+
+from transformers import PreTrainedModel
+
+_PROBE = "ANSWER"
+
+
+def template_ending(tokenizer: Any) -> list[int]:
+    """Tokens that the chat template puts after an assistant's answer; empty without a template.
+
+    Published chat models were trained to read and write them there: ``<|im_end|>`` and a line break for Qwen.
+    """
+    if tokenizer.chat_template is None:
+        return []
+    messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _PROBE}]
+    _, found, tail = tokenizer.apply_chat_template(messages, tokenize=False).rpartition(_PROBE)
+    return list(tokenizer(tail, add_special_tokens=False).input_ids) if found and tail.strip() else []
+
+
+def turn_end_id(tokenizer: Any) -> int:
+    """The token that closes an assistant turn of a chat: the template's own, or EOS where it has none.
+
+    It is the first added token (``<|im_end|>``, ``<end_of_turn>``, ``<|eot_id|>``) of :func:`template_ending`. Words
+    that a template puts there are no such token: an answer may use them too.
+    """
+    added = tokenizer.added_tokens_decoder.keys() | set(tokenizer.all_special_ids)
+    return next((token for token in template_ending(tokenizer) if token in added), tokenizer.eos_token_id)
+
+
+def ending_ids(model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]:
+    """Every token that ends a turn of ``model``, the tokenizer's EOS first.
+
+    Ids beyond the LM head are left out, since they can never be drawn.
+    """
+    named = getattr(model.generation_config, "eos_token_id", None)
+    listed = [] if named is None else [named] if isinstance(named, int) else list(named)
+    actions = model.get_output_embeddings().weight.shape[0]  # type: ignore[union-attr]
+    ids = dict.fromkeys([tokenizer.eos_token_id, *listed, turn_end_id(tokenizer)])
+    return tuple(int(token) for token in ids if token < actions)
