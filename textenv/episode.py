@@ -81,6 +81,16 @@ class Task:
         self.observation_space = self._observation_space()
         self.action_space = spaces.Discrete(self.reference.vocab_size)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles and copies carry names and numbers; the models behind the names are resolved again, and shared."""
+        policy = self.scorer.policy
+        if policy not in (None, self.reference.model):
+            raise ValueError(
+                "an environment is pickled by the names of its models, got an attached policy, which has no name. "
+                "Call attach_policy(None) first, and attach the policy to the copy."
+            )
+        return _restored_task, (self.config, self.scorer.kl_coef, policy is not None)
+
     def _observation_space(self) -> spaces.Space:
         top, width = self.reference.vocab_size - 1, self.width
         if self.config.obs_mode == "tokens":
@@ -113,6 +123,13 @@ class Task:
         if scored.gold is not None:
             infos["gold_score"] = scored.gold
         return Outcome(scored.rewards, infos)
+
+
+def _restored_task(config: TaskConfig, kl_coef: float, reference_attached: bool) -> Task:
+    task = Task(config)
+    task.scorer.kl_coef = kl_coef
+    task.scorer.policy = task.reference.model if reference_attached else None
+    return task
 
 
 class ScoredByTask:

@@ -115,6 +115,10 @@ def spec_json(subject: Subject) -> str:
     return "single and vector play the same when made from JSON"
 
 
+PICKLE_LIMIT = 100_000
+"""Bytes. Names and token buffers fit easily; weights do not."""
+
+
 def shared_models(subject: Subject) -> str:
     """One reference a process: neither ``make`` nor ``.spec`` nor a wrapper copies it."""
     model = subject.make().unwrapped.reference.model
@@ -155,7 +159,12 @@ def pickling(subject: Subject) -> str:
     """Specs, factories and environments pickle the way AsyncVectorEnv sends them to its processes: by cloudpickle."""
     env = subject.make()
     factory = pickle.loads(pickle.dumps(CloudpickleWrapper(functools.partial(gymnasium.make, env.spec))))
-    unpickled = pickle.loads(pickle.dumps(CloudpickleWrapper(lambda: env)))()
+    pickled = pickle.dumps(CloudpickleWrapper(lambda: env))
+    expect(
+        len(pickled) < PICKLE_LIMIT,
+        f"a pickled environment must stay under {PICKLE_LIMIT:,} bytes, got {len(pickled):,}. Pickle names, no weights.",
+    )
+    unpickled = pickle.loads(pickled)()
     want = episodes(subject, env)
     expect_same(episodes(subject, attach(factory())), want, "an environment made by a pickled factory differs")
     expect_same(episodes(subject, unpickled), want, "an unpickled environment differs")
