@@ -1,4 +1,4 @@
-"""A reward model as a small HTTP service, for ``scorers.remote.HTTPRewardModel``. Standard library only."""
+"""A reward model as a small HTTP service, for ``scorers.remote.HTTPRewardModel``; standard library only."""
 
 import hmac
 import json
@@ -11,13 +11,13 @@ from textenv.registry import RewardFunction
 from textenv.scoring import score_texts
 
 MAX_BODY = 64 * 2**20
-"""Bytes of a request that are read at most."""
+"""Largest request that is read, bytes."""
 
 
 class RewardServer(ThreadingHTTPServer):
     """Answers POSTs at any path, one batch at a time; ``with server: server.serve_forever()``.
 
-    Without a ``token`` it only listens on this machine. It speaks plain HTTP: put a proxy with TLS before it elsewhere.
+    Without a ``token`` it listens on this machine only. It speaks plain HTTP: put a proxy with TLS in front of it.
     """
 
     daemon_threads = True
@@ -25,20 +25,29 @@ class RewardServer(ThreadingHTTPServer):
     def __init__(
         self, model: RewardFunction, *, host: str = "127.0.0.1", port: int = 0, token: str | None = None
     ) -> None:
-        """``host`` is a name or an address, IPv6 (``::1``) too; ``port`` 0 is any that is free.
+        """Listen at once; requests are answered from ``serve_forever`` on.
+
+        Args:
+            model: what gives the scores.
+            host: a name or an address, IPv6 (``::1``) too.
+            port: 0 takes a free one.
+            token: the bearer token that clients must send; None lets everybody in.
 
         Raises:
-            ValueError: others could reach it without a token, or it cannot listen there.
+            ValueError: other machines could reach it without a token, or it cannot listen there.
         """
         if token is None and host not in ("127.0.0.1", "::1", "localhost"):
-            raise ValueError(f"a server that others can reach must have a token, with host (={host!r}), token (=None).")
+            raise ValueError(
+                f"a server that other machines can reach must have a token, got host {host!r} and none. Pass token=, "
+                "or listen at 127.0.0.1."
+            )
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             super().__init__((host, port), _Handler)
         except (OSError, OverflowError) as error:
             raise ValueError(
-                f"a server must be able to listen at its address, with host (={host!r}), port (={port}): {error}. Take "
-                "an address of this machine and a port that is free (0 finds one)."
+                f"a server must be able to listen at its address, got host {host!r} and port {port}: {error}. Use an "
+                "address of this machine and a free port (0 finds one)."
             ) from error
         self.model, self.token, self.lock = model, token, threading.Lock()
 
@@ -50,23 +59,25 @@ class RewardServer(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: Any
+    protocol_version = "HTTP/1.1"  # a connection serves many requests
     timeout = 60
+    """Seconds that an idle connection is kept open."""
 
     def do_POST(self) -> None:
         token = self.server.token
         given = self.headers.get("Authorization", "")
         length = self.headers.get("Content-Length", "")
         if token is not None and not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
-            self._answer(401, {"error": "the bearer token is missing or wrong"})
+            self._refuse(401, "the bearer token is missing or wrong")
         elif not length.isdigit() or int(length) > MAX_BODY:
-            self._answer(413, {"error": f"Content-Length must be given, up to {MAX_BODY} bytes"})
+            self._refuse(413, f"Content-Length must be given, up to {MAX_BODY} bytes")
         else:
             body = self.rfile.read(int(length))
             try:
                 self._answer(200, {"scores": self._scores(json.loads(body))})
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 self._answer(400, {"error": f"{type(error).__name__}: {error}"})
-            except Exception as error:  # the client is told, and the server goes on
+            except Exception as error:  # tell the client and go on
                 self._answer(500, {"error": f"{type(error).__name__}: {error}"})
 
     def _scores(self, batch: dict[str, Any]) -> list[float]:
@@ -78,13 +89,20 @@ class _Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             return score_texts(self.server.model, prompts, completions, batch).tolist()
 
+    def _refuse(self, status: int, reason: str) -> None:
+        """Answer without reading the body, which would pass for the next request: the connection ends."""
+        self.close_connection = True
+        self._answer(status, {"error": reason})
+
     def _answer(self, status: int, content: dict[str, Any]) -> None:
         body = json.dumps(content).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: the requests of a training run are many."""
+        """Log nothing: a training run makes many requests."""

@@ -1,35 +1,32 @@
-"""A reward model in another process or on another machine, asked over HTTP.
+"""A reward model in another process or on another machine, called over HTTP.
 
 POST {"prompts": […], "completions": […], <column>: […]}  →  {"scores": […]}
 """
 
-import http.client
+import functools
 import json
 import os
-import queue
 import sys
 import threading
-import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, final
+
+import httpx2
+import tenacity
 
 _EXCERPT = 200
 """Characters of an answer that an error quotes."""
-
-
-class _Passing(Exception):
-    """A failure that may be over when asked again."""
 
 
 @final
 class HTTPRewardModel:
     """Scores by POSTing batches to a URL; all columns go along, so they must be JSON.
 
-    A time-out, a broken connection and a status of 5xx or 429 are tried again, ``retries`` times, after
-    ``backoff · 2^k`` seconds; anything else is an error at once. A redirect is not followed.
+    A timeout, a broken connection and a status of 5xx or 429 are transient: the request is retried up to ``retries``
+    times, after ``backoff · 2^k`` seconds. Anything else is an error at once. Redirects are not followed: they would
+    lose the texts and send the token elsewhere.
     """
 
     def __init__(
@@ -43,28 +40,37 @@ class HTTPRewardModel:
         token_variable: str | None = None,
         version: str | None = None,
     ) -> None:
-        """``timeout`` in seconds, of one request from its start to the end of its answer. ``token_variable`` names the
-        environment variable that holds a bearer token, so that no secret enters a spec. ``version`` tells one model
-        behind the URL from the next, for caches.
+        """Check the settings; nothing is sent yet.
+
+        Args:
+            url: where to POST.
+            timeout: seconds from the start of a request to the end of its answer.
+            batch_size: texts per request.
+            retries: further attempts after a transient error.
+            backoff: seconds before the first retry; doubled each time.
+            token_variable: environment variable with a bearer token, so that no secret enters a spec.
+            version: tells one model behind the URL from the next, for caches.
 
         Raises:
-            ValueError: the URL is not http(s) or cannot be right, or a number is out of range.
+            ValueError: the URL is not http(s) or cannot be valid, or a number is out of range.
         """
         if not _is_url(url):
             raise ValueError(
-                "a reward model's URL must start with http:// or https:// and name a host, without a user, a space or "
-                f"a port above 65535, with url (={url!r}). Percent-encode what is not ASCII; a secret goes into "
-                "token_variable."
+                "url must start with http:// or https:// and name a host, without a user, a space or a port above "
+                f"65535, got {url!r}. Percent-encode what is not ASCII; put a secret into token_variable."
             )
-        if not (timeout > 0 and batch_size >= 1 and retries >= 0 and backoff >= 0):
-            raise ValueError(
-                "timeout must be > 0, batch_size ≥ 1, retries ≥ 0 and backoff ≥ 0, with "
-                f"timeout (={timeout}), batch_size (={batch_size}), retries (={retries}), backoff (={backoff})."
-            )
+        for name, value, valid, rule in (
+            ("timeout", timeout, timeout > 0, "above 0"),
+            ("batch_size", batch_size, batch_size >= 1, "1 or more"),
+            ("retries", retries, retries >= 0, "0 or more"),
+            ("backoff", backoff, backoff >= 0, "0 or more"),
+        ):
+            if not valid:
+                raise ValueError(f"{name} must be {rule}, got {value}. Raise it, or leave it out for the default.")
         if token_variable is not None and not os.environ.get(token_variable):
             raise ValueError(
-                f"token_variable must name an environment variable that is set, with token_variable "
-                f"(={token_variable!r}). Export the server's token there."
+                f"token_variable must name an environment variable that is set, got {token_variable!r}. Export the "
+                "server's token there."
             )
         self.url, self.timeout, self.batch_size, self.retries, self.backoff = url, timeout, batch_size, retries, backoff
         self._token_variable = token_variable
@@ -79,99 +85,107 @@ class HTTPRewardModel:
             try:
                 body = json.dumps({name: list(values[part]) for name, values in rows.items()}).encode()
             except TypeError as error:
-                raise ValueError(f"columns must be JSON values to be sent to {self.url}: {error}.") from None
-            scores += self._ask(body, len(prompts[part]))
+                raise ValueError(
+                    f"columns must be JSON values to be sent to {self.url}, got another type: {error}. Leave the "
+                    "column out of the prompts' records, or convert it."
+                ) from None
+            scores += self._scores(self._ask(body), len(prompts[part]))
         return scores
 
-    def _ask(self, body: bytes, count: int) -> list[float]:
-        """One batch, tried again while failures may pass."""
-        for attempt in range(self.retries + 1):
-            try:
-                return self._scores(_within(self.timeout, lambda: self._post(body)), count)
-            except _Passing as error:
-                if attempt == self.retries:
-                    raise ValueError(
-                        f"the reward model at {self.url} must answer, with attempts (={attempt + 1}), last: {error}. "
-                        "Is the server up? Raise timeout or retries if it is only slow."
-                    ) from error
-                time.sleep(self.backoff * 2**attempt)
-        raise AssertionError("unreachable")
+    def _ask(self, body: bytes) -> bytes:
+        """The answer to one batch, retried while errors are transient."""
+        attempts = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(_is_transient),
+            stop=tenacity.stop_after_attempt(self.retries + 1),
+            wait=tenacity.wait_exponential(multiplier=self.backoff),
+            reraise=True,
+        )
+        try:
+            return attempts(_within, self.timeout, lambda: self._post(body))
+        except (httpx2.HTTPError, TimeoutError) as error:
+            if not _is_transient(error):
+                raise ValueError(
+                    f"the reward model at {self.url} must accept the request, got {self._described(error)}. Check the "
+                    "URL, the token and the server's log."
+                ) from error
+            raise ValueError(
+                f"the reward model at {self.url} must answer, got {self._described(error)} in the last of "
+                f"{self.retries + 1} attempts. Is the server up? Raise timeout or retries if it is only slow."
+            ) from error
 
     def _post(self, body: bytes) -> bytes:
         headers = {"Content-Type": "application/json"}
         if self._token_variable is not None:
             headers["Authorization"] = f"Bearer {os.environ.get(self._token_variable, '')}"
-        request = urllib.request.Request(self.url, data=body, headers=headers, method="POST")
-        try:
-            with _opener.open(request, timeout=self.timeout) as response:
-                return response.read()
-        except urllib.error.HTTPError as error:
-            with error:
-                excerpt = error.read(_EXCERPT * 4).decode("utf-8", "replace")[:_EXCERPT]
-            problem = f"status {error.code} with body {excerpt!r}"
-            if error.code >= 500 or error.code == 429:
-                raise _Passing(problem) from error
-            raise ValueError(f"the reward model at {self.url} must accept the request, with {problem}.") from error
-        except (OSError, http.client.HTTPException) as error:  # refused, reset, timed out, cut short
-            reason = getattr(error, "reason", error)
-            raise _Passing(f"no answer within {self.timeout} s ({type(reason).__name__}: {reason})") from error
+        answer = _client(os.getpid()).post(self.url, content=body, headers=headers, timeout=self.timeout)
+        return answer.raise_for_status().content
+
+    def _described(self, error: Exception) -> str:
+        if isinstance(error, httpx2.HTTPStatusError):
+            return f"status {error.response.status_code} with body {_excerpt(error.response.content)!r}"
+        if isinstance(error, httpx2.TimeoutException | TimeoutError):
+            return f"no answer within {self.timeout} s"
+        return f"{type(error).__name__}: {error}"
 
     def _scores(self, answer: bytes, count: int) -> list[float]:
-        excerpt = answer[: _EXCERPT * 4].decode("utf-8", "replace")[:_EXCERPT]
         try:
             scores = json.loads(answer)["scores"]
         except (ValueError, KeyError, TypeError):
             scores = None
         if not isinstance(scores, list) or not all(type(score) in (int, float) for score in scores):
             raise ValueError(
-                f'the reward model at {self.url} must answer {{"scores": [numbers]}}, with body (={excerpt!r}). '
-                "Mend the server."
+                f'the reward model at {self.url} must answer {{"scores": [numbers]}}, got {_excerpt(answer)!r}. Fix '
+                "the server."
             )
         if len(scores) != count or not all(abs(score) <= sys.float_info.max for score in scores):
             raise ValueError(
-                f"the reward model at {self.url} must answer one finite score a text, with scores (={len(scores)}) "
-                f"for texts (={count}) and body (={excerpt!r})."
+                f"the reward model at {self.url} must answer one finite score per text, got {len(scores)} scores for "
+                f"{count} texts: {_excerpt(answer)!r}. Fix the server."
             )
         return [float(score) for score in scores]
+
+
+@functools.cache
+def _client(process: int) -> httpx2.Client:
+    """The connections of this process, shared by its threads; a fork must not use those of its parent."""
+    return httpx2.Client(limits=httpx2.Limits(max_connections=None))
+
+
+def _is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed later."""
+    if isinstance(error, httpx2.HTTPStatusError):
+        return error.response.status_code >= 500 or error.response.status_code == 429
+    return isinstance(error, httpx2.TransportError | TimeoutError)
+
+
+def _within(seconds: float, work: Callable[[], bytes]) -> bytes:
+    """What ``work()`` returns or raises, or TimeoutError.
+
+    The client's own timeout holds for each read: a server that sends a byte now and then would hold the caller for
+    ever. So the work is left to a thread, which ends with its connection.
+    """
+    result: Future[bytes] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(work())
+        except Exception as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return result.result(timeout=seconds)
+
+
+def _excerpt(answer: bytes) -> str:
+    return answer[: _EXCERPT * 4].decode("utf-8", "replace")[:_EXCERPT]
 
 
 def _is_url(url: str) -> bool:
     """Whether a request to it can be made at all."""
     try:
         parts = urllib.parse.urlsplit(url)
-        host = (parts.hostname or "").encode("idna")  # where a name or the port is impossible: ValueError
-        right = parts.scheme in ("http", "https") and host and parts.port != 0 and parts.username is None
-        return bool(right) and url.isascii() and url.isprintable() and " " not in url
+        host = (parts.hostname or "").encode("idna")  # ValueError for an impossible name or port
+        valid = parts.scheme in ("http", "https") and host and parts.port != 0 and parts.username is None
+        return bool(valid) and url.isascii() and url.isprintable() and " " not in url
     except ValueError:
         return False
-
-
-def _within(seconds: float, work: Callable[[], bytes]) -> bytes:
-    """What ``work()`` returns or raises. A socket's own time-out is for each read: a server that answers a byte now and
-    then would hold the caller for ever, so the work is left to a thread, which ends with its connection."""
-    done: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
-
-    def run() -> None:
-        try:
-            done.put(work())
-        except Exception as error:
-            done.put(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        result = done.get(timeout=seconds)
-    except queue.Empty:
-        raise _Passing(f"no answer within {seconds} s") from None
-    if isinstance(result, Exception):
-        raise result
-    return result
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would turn the POST into a GET, and carry the token elsewhere."""
-
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        return None
-
-
-_opener = urllib.request.build_opener(_NoRedirect)

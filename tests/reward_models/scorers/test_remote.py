@@ -1,8 +1,12 @@
-"""The wire between a reward model and its server: what is sent, what is tried again, what is refused."""
+"""The wire between a reward model and its server: what is sent, what is retried, what is refused."""
 
+import contextlib
 import http.client
 import json
+import pickle
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +15,6 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from reward_models.scorers import remote
 from reward_models.scorers.remote import HTTPRewardModel
 from reward_models.serve import MAX_BODY, RewardServer
 
@@ -69,13 +72,13 @@ def scripted(run):
 
 @pytest.fixture
 def pauses(monkeypatch):
-    """Seconds that were slept between attempts; nobody waits."""
+    """Seconds slept between attempts; nobody waits."""
     slept = []
-    monkeypatch.setattr(remote.time, "sleep", slept.append)
+    monkeypatch.setattr("time.sleep", slept.append)
     return slept
 
 
-PASSING = {
+TRANSIENT = {
     "500": (500, {}, b"oops"),
     "503": (503, {}, b"busy"),
     "too many requests": (429, {}, b"slowly"),
@@ -85,41 +88,41 @@ PASSING = {
 }
 
 
-@pytest.mark.parametrize("failure", PASSING)
-def test_a_failure_that_may_pass_is_tried_again_after_twice_the_time(failure, scripted, pauses):
-    url, seen = scripted(*[PASSING[failure]] * 3, GOOD)
+@pytest.mark.parametrize("failure", TRANSIENT)
+def test_a_transient_error_is_retried_after_twice_the_time(failure, scripted, pauses):
+    url, seen = scripted(*[TRANSIENT[failure]] * 3, GOOD)
     assert HTTPRewardModel(url, backoff=0.5, retries=3)(["p"], ["a"]) == [7.0]
     assert len(seen) == 4
     assert pauses == [0.5, 1.0, 2.0]
-    url, seen = scripted(*[PASSING[failure]] * 3, GOOD)
-    with pytest.raises(ValueError, match=r"/score must answer, with attempts \(=3\)"):
+    url, seen = scripted(*[TRANSIENT[failure]] * 3, GOOD)
+    with pytest.raises(ValueError, match=r"/score must answer, got .* in the last of 3 attempts"):
         HTTPRewardModel(url, backoff=0.5, retries=2)(["p"], ["a"])
     assert len(seen) == 3
 
 
 FINAL = {
-    "bad request": ((400, {}, b"what?"), r"must accept the request, with status 400 with body 'what\?'"),
+    "bad request": ((400, {}, b"what?"), r"must accept the request, got status 400 with body 'what\?'"),
     "no such place": ((404, {}, b""), "status 404"),
     "a redirect": ((302, {"Location": "/elsewhere"}, b""), "status 302"),
-    "no JSON": ((200, {}, b"hello"), r"must answer .*scores.*body \(='hello'\)"),
+    "no JSON": ((200, {}, b"hello"), r"must answer .*scores.*got 'hello'"),
     "no scores": ((200, {}, b'{"score": [1]}'), "must answer"),
     "a list": ((200, {}, b"[1]"), "must answer"),
     "null": ((200, {}, b'{"scores": [null]}'), "must answer"),
-    "a string of digits": ((200, {}, b'{"scores": "7"}'), r"must answer .*scores.*body \(='{\"scores\": \"7\"}'\)"),
+    "a string of digits": ((200, {}, b'{"scores": "7"}'), r"must answer .*scores.*got '{\"scores\": \"7\"}'"),
     "an object": ((200, {}, b'{"scores": {"7": 1}}'), "must answer"),
     "a number": ((200, {}, b'{"scores": 7}'), "must answer"),
     "a list of strings": ((200, {}, b'{"scores": ["7"]}'), "must answer"),
     "a truth value": ((200, {}, b'{"scores": [true]}'), "must answer"),
-    "too large": ((200, {}, b'{"scores": [1%s]}' % (b"0" * 400)), "one finite score a text"),
-    "too few": ((200, {}, b'{"scores": []}'), r"scores \(=0\) for texts \(=1\)"),
-    "too many": ((200, {}, b'{"scores": [1, 2]}'), r"scores \(=2\) for texts \(=1\)"),
-    "no number": ((200, {}, b'{"scores": [NaN]}'), "one finite score a text"),
-    "infinity": ((200, {}, b'{"scores": [-Infinity]}'), "one finite score a text"),
+    "too large": ((200, {}, b'{"scores": [1%s]}' % (b"0" * 400)), "one finite score per text"),
+    "too few": ((200, {}, b'{"scores": []}'), r"got 0 scores for 1 texts"),
+    "too many": ((200, {}, b'{"scores": [1, 2]}'), r"got 2 scores for 1 texts"),
+    "no number": ((200, {}, b'{"scores": [NaN]}'), "one finite score per text"),
+    "infinity": ((200, {}, b'{"scores": [-Infinity]}'), "one finite score per text"),
 }
 
 
 @pytest.mark.parametrize("answer", FINAL)
-def test_an_answer_that_will_not_mend_itself_is_an_error_at_once(answer, scripted, pauses):
+def test_any_other_answer_is_an_error_at_once(answer, scripted, pauses):
     given, message = FINAL[answer]
     url, seen = scripted(given, GOOD, GOOD)
     with pytest.raises(ValueError, match=message):
@@ -129,7 +132,7 @@ def test_an_answer_that_will_not_mend_itself_is_an_error_at_once(answer, scripte
 
 
 @pytest.mark.parametrize("slow", ["head", "body"])
-def test_a_server_that_answers_a_byte_now_and_then_is_given_up_in_time(slow, run):
+def test_a_server_that_sends_a_byte_now_and_then_is_given_up_in_time(slow, run):
     over = threading.Event()
 
     class Trickle(BaseHTTPRequestHandler):
@@ -146,9 +149,9 @@ def test_a_server_that_answers_a_byte_now_and_then_is_given_up_in_time(slow, run
             pass
 
     url, start = run(ThreadingHTTPServer(("127.0.0.1", 0), Trickle)), time.monotonic()
-    threading.Timer(5.0, over.set).start()  # so that a client that waits does so for 5 s
+    threading.Timer(5.0, over.set).start()  # a client that waits for the whole answer waits 5 s
     try:
-        with pytest.raises(ValueError, match=r"must answer, with attempts \(=2\), last: no answer within 0.3 s"):
+        with pytest.raises(ValueError, match=r"must answer, got no answer within 0.3 s in the last of 2 attempts"):
             HTTPRewardModel(url, timeout=0.3, retries=1, backoff=0.0)(["p"], ["a"])
     finally:
         over.set()
@@ -174,17 +177,17 @@ WRONG_URLS = [
 
 
 @pytest.mark.parametrize("url", WRONG_URLS)
-def test_a_url_that_cannot_be_right_is_refused_before_any_request(url):
-    with pytest.raises(ValueError, match=r"URL must start with .* name a host.*, with url \(="):
+def test_an_impossible_url_is_refused_before_any_request(url):
+    with pytest.raises(ValueError, match=r"url must start with .* name a host.*, got "):
         HTTPRewardModel(url)
 
 
 @pytest.mark.parametrize("url", ["http://h", "https://a-b.example:65535/s?q=1%20", "http://[::1]:8000/score"])
-def test_a_url_that_may_be_right_is_taken(url):
+def test_a_possible_url_is_accepted(url):
     assert HTTPRewardModel(url).url == url
 
 
-def test_batches_are_as_large_as_asked_in_order_with_all_their_columns_and_the_token(scripted, monkeypatch):
+def test_batches_have_the_size_asked_for_in_order_with_all_columns_and_the_token(scripted, monkeypatch):
     monkeypatch.setenv("TOKEN_OF_A_TEST", "s3cret")
     url, seen = scripted(
         (200, {}, b'{"scores": [1, 2]}'), (200, {}, b'{"scores": [3, 4]}'), (200, {}, b'{"scores": [5]}')
@@ -203,7 +206,7 @@ def test_batches_are_as_large_as_asked_in_order_with_all_their_columns_and_the_t
     assert len(seen) == 3
 
 
-def test_without_a_token_none_is_sent(scripted):
+def test_no_token_is_sent_where_none_is_named(scripted):
     url, seen = scripted(GOOD)
     HTTPRewardModel(url)(["p"], ["a"])
     assert seen[0][1] is None
@@ -211,6 +214,9 @@ def test_without_a_token_none_is_sent(scripted):
 
 def length(prompts, completions, bonus=None):
     return [len(c) + (b or 0) for c, b in zip(completions, bonus or [0] * len(completions), strict=True)]
+
+
+BATCH = json.dumps({"prompts": ["p"], "completions": ["abc"]}).encode()
 
 
 def post(url, body, **headers):
@@ -223,8 +229,9 @@ def post(url, body, **headers):
     if body is not None and "Content_Length" not in headers:
         connection.putheader("Content-Length", str(len(body)))
     connection.endheaders(body)
-    answer = connection.getresponse()
-    return answer.status, json.loads(answer.read())
+    with contextlib.closing(connection):
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
 
 
 @pytest.mark.parametrize(
@@ -242,14 +249,14 @@ def post(url, body, **headers):
     ids=str,
 )
 def test_a_server_refuses_a_batch_whose_lists_do_not_fit(batch, run):
-    def lenient(prompts, completions, bonus=None):  # the server must see it, for this model would not
+    def lenient(prompts, completions, bonus=None):  # this model accepts anything: the server must refuse
         return [1.0] * len(prompts)
 
     status, answer = post(run(RewardServer(lenient)), json.dumps(batch).encode())
     assert (status, list(answer)) == (400, ["error"])
 
 
-def test_a_server_hands_columns_on_and_keeps_out_who_has_not_the_token(run):
+def test_a_server_passes_columns_on_and_refuses_who_lacks_the_token(run):
     good = json.dumps({"prompts": ["p"], "completions": ["abc"], "bonus": [2], "other": ["x"]}).encode()
     assert post(run(RewardServer(length)), good) == (200, {"scores": [5.0]})
     url = run(RewardServer(length, host="0.0.0.0", token="t"))  # with a token it may listen to others
@@ -268,7 +275,7 @@ def test_a_server_reads_no_body_of_unknown_or_excessive_length(run):
     assert post(url, b"{")[0] == 400
 
 
-def test_a_server_tells_what_failed_and_goes_on(run):
+def test_a_server_reports_what_failed_and_goes_on(run):
     def fails(prompts, completions):
         if completions == ["a"]:
             raise RuntimeError("out of memory")
@@ -286,7 +293,7 @@ def test_a_server_runs_its_model_for_one_batch_at_a_time(run):
     together, entered = [], threading.Barrier(2)
 
     def model(prompts, completions):
-        try:  # were two requests let in together, they would meet here
+        try:  # two requests at the same time would meet here
             entered.wait(timeout=0.3)
             together.append(completions)
         except threading.BrokenBarrierError:
@@ -299,8 +306,61 @@ def test_a_server_runs_its_model_for_one_batch_at_a_time(run):
     assert together == []
 
 
+class CountingServer(RewardServer):
+    """Counts connections."""
+
+    connections = 0
+
+    def get_request(self):
+        self.connections += 1
+        return super().get_request()
+
+
+def test_batches_go_over_one_connection_also_after_a_refusal_of_the_model(run):
+    server = CountingServer(length)
+    model = HTTPRewardModel(run(server), batch_size=1)
+    assert model(list("pqr"), ["a", "bb", "ccc"]) == [1.0, 2.0, 3.0]
+    with pytest.raises(ValueError, match="status 400"):
+        model(["p"], ["a"], bonus=["no number"])
+    assert pickle.loads(pickle.dumps(model))(["p"], ["abcd"]) == [4.0]
+    assert server.connections == 1
+
+
+def test_a_body_that_was_not_read_is_not_taken_for_the_next_request(run):
+    url = run(RewardServer(length, token="t"))
+    place = urlsplit(url)
+    with socket.create_connection((place.hostname, place.port), timeout=30) as wire:
+        inner = (
+            f"POST /score HTTP/1.1\r\nAuthorization: Bearer t\r\nContent-Length: {len(BATCH)}\r\n\r\n".encode() + BATCH
+        )
+        wire.sendall(f"POST /score HTTP/1.1\r\nContent-Length: {len(inner)}\r\n\r\n".encode() + inner)
+        answer = b"".join(iter(lambda: wire.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 401")
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+FORKED = """
+import os, sys
+from reward_models.scorers.remote import HTTPRewardModel
+model = HTTPRewardModel(sys.argv[1], retries=0)
+model(["p"], ["a"])
+child = os.fork()
+scores = model(["p"], ["abc"])
+if child == 0:
+    os._exit(int(scores[0]))
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3 and scores == [3.0]
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="this system has no fork")
+def test_a_fork_does_not_use_the_connection_of_its_parent(run):
+    server = CountingServer(length)
+    subprocess.run([sys.executable, "-c", FORKED, run(server)], check=True, timeout=60)
+    assert server.connections == 2
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_a_server_for_this_machine_alone_needs_no_token(host):
+def test_a_server_for_this_machine_only_needs_no_token(host):
     RewardServer(length, host=host).server_close()
 
 
@@ -323,6 +383,6 @@ def test_a_server_that_cannot_listen_says_where(place):
         given = {"host": "127.0.0.1", "token": "t", **place}
         if given.get("port") == "taken":
             given["port"] = other.server_address[1]
-        named = rf"must be able to listen .*{given['host']}'\), port \(={given.get('port', 0)}\)"
+        named = rf"must be able to listen .*{given['host']}' and port {given.get('port', 0)}:"
         with pytest.raises(ValueError, match=named):
             RewardServer(length, **given)
