@@ -162,7 +162,7 @@ def pickling(subject: Subject) -> str:
     pickled = pickle.dumps(CloudpickleWrapper(lambda: env))
     expect(
         len(pickled) < PICKLE_LIMIT,
-        f"a pickled environment must stay under {PICKLE_LIMIT:,} bytes, got {len(pickled):,}. Pickle names, no weights.",
+        f"a pickled environment must stay under {PICKLE_LIMIT:,} bytes, got {len(pickled):,}. Pickle names only.",
     )
     unpickled = pickle.loads(pickled)()
     want = episodes(subject, env)

@@ -315,9 +315,9 @@ def test_every_part_goes_to_the_device_that_is_asked_for(tmp_path):
             {"http": "http://127.0.0.1", "token_variable": 5},
             r"token_variable of 'http' must be a string or null, .*\(=5\)",
         ),
-        ({"http": "http://127.0.0.1", "retries": -1}, r"retries \(=-1\)"),
-        ({"http": "http://127.0.0.1", "batch_size": 0}, r"batch_size \(=0\)"),
-        ({"http": "http://127.0.0.1", "timeout": 0}, r"timeout \(=0\)"),
+        ({"http": "http://127.0.0.1", "retries": -1}, "retries must be 0 or more, got -1"),
+        ({"http": "http://127.0.0.1", "batch_size": 0}, "batch_size must be 1 or more, got 0"),
+        ({"http": "http://127.0.0.1", "timeout": 0}, "timeout must be above 0, got 0"),
     ],
     ids=str,
 )
