@@ -1,45 +1,53 @@
-"""What a learner is compared with: tokens at random, and the reference itself."""
+"""What a learner is compared with: random tokens, and the reference itself."""
 
 from typing import Any, final
 
 import numpy as np
 import torch
 
-from agents.core.actor import LanguageModelAgent, observation_tokens
+from agents.core.agent import LanguageModelAgent, as_batch
+from agents.core.job import Algorithm, Job, Trained, make_env
 from textenv import registry
-from textenv.episode import Task
+from textenv.episode import Task, observation_tokens
 from textenv.lm import Sampled
 
 
-def reference_agent(task: Task, *, seed: int = 0) -> LanguageModelAgent:
-    """The environment's own reference: KL 0, and what every learner starts from."""
-    model = registry.fresh_language_model(task.config.reference, task.config.device)
-    return LanguageModelAgent(model, task, seed=seed)
+@final
+class ReferenceAgent(LanguageModelAgent, Algorithm):
+    """The environment's own reference: its KL is 0, and every learner starts from it."""
+
+    def __init__(self, task: Task, *, seed: int = 0) -> None:
+        super().__init__(registry.fresh_language_model(task.config.reference, task.config.device), task, seed=seed)
+
+    @classmethod
+    def train(cls, job: Job) -> Trained:
+        agent = cls(make_env(job.env_id, 1).task, seed=job.seed)
+        return Trained(agent, agent.policy.model, [], 0)
 
 
 @final
-class RandomAgent:
+class RandomAgent(Algorithm):
     """Every allowed token with the same probability, at every step."""
 
     def __init__(self, task: Task, *, seed: int = 0) -> None:
         self.task, self.generator = task, torch.Generator().manual_seed(seed)
 
+    @classmethod
+    def train(cls, job: Job) -> Trained:
+        return Trained(cls(make_env(job.env_id, 1).task, seed=job.seed), None, [], 0)
+
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[np.ndarray, Any]:
-        """One random token an observation; ``deterministic`` changes nothing, since no token is likelier."""
-        flat = observation["input_ids"] if isinstance(observation, dict) else observation
-        single = np.ndim(flat) == 1
-        if single:
-            is_dict = isinstance(observation, dict)
-            observation = {k: v[None] for k, v in observation.items()} if is_dict else observation[None]
-        steps = observation_tokens(observation, self.task).response_lengths
+        """One random token per observation; ``deterministic`` changes nothing, since no token is likelier."""
+        observation, single = as_batch(observation)
+        steps = observation_tokens(observation, self.task.prompt_width).response_lengths
         tokens = torch.multinomial(self._logprobs(steps).exp(), 1, generator=self.generator).squeeze(1).numpy()
         return (tokens[0] if single else tokens), state
 
     def respond(self, observation: Any, deterministic: bool = False) -> Sampled:
         """A whole random response to each fresh observation, with its log-probabilities."""
-        batch = observation_tokens(observation, self.task)
+        batch = observation_tokens(observation, self.task.prompt_width)
         size, budget = len(batch.prompt_ids), self.task.config.max_new_tokens
         ids = torch.full((size, budget), self.task.reference.pad_id)
         lengths = torch.full((size,), budget)

@@ -1,46 +1,62 @@
-"""Best-of-n: draw n responses a prompt, keep the one that the reward model likes best.
+"""Best-of-n: draw n responses to each prompt and keep the one that the reward model scores highest.
 
-The chosen response follows no policy that was trained. Its KL to the policy it was drawn from is at most
-``log n − (n − 1)/n`` nats, and equals that only when no two responses to a prompt tie; so it is reported as a bound.
+No policy is trained. The KL between the chosen responses and the policy that they are drawn from is at most
+``log n − (n − 1)/n`` nats, with equality only when no two responses to a prompt tie; so it is reported as a bound.
 
 References: Stiennon et al. 2020; on the bound, Beirami et al. 2024.
 """
 
+from collections.abc import Mapping
 from typing import Any, final
 
 import numpy as np
 import torch
 
-from agents.core.actor import check_vocabulary, observation_tokens, respond
+from agents.core.agent import LanguageModelAgent, as_batch
+from agents.core.job import Algorithm, Job, Trained, make_env
 from textenv import registry
-from textenv.episode import Episodes, Task
+from textenv.episode import Episodes, Task, observation_tokens
 from textenv.evaluation import Evaluation
 from textenv.lm import LanguageModel, Responses, Sampled
 from textenv.scoring import call_reward_model
 
 
 @final
-class BestOfN:
-    """An agent that draws n responses of a model and gives the one that the task's reward model likes best."""
+class BestOfN(LanguageModelAgent, Algorithm):
+    """An agent that draws n responses of a policy and gives the one that the task's reward model scores highest."""
 
     knows_logprobs = False
     """The log-probability of a chosen response is not that of drawing it, so none is reported and no KL is known."""
 
-    def __init__(self, task: Task, model: LanguageModel, n: int, *, seed: int = 0) -> None:
-        if n < 1:
-            raise ValueError(f"best-of-n needs n ≥ 1, with n (={n}).")
-        check_vocabulary(model, task)
-        self.task, self.model, self.n = task, model, n
-        self.generator = torch.Generator().manual_seed(seed)
+    def __init__(self, task: Task, policy: LanguageModel, n: int, *, seed: int = 0) -> None:
+        self.check({"n": n})
+        super().__init__(policy, task, seed=seed)
+        self.n = n
         self._reward_model = registry.reward_model(task.config.reward_model, task.config.device)
         self._index = prompt_index(task)
 
+    @classmethod
+    def option_names(cls) -> tuple[str, ...]:
+        return ("n",)
+
+    @classmethod
+    def check(cls, options: Mapping[str, Any]) -> None:
+        n = options.get("n", 4)
+        if not isinstance(n, int) or n < 1:
+            raise ValueError(f"n must be a whole number, 1 or more, got {n!r}. 1 is the policy itself.")
+
+    @classmethod
+    def train(cls, job: Job) -> Trained:
+        task = make_env(job.env_id, 1).task
+        policy = registry.fresh_language_model(task.config.reference, task.config.device)
+        return Trained(cls(task, policy, job.options.get("n", 4), seed=job.seed), None, [], 0)
+
     def respond(self, observation: Any, deterministic: bool = False) -> Sampled:
         """The best of n responses to each fresh observation (the first on ties)."""
-        batch = observation_tokens(observation, self.task)
+        batch = observation_tokens(observation, self.task.prompt_width)
         count = len(batch.prompt_ids)
         drawn = Responses(*(field.repeat_interleave(self.n, dim=0) for field in batch))
-        sampled = respond(self.model.model, drawn, self.task, generator=self.generator, greedy=deterministic)
+        sampled = self.task.respond(self.policy.model, drawn, generator=self.generator, greedy=deterministic)
         best = self._scores(drawn, sampled).reshape(count, self.n).argmax(1)
         rows = torch.arange(count) * self.n + torch.from_numpy(best)
         return Sampled(*(field[rows] for field in sampled))
@@ -54,23 +70,18 @@ class BestOfN:
         returned.
 
         Raises:
-            ValueError: an episode is under way and ``state`` does not hold its response.
+            ValueError: an episode has begun and ``state`` does not hold its response.
         """
-        flat = observation["input_ids"] if isinstance(observation, dict) else observation
-        single = np.ndim(flat) == 1
-        if single:
-            is_dict = isinstance(observation, dict)
-            observation = {k: v[None] for k, v in observation.items()} if is_dict else observation[None]
-        steps = observation_tokens(observation, self.task).response_lengths.numpy()
+        observation, single = as_batch(observation)
+        steps = observation_tokens(observation, self.task.prompt_width).response_lengths.numpy()
         new = np.flatnonzero(steps == 0)
         if state is None and len(new) < len(steps):
             raise ValueError(
-                "best-of-n chooses a whole response at the first token, so predict needs the state of the call before, "
-                "got state None in the middle of a response. Pass state=state, or start with fresh observations."
+                "state must be what the previous call of predict returned, since best-of-n chooses a whole response at "
+                "its first token, got None in the middle of a response. Pass state=state, or start a new episode."
             )
-        plan = (
-            np.zeros((len(steps), self.task.config.max_new_tokens), dtype=np.int64) if state is None else state.copy()
-        )
+        empty = np.zeros((len(steps), self.task.config.max_new_tokens), dtype=np.int64)
+        plan = empty if state is None else state.copy()
         if len(new):
             fresh = {k: v[new] for k, v in observation.items()} if isinstance(observation, dict) else observation[new]
             chosen = self.respond(fresh, deterministic).response_ids.numpy()
@@ -85,8 +96,8 @@ class BestOfN:
             ids = tuple(row[len(row) - length :])
             if ids not in self._index:
                 raise ValueError(
-                    "best-of-n scores prompts of the environment's prompt set, with prompt "
-                    f"(={self.task.reference.decode(list(ids))!r}). Add it to prompts."
+                    "best-of-n needs prompts of the environment's prompt set, got "
+                    f"{self.task.reference.decode(list(ids))!r}. Add it to prompts."
                 )
             episodes.begin(slot, rng, {"prompt_id": self._index[ids]})
         episodes.fill(sampled.response_ids.numpy(), sampled.response_lengths.numpy(), None)
@@ -94,10 +105,10 @@ class BestOfN:
 
 
 def prompt_index(task: Task) -> dict[tuple[int, ...], int]:
-    """Number of the prompt that tokens stand for: an observation is all that an agent knows of it.
+    """Prompt tokens → index of the prompt, since an observation is all that an agent knows of its prompt.
 
     Raises:
-        ValueError: two prompts share their tokens and differ in text or columns: a score could be the other's.
+        ValueError: two prompts have the same tokens but differ in text or columns, so that their scores may differ.
     """
     prompts = task.prompts
     index: dict[tuple[int, ...], int] = {}
@@ -106,16 +117,16 @@ def prompt_index(task: Task) -> dict[tuple[int, ...], int]:
         kinds = (prompts.texts, *prompts.columns.values())
         if any(values[first] != values[number] for values in kinds):
             raise ValueError(
-                f"best-of-n must tell prompts apart by their tokens, with prompts {first} and {number} "
-                f"(={prompts.texts[first]!r}, {prompts.texts[number]!r}) alike. Drop one of them."
+                f"prompts must differ in their tokens for best-of-n, got {prompts.texts[first]!r} and "
+                f"{prompts.texts[number]!r} (prompts {first} and {number}). Drop one of them."
             )
     return index
 
 
-def best_of_n(samples: list[Evaluation]) -> Evaluation:
+def best_responses(samples: list[Evaluation]) -> Evaluation:
     """Of n evaluations of the same prompts, each prompt's response with the highest ``rm_score`` (first on ties)."""
-    if not samples or any((s.prompt_ids != samples[0].prompt_ids).any() for s in samples):
-        raise ValueError(f"best_of_n needs n ≥ 1 evaluations of the same prompts, with n (={len(samples)}).")
+    assert samples
+    assert all((sample.prompt_ids == samples[0].prompt_ids).all() for sample in samples)
     best = np.argmax([s.rm_scores for s in samples], axis=0)
     rows = np.arange(len(best))
 

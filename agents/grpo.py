@@ -1,16 +1,16 @@
-"""Group-relative policy optimisation: several responses a prompt, each judged against the group.
+"""Group-relative policy optimisation: several responses to each prompt, each judged against the group.
 
 Objective: that of PPO, ``max_π E[r(x, y)] − β KL(π ‖ π_ref)``, without a value function. ``normalize_std`` and
 ``normalize_length`` on (the default) is GRPO (Shao et al. 2024); both off is Dr. GRPO (Liu et al. 2025).
 
-How this differs from the papers it follows:
+How this differs from the papers that it follows:
 
 1. The KL is in the reward (the environment's k1), where Shao et al. add k3 to the loss. The on-policy gradient of
-   that term is the gradient of KL(π_ref ‖ π), another divergence with another optimum.
+   that term is the gradient of KL(π_ref ‖ π), a different divergence with a different optimum.
 2. Without ``normalize_length`` the token sums are divided by episodes × length budget, a constant.
 
-What the normalisations cost: dividing by the group's standard deviation weighs prompts by how little their responses
-differ; dividing by the length makes a long bad response cheaper than a short one. Both move the optimum.
+What the normalisations cost: dividing by the group's standard deviation gives more weight to prompts whose responses
+differ little; dividing by the length makes a long bad response cheaper than a short one. Both move the optimum.
 
 References: Shao et al. 2024 (DeepSeekMath); Liu et al. 2025 (Dr. GRPO).
 
@@ -23,12 +23,12 @@ from typing import final
 import torch
 
 from agents.core.actor import Evaluated
-from agents.core.config import GroupConfig
-from agents.core.learner import Learner, Loss, MicroBatch, clipped_loss
-from agents.core.returns import Advantages, group_advantages, on_every_token
+from agents.core.checkpoint import CheckpointedLearner
+from agents.core.group import GroupConfig, clipped_loss, group_advantages, on_every_token
+from agents.core.learner import MicroBatch
+from agents.core.losses import Loss
+from agents.core.returns import Advantages
 from agents.core.rollout import Rollout
-
-__all__ = ["GRPO", "GRPOConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class GRPOConfig(GroupConfig):
 
 
 @final
-class GRPO(Learner[GRPOConfig]):
+class GRPO(CheckpointedLearner[GRPOConfig]):
     """Group-relative policy optimisation, and Dr. GRPO by its two switches."""
 
     config_type = GRPOConfig

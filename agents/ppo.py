@@ -3,14 +3,14 @@
 Objective: ``max_π E[r(x, y)] − β KL(π ‖ π_ref)`` by the clipped surrogate on token advantages. An action is a token;
 the reward, KL included, comes from the environment at the last token.
 
-How this differs from the papers it follows:
+How this differs from the papers that it follows:
 
 1. Log-probabilities and values are captured while decoding; no second pass of the policy over its own samples.
-2. γ = 1 and the reward is terminal: GAE only spreads the value function's surprise.
-3. The KL is the environment's (k1, summed over the response). ``per_token_kl`` moves each token's share onto that
-   token: same return, other credit (Ziegler et al. 2019 do this).
+2. γ = 1 and the reward is terminal: GAE only spreads the errors of the value function over the tokens.
+3. The KL is the environment's (k1, summed over the response). ``per_token_kl`` charges each token its own share: the
+   return is the same, the credit is not (Ziegler et al. 2019 do this).
 4. Losses are sums over real tokens divided by the minibatch's token count, so micro-batches change nothing.
-5. Advantages are whitened over the real tokens of the batch; scores never are, since that would rescale β.
+5. Advantages are whitened over the real tokens of the batch. Scores never are, since that would rescale β.
 6. Dropout is off, so the first ratio is 1.
 7. The value head starts at zero, on the policy's trunk; ``separate_critic`` gives it a trunk of its own.
 
@@ -23,13 +23,12 @@ from dataclasses import dataclass
 from typing import final
 
 from agents.core.actor import Evaluated
+from agents.core.checkpoint import CheckpointedLearner
 from agents.core.config import CriticConfig
-from agents.core.learner import Learner, Loss, MicroBatch, learn_with_checkpoints
-from agents.core.losses import ppo_policy_loss, value_loss
+from agents.core.learner import MicroBatch
+from agents.core.losses import Loss, ppo_policy_loss, value_loss
 from agents.core.returns import Advantages, generalized_advantages, whiten
-from agents.core.rollout import Rollout, rollout_log
-
-__all__ = ["PPO", "PPOConfig", "learn_with_checkpoints", "rollout_log"]
+from agents.core.rollout import Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,19 +36,19 @@ class PPOConfig(CriticConfig):
     """Settings of PPO. The KL coefficient is the environment's ``kl_coef``."""
 
     epochs: int = 4
-    """Passes over each batch. More reuses samples further from the policy that drew them."""
+    """Passes over each batch. More passes reuse samples that are further from the current policy."""
     minibatches: int = 4
-    """Optimiser steps a pass."""
+    """Optimiser steps per pass."""
     clip_range: float = 0.2
-    """ε of the surrogate: how far a ratio may leave 1 before its gradient stops."""
+    """ε of the surrogate: how far a ratio may move from 1 before its gradient stops."""
     value_clip_range: float | None = None
-    """Holds the new value within this distance of the old one; None does not clip."""
+    """Keeps the new value within this distance of the old one; None does not clip."""
     gamma: float = 1.0
-    """Discount a token."""
+    """Discount per token."""
     lam: float = 0.95
-    """λ of GAE: 1 trusts returns, 0 trusts the value function."""
+    """λ of GAE: 1 trusts the returns, 0 the value function."""
     whiten_advantages: bool = True
-    """Shift and scale advantages over the real tokens of a batch."""
+    """Shift and scale the advantages to mean 0 and variance 1 over the real tokens of a batch."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,7 +57,7 @@ class PPOConfig(CriticConfig):
 
 
 @final
-class PPO(Learner[PPOConfig]):
+class PPO(CheckpointedLearner[PPOConfig]):
     """Proximal policy optimisation, with a value function and the clipped surrogate."""
 
     config_type = PPOConfig
@@ -80,10 +79,4 @@ class PPO(Learner[PPOConfig]):
         value = value_loss(
             new.values, old.values, old.returns, old.mask, clip_range=config.value_clip_range, normalizer=old.tokens
         )
-        log = {
-            "policy_loss": policy.loss,
-            "value_loss": value.loss,
-            "clip_fraction": policy.clip_fraction,
-            "approx_kl": policy.approx_kl,
-        }
-        return Loss(policy.loss + config.value_coef * value.loss, log)
+        return Loss(policy.loss + config.value_coef * value, {**policy.log, "value_loss": value})

@@ -1,12 +1,12 @@
 """REINFORCE with a learned baseline: the return of a response minus the value of each of its states.
 
-Objective: that of PPO, ``max_π E[r(x, y)] − β KL(π ‖ π_ref)``, by one on-policy gradient step a batch.
+Objective: that of PPO, ``max_π E[r(x, y)] − β KL(π ‖ π_ref)``, by one on-policy gradient step per batch.
 
-How this differs from the paper it follows:
+How this differs from the paper that it follows:
 
 1. The baseline is a value head on the policy's trunk (or a trunk of its own), learned from the same episodes.
 2. Actions are tokens and the reward is terminal, KL included; γ = 1.
-3. The policy loss is divided by episodes × length budget: a constant, so no response weighs less for its length.
+3. The policy loss is divided by episodes × length budget, a constant, so that long responses weigh no less.
 
 References: Williams 1992.
 
@@ -16,14 +16,17 @@ Command: ``textenv reinforce --env-id textenv/Assistant-v0``.
 from dataclasses import dataclass
 from typing import final
 
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
 from agents.core.actor import Evaluated
+from agents.core.checkpoint import CheckpointedLearner
 from agents.core.config import CriticConfig
-from agents.core.learner import Learner, Loss, MicroBatch
-from agents.core.losses import policy_gradient_loss, value_loss
+from agents.core.learner import MicroBatch
+from agents.core.losses import Loss, value_loss
 from agents.core.returns import Advantages, generalized_advantages
 from agents.core.rollout import Rollout
-
-__all__ = ["Reinforce", "ReinforceConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,19 +37,26 @@ class ReinforceConfig(CriticConfig):
         super().__post_init__()
         if self.epochs != 1 or self.minibatches != 1:
             raise ValueError(
-                f"REINFORCE must take one step a batch, with epochs (={self.epochs}), minibatches "
-                f"(={self.minibatches}): its gradient is only right on-policy. Use RLOO or PPO for more."
+                "epochs and minibatches must be 1 for REINFORCE, whose gradient is only right on-policy, got "
+                f"{self.epochs} and {self.minibatches}. Use RLOO or PPO for more."
             )
 
 
+def policy_gradient_loss(
+    logprobs: Float[Tensor, "B T"], advantages: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], *, normalizer: float
+) -> Float[Tensor, ""]:
+    """−Σ_t Â_t log π(y_t) / normalizer (Williams 1992): its gradient is that of the return, on-policy only."""
+    return -(torch.where(mask, logprobs, 0.0) * torch.where(mask, advantages, 0.0)).sum() / normalizer
+
+
 @final
-class Reinforce(Learner[ReinforceConfig]):
+class Reinforce(CheckpointedLearner[ReinforceConfig]):
     """REINFORCE with a value function as its baseline."""
 
     config_type = ReinforceConfig
 
     def advantages(self, rollout: Rollout) -> Advantages:
-        """Return to come minus value."""
+        """The return still to come minus the value."""
         rewards = rollout.token_rewards(per_token_kl=self.config.per_token_kl)
         return generalized_advantages(rewards, rollout.values, rollout.tokens.response_mask, gamma=1.0, lam=1.0)
 
@@ -55,4 +65,4 @@ class Reinforce(Learner[ReinforceConfig]):
         budget = self.task.config.max_new_tokens
         policy = policy_gradient_loss(new.logprobs, old.advantages, old.mask, normalizer=old.episodes * budget)
         value = value_loss(new.values, old.values, old.returns, old.mask, normalizer=old.tokens)
-        return Loss(policy + self.config.value_coef * value.loss, {"policy_loss": policy, "value_loss": value.loss})
+        return Loss(policy + self.config.value_coef * value, {"policy_loss": policy, "value_loss": value})

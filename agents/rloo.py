@@ -1,15 +1,15 @@
-"""REINFORCE leave-one-out: several responses a prompt, each judged against the mean of the others.
+"""REINFORCE leave-one-out: several responses to each prompt, each judged against the mean of the others.
 
-Objective: that of PPO, ``max_π E[r(x, y)] − β KL(π ‖ π_ref)``, without a value function. An action of the gradient is a
-whole response; its advantage stands on every token of it.
+Objective: that of PPO, ``max_π E[r(x, y)] − β KL(π ‖ π_ref)``, without a value function. The gradient treats a whole
+response as one action; its advantage stands on each of its tokens.
 
-How this differs from the papers it follows:
+How this differs from the papers that it follows:
 
 1. The return is what the environment pays: score minus β · KL (k1 of the response), as in Ahmadian et al.
-2. The surrogate is PPO's, token by token. With one epoch and one minibatch (the default) every ratio is 1 and it is
-   plain REINFORCE; more of them re-use the samples, held by the clip range.
-3. Losses are sums over tokens divided by episodes × length budget: a constant, so no response weighs less for its
-   length.
+2. The surrogate is PPO's, token by token. With one epoch and one minibatch (the default) every ratio is 1 and it
+   is plain REINFORCE; more of them reuse the samples within the clip range.
+3. Losses are sums over tokens divided by episodes × length budget, a constant, so that long responses weigh no less
+   than short ones.
 
 References: Kool et al. 2019; Ahmadian et al. 2024.
 
@@ -22,12 +22,12 @@ from typing import final
 import torch
 
 from agents.core.actor import Evaluated
-from agents.core.config import GroupConfig
-from agents.core.learner import Learner, Loss, MicroBatch, clipped_loss
-from agents.core.returns import Advantages, leave_one_out_advantages, on_every_token
+from agents.core.checkpoint import CheckpointedLearner
+from agents.core.group import GroupConfig, clipped_loss, leave_one_out_advantages, on_every_token
+from agents.core.learner import MicroBatch
+from agents.core.losses import Loss
+from agents.core.returns import Advantages
 from agents.core.rollout import Rollout
-
-__all__ = ["RLOO", "RLOOConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class RLOOConfig(GroupConfig):
 
 
 @final
-class RLOO(Learner[RLOOConfig]):
+class RLOO(CheckpointedLearner[RLOOConfig]):
     """REINFORCE with the leave-one-out baseline."""
 
     config_type = RLOOConfig

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from agents.experiments.page import write_summary
-from agents.experiments.run import Cell, markdown, run_cells, summarise
+from agents.experiments.run import Cell, markdown, run_experiment, summarise
 from benchmarks.record import write_result
 from textenv.registry.experiment import AgentPlan
 
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/agents"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    results = run_cells(cells(arguments.seeds, arguments.env_ids), arguments.output)
+    results = run_experiment(cells(arguments.seeds, arguments.env_ids), arguments.output)
     print(f"summary: {write_summary(results, arguments.output)}")
     rows = summarise(results)
     cells_run = [{"settings": result["settings"], "figures": result["figures"]} for result in results]

@@ -17,7 +17,7 @@ import numpy as np
 from rich.console import Console
 from transformers.utils import logging as hf_logging
 
-from agents.core.actor import LanguageModelAgent
+from agents.core.agent import LanguageModelAgent
 from agents.demo.judge import assistant_env, gold_of
 from agents.demo.run import DemoConfig, run_demo
 from agents.ppo import PPO

@@ -29,7 +29,7 @@ import torch
 from transformers.utils import logging as hf_logging
 
 import textenv
-from agents.core.actor import LanguageModelAgent
+from agents.core.agent import LanguageModelAgent
 from agents.demo.judge import assistant_env, gold_of
 from agents.ppo import PPO, PPOConfig
 from benchmarks.overoptimisation_summary import summarise

@@ -18,7 +18,7 @@ from typing import Any
 import gymnasium
 from transformers.utils import logging as hf_logging
 
-from agents.core.actor import LanguageModelAgent
+from agents.core.agent import LanguageModelAgent
 from agents.core.rollout import Stream
 from benchmarks.record import write_result
 from textenv import registry, scoring

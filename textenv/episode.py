@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from jaxtyping import Bool, Float, Int
+from torch import nn
 from transformers import PreTrainedModel
 
 from textenv import registry
 from textenv.config import TaskConfig
 from textenv.data.records import PromptSet
-from textenv.lm import LanguageModel, Responses, TokenRule
+from textenv.lm import LanguageModel, Responses, Sampled, TokenRule, sample_responses
 from textenv.scoring import Finished, Scored, Scorer
 
 FINISH_REASONS = ("eos", "stop", "length")
@@ -90,6 +91,28 @@ class Task:
                 "Call attach_policy(None) first, and attach the policy to the copy."
             )
         return _restored_task, (self.config, self.scorer.kl_coef, policy is not None)
+
+    def respond(
+        self,
+        model: PreTrainedModel,
+        batch: Responses,
+        *,
+        generator: torch.Generator | None,
+        greedy: bool = False,
+        value_head: nn.Module | None = None,
+    ) -> Sampled:
+        """Sample a whole response of a model to each prompt, under this task's rule and length budget."""
+        return sample_responses(
+            model,
+            batch.prompt_ids,
+            batch.prompt_lengths,
+            max_new_tokens=self.config.max_new_tokens,
+            rule=self.rule,
+            pad_id=self.reference.pad_id,
+            generator=generator,
+            greedy=greedy,
+            value_head=value_head,
+        )
 
     def _observation_space(self) -> spaces.Space:
         top, width = self.reference.vocab_size - 1, self.width
@@ -338,6 +361,20 @@ class Episodes:
         width = self.task.prompt_width
         response = self.tokens[slot, width : width + self.response_lengths[slot]].tolist()
         return f"{self.texts[slot]} → {self.task.reference.decode(response)}"
+
+
+def observation_tokens(observation: Any, prompt_width: int) -> Responses:
+    """The tokens in a batched observation of either mode (arrays or tensors): what an agent reads of it."""
+    if isinstance(observation, dict):
+        columns = (observation[key] for key in ("input_ids", "prompt_length", "response_length"))
+        ids, prompt_lengths, response_lengths = map(torch.as_tensor, columns)
+        prompt_lengths, response_lengths = prompt_lengths[:, 0], response_lengths[:, 0]
+    else:
+        ids = torch.as_tensor(observation)
+        real = ids >= 0
+        prompt_lengths, response_lengths = real[:, :prompt_width].sum(1), real[:, prompt_width:].sum(1)
+        ids = ids.clamp(min=0)
+    return Responses(ids[:, :prompt_width], prompt_lengths, ids[:, prompt_width:], response_lengths)
 
 
 @functools.lru_cache(maxsize=16)

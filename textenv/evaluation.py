@@ -116,11 +116,7 @@ def _play(agent: Any, env: TextVectorEnv, ids: np.ndarray, deterministic: bool) 
 
 def _step(agent: Any, env: TextVectorEnv, ids: np.ndarray, deterministic: bool) -> dict[str, Any]:
     """Step until the first episode of every slot has ended; what the others play meanwhile is thrown away."""
-    if env.autoreset_mode.value != "SameStep":
-        raise ValueError(
-            f"an agent without respond needs autoreset_mode 'SameStep', with autoreset_mode "
-            f"(={env.autoreset_mode.value!r}). Make the environment without that keyword."
-        )
+    env.require_same_step("an agent without respond")
     observation, _ = env.reset(options={"prompt_id": ids})
     rows: list[dict[str, Any] | None] = [None] * env.num_envs
     while any(row is None for row in rows):

@@ -70,6 +70,14 @@ class TextVectorEnv(ScoredByTask, VectorEnv):
         for slot, state in enumerate(states):
             self._rng(slot).bit_generator.state = state
 
+    def require_same_step(self, purpose: str) -> None:
+        """Refuse a ``purpose`` that needs a new episode to start in the very step that ends the last one."""
+        if self.autoreset_mode is not AutoresetMode.SAME_STEP:
+            raise ValueError(
+                f"autoreset_mode must be 'SameStep' for {purpose}, got {self.autoreset_mode.value!r}. "
+                "Make the environment without that keyword."
+            )
+
     def report_logprobs(self, logprobs: Any) -> None:
         """Tell the policy's log-probabilities ``(N,)`` of the actions that the next ``step`` takes."""
         self._episodes.report(np.asarray(logprobs, dtype=np.float32).reshape(self.num_envs))

@@ -1,18 +1,62 @@
-"""What an experiment gets from an algorithm."""
+"""What an experiment asks of an algorithm, and what it gets back."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers import PreTrainedModel
+import gymnasium
+
+from textenv.evaluation import Agent
+from textenv.training.progress import Advance
+from textenv.vector import TextVectorEnv
+
+
+class Job(NamedTuple):
+    """One agent to train, in one environment, with one seed."""
+
+    env_id: str
+    options: Mapping[str, Any]
+    """Options of the algorithm, as an experiment file gives them."""
+    seed: int
+    total_episodes: int
+    folder: Path
+    """Where a learner keeps its checkpoint, from which an interrupted job continues."""
+    advance: Advance | None = None
 
 
 class Trained(NamedTuple):
     """An agent after its training."""
 
-    agent: Any
-    """Has ``respond`` or ``predict``, as :func:`textenv.evaluation.evaluate` wants it."""
-    model: PreTrainedModel | None
-    """The policy's language model, for exact measurement; None when the agent is no single model."""
+    agent: Agent
+    model: Any
+    """The policy's ``PreTrainedModel``, for exact measurement; None when the agent is no single model."""
     curve: list[dict[str, float]]
     """Means of the training episodes by update: ``episodes, reward, rm_score, kl``, and ``gold_score`` where known."""
     tokens: int
     """Response tokens sampled in training."""
+
+
+class Algorithm(ABC):
+    """What experiments need of a class in :data:`agents.algorithms.ALGORITHMS`."""
+
+    @classmethod
+    def option_names(cls) -> Collection[str]:
+        """The options that an experiment file may give."""
+        return ()
+
+    @classmethod
+    def check(cls, options: Mapping[str, Any]) -> None:
+        """Raise ValueError or TypeError for a value that training would refuse."""
+        return
+
+    @classmethod
+    @abstractmethod
+    def train(cls, job: Job) -> Trained:
+        """Build the agent, train it and hand it over."""
+
+
+def make_env(env_id: str, num_envs: int, **options: Any) -> TextVectorEnv:
+    env = gymnasium.make_vec(env_id, num_envs=num_envs, **options).unwrapped
+    assert isinstance(env, TextVectorEnv)
+    return env

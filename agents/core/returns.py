@@ -1,4 +1,4 @@
-"""Advantages and returns over padded episodes. Pure functions; padding never leaks, whatever it holds."""
+"""Advantages and returns over padded episodes. Pure functions; what stands on padding never leaks into them."""
 
 from typing import NamedTuple
 
@@ -34,40 +34,11 @@ def generalized_advantages(
     next_value = running
     for t in reversed(range(values.shape[1])):
         delta = rewards[:, t] + gamma * next_value - values[:, t]
-        # Beyond the end of a row all of rewards, values and running are 0, so the first real step starts clean.
+        # Beyond the end of a row, rewards, values and running are all 0, so the last real step starts clean.
         running = torch.where(mask[:, t], delta + gamma * lam * running, 0.0)
         advantages[:, t] = running
         next_value = values[:, t]
     return Advantages(advantages, torch.where(mask, advantages + values, 0.0))
-
-
-def leave_one_out_advantages(returns: Float[Tensor, " B"], group_size: int) -> Float[Tensor, " B"]:
-    """``R_i − mean of the other R_j of its prompt`` (Kool et al. 2019; Ahmadian et al. 2024).
-
-    Responses to one prompt stand next to one another, ``group_size`` ≥ 2 of them. The baseline of a response does not
-    depend on that response, so the gradient estimate is unbiased.
-    """
-    groups = returns.view(-1, group_size)
-    others = (groups.sum(1, keepdim=True) - groups) / (group_size - 1)
-    return (groups - others).flatten()
-
-
-def group_advantages(returns: Float[Tensor, " B"], group_size: int, *, normalize_std: bool) -> Float[Tensor, " B"]:
-    """``R_i − mean R`` of its prompt's group, if asked divided by the group's sample deviation (Shao et al. 2024).
-
-    The mean holds the response's own return too, which shrinks the gradient by ``(k − 1)/k`` and leaves its direction.
-    Groups whose returns are all equal teach nothing: 0. What is added to the deviation keeps their rounding small.
-    """
-    groups = returns.view(-1, group_size)
-    centred = groups - groups.mean(1, keepdim=True)
-    if normalize_std:
-        centred = centred / (groups.std(1, keepdim=True) + 1e-4)
-    return centred.flatten()
-
-
-def on_every_token(advantages: Float[Tensor, " B"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-    """The advantage of a response on each of its tokens; zeros on padding."""
-    return torch.where(mask, advantages[:, None], 0.0)
 
 
 def masked_mean(x: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, ""]:

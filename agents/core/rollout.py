@@ -1,14 +1,15 @@
-"""The record of a batch of episodes, and how it is collected: what every learner of this package trains on."""
+"""Collecting a batch of episodes: the record that every learner of this package trains on."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from agents.core.actor import observation_tokens
+from textenv.episode import observation_tokens
+from textenv.kl import kl_k3
 from textenv.lm import Responses, Sampled
 from textenv.scoring import spread_kl
 from textenv.vector import TextVectorEnv
@@ -19,20 +20,20 @@ class Rollout(NamedTuple):
 
     tokens: Responses
     logprobs: Float[Tensor, "B T"]
-    """Of the chosen tokens when they were chosen; zeros on padding."""
+    """Log-probabilities of the chosen tokens when they were chosen; zeros on padding."""
     values: Float[Tensor, "B T"]
-    """Of the state before each token; zeros on padding."""
+    """Values of the state before each token; zeros on padding."""
     rewards: Float[Tensor, " B"]
-    """What the environment paid: scores − kl_coef · Σ KL."""
+    """What the environment paid: score − kl_coef · Σ KL."""
     kl_per_token: Float[Tensor, "B T"]
-    """k1, nats; zeros on padding, and everywhere when the environment knows no KL."""
+    """k1 in nats; zeros on padding, and everywhere when the environment does not know the KL."""
     kl_coef: float
     rm_scores: Float[Tensor, " B"]
     gold: Float[Tensor, " B"] | None
-    prompt_ids: Int[np.ndarray, " B"]
-    """Which prompt of the environment's prompt set (−1: none of them)."""
-    finish_reasons: list[str]
-    responses: list[str]
+    prompt_indices: Int[Tensor, " B"]
+    """Index of each prompt in the environment's prompt set; −1 for a prompt that is not in it."""
+    ended: Bool[Tensor, " B"]
+    """Whether the response ended by itself, within the length budget."""
 
     @property
     def scores(self) -> Float[Tensor, " B"]:
@@ -47,101 +48,78 @@ class Rollout(NamedTuple):
 
 
 class Stream:
-    """A vector environment with the observation it stands at, so that collecting can go on where it stopped.
+    """A vector environment and the observation that it has reached, so that each batch continues where the last ended.
 
     With groups of k, slots i·k … i·k + k − 1 answer the same prompt: the one that the first of them drew.
     """
 
     def __init__(self, env: TextVectorEnv, seed: int | None, *, group_size: int = 1) -> None:
-        if env.autoreset_mode.value != "SameStep":
-            raise ValueError(
-                f"collecting needs autoreset_mode 'SameStep', with autoreset_mode (={env.autoreset_mode.value!r}). "
-                "Make the environment without that keyword."
-            )
+        env.require_same_step("collecting rollouts")
         if env.num_envs % group_size:
             raise ValueError(
-                f"the environment's slots must be a multiple of group_size, with num_envs (={env.num_envs}), "
-                f"group_size (={group_size}). Change one of them."
+                f"num_envs must be a multiple of group_size, got {env.num_envs} and {group_size}. Change one of them."
             )
         self.env, self.group_size = env, group_size
-        self._stand_at(*env.reset(seed=seed))
+        self._continue_from(*env.reset(seed=seed))
 
-    def restart(self, prompt_ids: list[int]) -> None:
-        """Start episodes on given prompts, one a slot."""
-        self._stand_at(*self.env.reset(options={"prompt_id": prompt_ids}))
-
-    def _stand_at(self, observation: Any, infos: dict[str, Any]) -> None:
-        prompt_ids = infos["prompt_id"]
-        first = prompt_ids[:: self.group_size].repeat(self.group_size)
-        if (prompt_ids != first).any():
-            observation, _ = self.env.reset(options={"prompt_id": first})
-        self.observation, self.prompt_ids = observation, first
+    def restart(self, prompt_indices: list[int]) -> None:
+        """Start episodes on the given prompts, one per slot."""
+        self._continue_from(*self.env.reset(options={"prompt_id": prompt_indices}))
 
     def collect(self, episodes: int, act: Callable[[Any], Sampled]) -> Rollout:
-        """Play ``episodes`` (a multiple of the environment's slots) with whole responses of ``act``."""
+        """Play ``episodes``, a multiple of the environment's slots, with whole responses of ``act``."""
         if episodes % self.env.num_envs:
             raise ValueError(
-                f"a batch must be a multiple of the environment's slots, with batch (={episodes}), num_envs "
-                f"(={self.env.num_envs}). Change one of them."
+                f"batch_size must be a multiple of the environment's num_envs, got {episodes} and {self.env.num_envs}. "
+                "Change one of them."
             )
         return concatenate([self._play(act) for _ in range(episodes // self.env.num_envs)])
 
+    def _continue_from(self, observation: Any, infos: dict[str, Any]) -> None:
+        first = infos["prompt_id"][:: self.group_size].repeat(self.group_size)
+        if (infos["prompt_id"] != first).any():
+            observation, _ = self.env.reset(options={"prompt_id": first})
+        self.observation, self.prompt_indices = observation, first
+
     def _play(self, act: Callable[[Any], Sampled]) -> Rollout:
-        observation, prompt_ids = self.observation, self.prompt_ids
-        sampled = act(observation)
-        following, rewards, _, _, infos = self.env.play(
-            sampled.response_ids, sampled.response_lengths, sampled.logprobs
-        )
-        self._stand_at(following, infos)
+        prompt_indices, prompts = self.prompt_indices, observation_tokens(self.observation, self.env.task.prompt_width)
+        sampled = act(self.observation)
+        ids, lengths, logprobs, values = sampled
+        observation, rewards, _, _, infos = self.env.play(ids, lengths, logprobs)
+        self._continue_from(observation, infos)
         final = infos["final_info"]
-        tokens = observation_tokens(observation, self.env.task)._replace(
-            response_ids=sampled.response_ids, response_lengths=sampled.response_lengths
-        )
-        kl = final.get("kl_per_token", np.zeros(sampled.response_ids.shape, dtype=np.float32))
         return Rollout(
-            tokens=tokens,
-            logprobs=sampled.logprobs,
-            values=sampled.values,
+            tokens=prompts._replace(response_ids=ids, response_lengths=lengths),
+            logprobs=logprobs,
+            values=values,
             rewards=torch.from_numpy(rewards).float(),
-            kl_per_token=torch.from_numpy(kl),
+            kl_per_token=torch.from_numpy(final.get("kl_per_token", np.zeros(ids.shape, dtype=np.float32))),
             kl_coef=float(final["kl_coef"][0]),
             rm_scores=torch.from_numpy(final["rm_score"]).float(),
             gold=torch.from_numpy(final["gold_score"]).float() if "gold_score" in final else None,
-            prompt_ids=prompt_ids,
-            finish_reasons=list(final["finish_reason"]),
-            responses=list(final["response"]),
+            prompt_indices=torch.from_numpy(prompt_indices),
+            ended=torch.from_numpy(final["finish_reason"] != "length"),
         )
 
 
 def concatenate(parts: list[Rollout]) -> Rollout:
     """Batches of one environment, joined."""
-    if len(parts) == 1:
-        return parts[0]
-    first = parts[0]
-    return first._replace(
-        tokens=Responses(*(torch.cat(fields) for fields in zip(*(part.tokens for part in parts), strict=True))),
-        **{
-            name: torch.cat([getattr(part, name) for part in parts])
-            for name in ("logprobs", "values", "rewards", "kl_per_token", "rm_scores")
-        },
-        gold=None if first.gold is None else torch.cat([part.gold for part in parts if part.gold is not None]),
-        prompt_ids=np.concatenate([part.prompt_ids for part in parts]),
-        finish_reasons=[reason for part in parts for reason in part.finish_reasons],
-        responses=[text for part in parts for text in part.responses],
-    )
+    tokens = Responses(*map(torch.cat, zip(*(part.tokens for part in parts), strict=True)))
+    columns = dict(zip(Rollout._fields, zip(*parts, strict=True), strict=True))
+    tensors = {name: torch.cat(column) for name, column in columns.items() if isinstance(column[0], Tensor)}
+    return parts[0]._replace(tokens=tokens, **tensors)
 
 
 def rollout_log(rollout: Rollout) -> dict[str, float]:
     """Means over a batch of episodes."""
-    mask = rollout.tokens.response_mask
+    kl = rollout.kl_per_token.numpy()
     log = {
         "reward": rollout.rewards.mean().item(),
         "rm_score": rollout.rm_scores.mean().item(),
         "kl": rollout.kl_per_token.sum(1).mean().item(),
-        "surprise": -rollout.logprobs[mask].mean().item(),
+        "kl_k3": kl_k3(kl, np.zeros_like(kl)).sum(1).mean().item(),
+        "nll": -rollout.logprobs[rollout.tokens.response_mask].mean().item(),
         "response_tokens": rollout.tokens.response_lengths.float().mean().item(),
-        "eos_rate": float(np.mean([reason != "length" for reason in rollout.finish_reasons])),
+        "eos_rate": rollout.ended.double().mean().item(),
     }
-    if rollout.gold is not None:
-        log["gold_score"] = rollout.gold.mean().item()
-    return log
+    return log if rollout.gold is None else {**log, "gold_score": rollout.gold.mean().item()}

@@ -9,8 +9,8 @@ import gymnasium
 import numpy as np
 from jaxtyping import Float
 
-from agents.best_of_n import best_of_n
-from agents.core.actor import LanguageModelAgent
+from agents.best_of_n import best_responses
+from agents.core.agent import LanguageModelAgent
 from reward_models.benchmark.measures.best_of_n import kl_bound
 from reward_models.preferences import load_rankings
 from reward_models.scorers.transformer import load_reward_model
@@ -40,7 +40,7 @@ def evaluate_stages(
         for k in range(repeats):
             stages[name].append(evaluate(agent, env))
             advance(part * repeats + k + 1, 3 * repeats, {})
-    best = {n: best_of_n(stages["sft"][:n]) for n in range(1, repeats + 1)}
+    best = {n: best_responses(stages["sft"][:n]) for n in range(1, repeats + 1)}
     stages[f"best_of_{repeats}"] = [best[repeats]]
     unit = float(np.concatenate([gold_of(e) for e in stages["sft"]]).std(ddof=1))
     order = ("base", "sft", f"best_of_{repeats}", "ppo")

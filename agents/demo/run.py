@@ -26,10 +26,10 @@ from rich.console import Console
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging as hf_logging
 
-from agents.core.actor import LanguageModelAgent
+from agents.core.agent import LanguageModelAgent
 from agents.demo.judge import assistant_env, evaluate_stages, gold_of
 from agents.demo.report import summary_table, write_report
-from agents.ppo import PPO, PPOConfig, learn_with_checkpoints
+from agents.ppo import PPO, PPOConfig
 from agents.sft import SFTConfig, train_sft
 from reward_models.training.trainer import RewardConfig, train_reward_model
 from textenv.data.records import write_json, write_jsonl
@@ -264,9 +264,8 @@ def train_ppo(run: Run, advance: Any) -> list[dict[str, float]]:
         num_envs=settings.batch_size,
     )
     folder = run.folder / "ppo"
-    agent = PPO.load(folder, env) if (folder / "state.json").is_file() else PPO(env, settings)
-
-    learn_with_checkpoints(agent, config.ppo_updates * settings.batch_size, folder, advance=advance)
+    agent = PPO.resume(folder, env, settings)
+    agent.learn_with_checkpoints(config.ppo_updates * settings.batch_size, folder, advance=advance)
     return agent.history
 
 

@@ -18,13 +18,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from agents.algorithms import check_plan, make_env, train
-from agents.core.job import Trained
+from agents.algorithms import algorithm, check_plan
+from agents.core.job import Job, Trained, make_env
 from textenv.data.records import write_json
 from textenv.evaluation import Mean, evaluate, mean_t95
 from textenv.registry.experiment import BUILT_IN_AGENTS, AgentPlan, RunPlan
 from textenv.tasks.exact import exact_world
-from textenv.training.progress import progress_bar
+from textenv.training.progress import Advance, progress_bar
 
 FIGURES = {
     "reward": "reward",
@@ -79,7 +79,7 @@ def cells_of(plan: RunPlan, agents: Mapping[str, AgentPlan]) -> list[Cell]:
     ]
 
 
-def run_cells(cells: Iterable[Cell], output: str | Path, console: Console | None = None) -> list[dict[str, Any]]:
+def run_experiment(cells: Iterable[Cell], output: str | Path, console: Console | None = None) -> list[dict[str, Any]]:
     """Run the cells that have no result in ``output`` yet; return the results of all, in order.
 
     Raises:
@@ -126,12 +126,12 @@ def finished_result(folder: Path, cell: Cell) -> dict[str, Any] | None:
     return None
 
 
-def run_cell(cell: Cell, folder: Path, advance: Any = None) -> dict[str, Any]:
+def run_cell(cell: Cell, folder: Path, advance: Advance | None = None) -> dict[str, Any]:
     """Train and measure one cell."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "cell.json", {"settings": cell.settings})
     start = time.perf_counter()
-    trained = train(cell.plan, cell.env_id, cell.seed, cell.total_episodes, folder / "checkpoint", advance)
+    trained = train(cell, folder, advance)
     seconds = time.perf_counter() - start
     if trained.curve and "rollout_seconds" in trained.curve[0]:  # of all sittings, where a run was interrupted
         seconds = sum(log["rollout_seconds"] + log["update_seconds"] for log in trained.curve)
@@ -142,6 +142,12 @@ def run_cell(cell: Cell, folder: Path, advance: Any = None) -> dict[str, Any]:
     write_json(folder / "result.json", result)
     (folder / "cell.json").unlink()
     return result
+
+
+def train(cell: Cell, folder: Path, advance: Advance | None) -> Trained:
+    """Train the cell's agent; a learner keeps its checkpoint in the folder and continues from there."""
+    job = Job(cell.env_id, cell.plan.options, cell.seed, cell.total_episodes, folder / "checkpoint", advance)
+    return algorithm(cell.plan.algorithm).train(job)
 
 
 def measure(trained: Trained, cell: Cell) -> dict[str, float]:

@@ -51,11 +51,7 @@ class TextVecEnv(VecEnv):
                 f"TextVecEnv takes a text environment itself, with env (={env}). Make it with gymnasium.make_vec, and "
                 "put Stable-Baselines3's wrappers around TextVecEnv."
             )
-        if env.autoreset_mode.value != "SameStep":
-            raise ValueError(
-                "Stable-Baselines3 needs autoreset_mode 'SameStep', with autoreset_mode "
-                f"(={env.autoreset_mode.value!r}). Make the environment without that keyword."
-            )
+        env.require_same_step("Stable-Baselines3")
         self.env = env
         self._observation: Any = None
         self._actions = np.zeros(env.num_envs, dtype=np.int64)

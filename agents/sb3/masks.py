@@ -9,11 +9,13 @@ The stock buffers keep a float32 for every token of every step, ``4 Â· n_steps Â
 more: 820 MB each for 32 steps of 64 environments with 100,000 tokens. The buffers here keep each different mask once.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium import spaces
 from jaxtyping import Int, UInt8
+from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.buffers import (
     MaskableDictRolloutBuffer,
     MaskableDictRolloutBufferSamples,
@@ -25,6 +27,7 @@ from stable_baselines3.common.buffers import BaseBuffer, DictRolloutBuffer, Roll
 from torch import Tensor
 
 from agents.sb3.policy import CausalLMPolicy
+from agents.sb3.training import SB3Algorithm
 
 
 class MaskableCausalLMPolicy(CausalLMPolicy, MaskableActorCriticPolicy):  # type: ignore[override]
@@ -87,3 +90,9 @@ class SharedMasksDict(_Shared, MaskableDictRolloutBuffer):
     def _get_samples(self, batch_inds: np.ndarray, env: Any = None) -> MaskableDictRolloutBufferSamples:  # type: ignore[override]
         samples = DictRolloutBuffer._get_samples(self, batch_inds, env)
         return MaskableDictRolloutBufferSamples(*samples, action_masks=self._masks_of(batch_inds))
+
+
+class SB3MaskablePPO(SB3Algorithm):
+    kind = MaskablePPO
+    policy = MaskableCausalLMPolicy
+    settings: ClassVar[Mapping[str, Any]] = {"rollout_buffer_class": SharedMasksDict}

@@ -22,7 +22,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
 from textenv import registry
-from textenv.episode import Task
+from textenv.episode import Task, observation_tokens
 from textenv.lm import Responses, ScalarHead, TokenRule, rows
 from textenv.lm.prefix import PrefixCache, prefix_outputs
 
@@ -188,18 +188,13 @@ class CausalLMPolicy(ActorCriticPolicy):
 
     def _read(self, obs: PyTorchObs) -> Responses:
         """The tokens in a batch of observations of either mode."""
-        ids, width = obs["input_ids"] if isinstance(obs, dict) else obs, self.prompt_width
+        ids = obs["input_ids"] if isinstance(obs, dict) else obs
         if ids.is_floating_point():
             raise ValueError(
                 f"observations must be integers, with dtype (={ids.dtype}). Do not normalise them: use "
                 "VecNormalize(..., norm_obs=False)."
             )
-        if isinstance(obs, dict):
-            prompts, responses = obs["prompt_length"][:, 0], obs["response_length"][:, 0]
-        else:
-            prompts, responses = (ids[:, :width] >= 0).sum(1), (ids[:, width:] >= 0).sum(1)
-            ids = ids.clamp(min=0)
-        return Responses(ids[:, :width], prompts, ids[:, width:], responses)
+        return observation_tokens(obs, self.prompt_width)
 
 
 class TokenEmbedding(BaseFeaturesExtractor):

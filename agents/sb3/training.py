@@ -1,20 +1,22 @@
 """Training Stable-Baselines3's algorithms by name, with the same record of episodes as our own learners keep."""
 
+import inspect
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents.core.actor import LanguageModelAgent
-from agents.core.job import Trained
+from agents.core.agent import LanguageModelAgent
+from agents.core.job import Algorithm, Job, Trained
 from agents.sb3.env import CausalLMPolicy, make_vec_env
-from textenv.registry.experiment import AgentPlan
 from textenv.training.progress import Advance
 
 CURVE = ("rm_score", "gold_score", "kl")
+OPTIONS = ("num_envs", "linear_decay")
 
 
 class EpisodeLog(BaseCallback):
@@ -28,7 +30,7 @@ class EpisodeLog(BaseCallback):
         self._ended: list[dict[str, Any]] = []
 
     def remaining(self, _: float) -> float:
-        """Share of the training that is left, by episodes: steps do not tell, since responses differ in length."""
+        """Share of the training that is left, counted in episodes, since responses differ in length."""
         return max(0.0, 1.0 - self.episodes / self.total_episodes)
 
     def _on_step(self) -> bool:
@@ -49,39 +51,41 @@ class EpisodeLog(BaseCallback):
             self.advance(min(self.episodes, self.total_episodes), self.total_episodes, log)
 
 
-def train_sb3(plan: AgentPlan, env_id: str, seed: int, total_episodes: int, advance: Advance | None = None) -> Trained:
-    """Train one of Stable-Baselines3's algorithms around the environment's reference.
+class SB3Algorithm(Algorithm):
+    """One of Stable-Baselines3's algorithms, with a language model as its policy.
 
-    Options are those of the algorithm's constructor, and ``num_envs`` and ``linear_decay`` (the learning rate falls to
-    0 over the training).
+    Options are those of the algorithm's constructor, ``num_envs``, and ``linear_decay`` (the learning rate falls to 0
+    over the training).
     """
-    options = dict(plan.options)
-    env = make_vec_env(env_id, int(options.pop("num_envs", 64)), seed=seed)
-    log = EpisodeLog(total_episodes, advance)
-    if options.pop("linear_decay", False):
-        rate = float(options.get("learning_rate", 3e-4))
-        options["learning_rate"] = lambda progress: rate * log.remaining(progress)
-    kind, policy, stored = algorithm(plan.algorithm)
-    try:
-        model: Any = kind(policy, env, seed=seed, device="cpu", **stored, **options)
-    except TypeError as error:
-        place = plan.places.get("algorithm", f"agent {plan.name!r}")
-        raise ValueError(f"{place}: {plan.algorithm} does not take these options ({error}).") from error
-    budget = env.get_attr("task")[0].config.max_new_tokens
-    model.learn(total_episodes * budget, callback=log)
-    task = env.get_attr("task")[0]
-    trained = replace(task.reference, name=plan.name, model=model.policy.model)
-    return Trained(LanguageModelAgent(trained, task, seed=seed), trained.model, log.curve, log.tokens)
+
+    kind: ClassVar[type[BaseAlgorithm]]
+    policy: ClassVar[type[CausalLMPolicy]] = CausalLMPolicy
+    settings: ClassVar[Mapping[str, Any]] = {}
+
+    @classmethod
+    def option_names(cls) -> list[str]:
+        given = {"self", "policy", "env", "seed", "device", *cls.settings}
+        return [*(name for name in inspect.signature(cls.kind.__init__).parameters if name not in given), *OPTIONS]
+
+    @classmethod
+    def train(cls, job: Job) -> Trained:
+        options = dict(job.options)
+        env = make_vec_env(job.env_id, int(options.pop("num_envs", 64)), seed=job.seed)
+        log = EpisodeLog(job.total_episodes, job.advance)
+        if options.pop("linear_decay", False):
+            rate = float(options.get("learning_rate", 3e-4))
+            options["learning_rate"] = lambda progress: rate * log.remaining(progress)
+        kind: Any = cls.kind
+        model = kind(cls.policy, env, seed=job.seed, device="cpu", **cls.settings, **options)
+        task = env.get_attr("task")[0]
+        model.learn(job.total_episodes * task.config.max_new_tokens, callback=log)
+        trained = replace(task.reference, name=cls.__name__, model=model.policy.model)
+        return Trained(LanguageModelAgent(trained, task, seed=job.seed), trained.model, log.curve, log.tokens)
 
 
-def algorithm(name: str) -> tuple[type[BaseAlgorithm], type[Any], dict[str, Any]]:
-    """The class and the policy behind a name, and how it stores what it collects."""
-    if name == "sb3-maskable-ppo":
-        try:
-            from sb3_contrib import MaskablePPO
-        except ImportError as error:
-            raise ValueError("sb3-maskable-ppo needs sb3-contrib. Install it: pip install 'textenv[sb3]'.") from error
-        from agents.sb3.masks import MaskableCausalLMPolicy, SharedMasksDict
+class SB3PPO(SB3Algorithm):
+    kind = PPO
 
-        return MaskablePPO, MaskableCausalLMPolicy, {"rollout_buffer_class": SharedMasksDict}
-    return {"sb3-ppo": PPO, "sb3-a2c": A2C}[name], CausalLMPolicy, {}
+
+class SB3A2C(SB3Algorithm):
+    kind = A2C

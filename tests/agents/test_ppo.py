@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from agents.core.returns import Advantages
 from agents.core.rollout import Stream
 from agents.ppo import PPO, PPOConfig
 from tests.conftest import tiny_model
@@ -56,7 +57,7 @@ def test_the_size_of_micro_batches_changes_no_gradient(agent):
         learner = agent(tiny_model(seed=5), micro_batch_size=micro, max_grad_norm=1e9)
         rollout = learner.collect()
         advantages = torch.randn(rollout.values.shape, generator=torch.Generator().manual_seed(0))
-        learner._step(rollout, advantages, advantages, torch.arange(20))
+        learner.step(rollout, Advantages(advantages, advantages), torch.arange(20))
         gradients.append(torch.cat([p.grad.flatten() for p in learner.actor.parameters() if p.grad is not None]))
     for other in gradients[1:]:
         torch.testing.assert_close(other, gradients[0], atol=1e-6, rtol=1e-4)
@@ -158,7 +159,7 @@ def test_saving_again_replaces_the_checkpoint_and_a_failed_save_leaves_the_old_o
     learner = agent()
     learner.save(tmp_path / "checkpoint")
     learner.learn(32)
-    monkeypatch.setattr("agents.core.learner.write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("agents.core.checkpoint.write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         learner.save(tmp_path / "checkpoint")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
@@ -230,7 +231,7 @@ def test_learning_stops_when_the_callback_says_so(agent):
 
 
 def test_bad_input_gets_one_clear_error(agent, make_vector, tmp_path):
-    with pytest.raises(ValueError, match="multiple of the environment's slots"):
+    with pytest.raises(ValueError, match="batch_size must be a multiple of the environment's num_envs, got 32 and 5"):
         agent(num_envs=5).learn(32)
     with pytest.raises(ValueError, match="SameStep"):
         Stream(make_vector(2, autoreset_mode="Disabled").unwrapped, 0)
@@ -240,11 +241,11 @@ def test_bad_input_gets_one_clear_error(agent, make_vector, tmp_path):
         PPOConfig(lam=1.5)
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint" / "state.json").write_text("{")
-    with pytest.raises(ValueError, match="Point to another checkpoint"):
+    with pytest.raises(ValueError, match="Name another checkpoint"):
         PPO.load(tmp_path / "checkpoint", make_vector(2).unwrapped)
     learner = agent()
     learner.save(tmp_path / "good")
-    with pytest.raises(ValueError, match="num_envs=16"):
+    with pytest.raises(ValueError, match="that of the checkpoint, 16, got 2"):
         PPO.load(tmp_path / "good", make_vector(2).unwrapped)
 
 
@@ -257,5 +258,5 @@ def test_a_policy_with_another_vocabulary_is_refused(make_vector):
 
     config = tiny_config("gpt2", vocab_size=15, bos_token_id=0, eos_token_id=0, **FAMILIES["gpt2"])
     other = wrap_language_model(Auto.from_config(config), word_tokenizer(), name="other")
-    with pytest.raises(ValueError, match=r"policy 'other' \(=15\) and reference .* \(=12\)"):
+    with pytest.raises(ValueError, match="got 15 tokens in 'other' and 12 in "):
         PPO(make_vector(2).unwrapped, PPOConfig(**CONFIG), other)

@@ -82,7 +82,7 @@ def test_play_returns_what_the_last_step_of_each_slot_would_have(make_vector, mo
 
 
 def test_play_equals_step_for_sampled_responses_and_their_kl(make_vector):
-    from agents.core.actor import LanguageModelAgent
+    from agents.core.agent import LanguageModelAgent
 
     env, twin = make_vector(8).unwrapped, make_vector(8).unwrapped
     agent = LanguageModelAgent(tiny_model(seed=4), env.task, seed=0)
@@ -90,7 +90,7 @@ def test_play_equals_step_for_sampled_responses_and_their_kl(make_vector):
     twin.reset(seed=0)
     sampled = agent.respond(observation)
     _, rewards, *_, infos = env.play(sampled.response_ids, sampled.response_lengths, sampled.logprobs)
-    twin.attach_policy(agent.model.model)
+    twin.attach_policy(agent.policy.model)
     got = np.full(8, np.nan)
     for t in range(6):
         actions = sampled.response_ids[:, t].numpy().copy()

@@ -205,11 +205,10 @@ def learner_command(name: str) -> Callable[..., None]:
     """The command of one of :data:`agents.algorithms.LEARNERS`; the flags are those of its config."""
     import tyro
 
-    from agents.algorithms import LEARNERS
-    from agents.core.learner import learn_with_checkpoints
+    from agents.algorithms import algorithm
     from textenv.training.progress import progress_bar
 
-    learner = LEARNERS[name]
+    learner = algorithm(name)
 
     def train(
         output: Path,
@@ -242,7 +241,7 @@ def learner_command(name: str) -> Callable[..., None]:
         vector = env.make(num_envs)
         agent = learner.load(output, vector) if resume else learner(vector, config)
         with progress_bar(learner.__name__) as advance:
-            learn_with_checkpoints(agent, total_episodes, output, every=save_every, advance=advance)
+            agent.learn_with_checkpoints(total_episodes, output, every=save_every, advance=advance)
         _print({**agent.history[-1], "output": str(output)})
 
     train.__doc__ = str(train.__doc__).replace("ALGORITHM", str(learner.__doc__))
@@ -287,8 +286,8 @@ def evaluate_command() -> Callable[..., None]:
     import tyro
 
     import textenv
-    from agents.best_of_n import best_of_n
-    from agents.core.actor import LanguageModelAgent
+    from agents.best_of_n import best_responses
+    from agents.core.agent import LanguageModelAgent
     from reward_models.benchmark.measures.best_of_n import kl_bound
     from textenv.data.records import write_jsonl
     from textenv.evaluation import evaluate as run
@@ -325,7 +324,7 @@ def evaluate_command() -> Callable[..., None]:
             for k in range(best_of):
                 samples.append(run(agent, vector, deterministic=deterministic))
                 advance(k + 1, best_of)
-        result = best_of_n(samples) if best_of > 1 else samples[0]
+        result = best_responses(samples) if best_of > 1 else samples[0]
         if output is not None:
             names = ("prompts", "responses", "rm_scores", "rewards", "finish_reasons")
             columns = [list(getattr(result, name)) for name in names]
@@ -339,7 +338,7 @@ def run_command() -> Callable[..., None]:
     import tyro
 
     from agents.experiments.page import write_summary
-    from agents.experiments.run import cells_of, print_tables, run_cells, summarise
+    from agents.experiments.run import cells_of, print_tables, run_experiment, summarise
     from textenv.registry.experiment import load_experiment
 
     def run(experiment: tyro.conf.Positional[Path]) -> None:
@@ -355,7 +354,7 @@ def run_command() -> Callable[..., None]:
         if loaded.run is None:
             raise ValueError(f"an experiment to run must have the section 'run', with file (={str(experiment)!r}).")
         loaded.register()
-        results = run_cells(cells_of(loaded.run, loaded.agents), loaded.run.output)
+        results = run_experiment(cells_of(loaded.run, loaded.agents), loaded.run.output)
         page = write_summary(results, loaded.run.output)
         print_tables(summarise(results))
         print(f"summary: {page}")

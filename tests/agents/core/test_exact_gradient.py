@@ -125,7 +125,7 @@ def surrogate_gradient(
         advantages = advantages * weight[:, None].to(dtype)
     if not eos_counts:
         mask = mask & (batch.response_ids != 0)
-    loss = ppo_policy_loss(logprobs, logprobs.detach(), advantages, mask, normalizer=1.0).loss
+    loss = ppo_policy_loss(logprobs, logprobs.detach(), advantages, mask, clip_range=0.2, normalizer=1.0).loss
     return torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, list(model.parameters()))]).double()
 
 

@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from agents.core.learner import MicroBatch
-from agents.core.losses import policy_gradient_loss
 from agents.core.rollout import Rollout
 from agents.grpo import GRPO, GRPOConfig
-from agents.reinforce import Reinforce, ReinforceConfig
+from agents.reinforce import Reinforce, ReinforceConfig, policy_gradient_loss
 from agents.rloo import RLOO, RLOOConfig
 from tests.agents.core.test_exact_gradient import every_response, moved, relative_error
 from textenv.lm.load import wrap_language_model
@@ -74,9 +73,8 @@ def every_group(world, policy, size, kl_coef=0.3):
         kl_coef=kl_coef,
         rm_scores=world.rewards.flatten()[row],
         gold=None,
-        prompt_ids=(row // count).numpy(),
-        finish_reasons=[],
-        responses=[],
+        prompt_indices=row // count,
+        ended=torch.ones_like(row, dtype=torch.bool),
     )
     return rollout, row, weight.flatten().repeat_interleave(size)
 
@@ -169,7 +167,7 @@ def test_poisoned_padding_leaves_the_plain_policy_gradient_bit_identical(poison)
     results = []
     for fill in (0.0, poison):
         leaf = torch.where(mask, torch.arange(6.0).view(2, 3), fill).requires_grad_()
-        loss = policy_gradient_loss(leaf, torch.where(mask, advantages, fill), mask)
+        loss = policy_gradient_loss(leaf, torch.where(mask, advantages, fill), mask, normalizer=4)
         loss.backward()
         results.append((loss.detach(), leaf.grad))
     for one, other in zip(*results, strict=True):

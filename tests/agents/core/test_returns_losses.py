@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from agents.core.losses import entropy_loss, ppo_policy_loss, value_loss
+from agents.core.losses import ppo_policy_loss, value_loss
 from agents.core.returns import generalized_advantages, masked_mean, whiten
 
 POISON = (float("nan"), 1e6, -1e6, float("inf"))
@@ -52,11 +52,10 @@ def test_poisoned_padding_leaves_advantages_whitening_and_losses_bit_identical(p
 
     def losses(spoil):
         leaf = new.clone().requires_grad_()
-        policy = ppo_policy_loss(spoil(leaf), spoil(old), spoil(rewards), MASK, clip_range=0.05)
-        value = value_loss(spoil(leaf), spoil(old), spoil(values), MASK, clip_range=0.05)
-        total = policy.loss + value.loss + entropy_loss(spoil(leaf), MASK)
-        total.backward()
-        return [*policy, *value, leaf.grad]
+        policy = ppo_policy_loss(spoil(leaf), spoil(old), spoil(rewards), MASK, clip_range=0.05, normalizer=9)
+        value = value_loss(spoil(leaf), spoil(old), spoil(values), MASK, clip_range=0.05, normalizer=9)
+        (policy.loss + value).backward()
+        return [policy.loss, *policy.log.values(), value, leaf.grad]
 
     for one, other in zip(losses(lambda x: x), losses(lambda x: poisoned(x, poison)), strict=True):
         assert torch.equal(one, other)
@@ -74,20 +73,21 @@ def test_the_clipped_surrogate_of_hand_made_ratios():
     old = torch.zeros(1, 4)
     new = torch.tensor([[math.log(1.5), math.log(0.5), math.log(1.5), math.log(0.5)]])
     advantages = torch.tensor([[1.0, 1.0, -1.0, -1.0]])
-    out = ppo_policy_loss(new, old, advantages, torch.ones(1, 4, dtype=torch.bool), clip_range=0.2)
+    out = ppo_policy_loss(new, old, advantages, torch.ones(1, 4, dtype=torch.bool), clip_range=0.2, normalizer=4)
     assert float(out.loss) == pytest.approx(-(1.2 + 0.5 - 1.5 - 0.8) / 4)
-    assert float(out.clip_fraction) == 1.0
+    assert float(out.log["clip_fraction"]) == 1.0
     # k3 of (old ‖ new): ratio − 1 − log ratio
     k3 = [1.5 - 1 - math.log(1.5), 0.5 - 1 - math.log(0.5)]
-    assert float(out.approx_kl) == pytest.approx(sum(k3) / 2)
+    assert float(out.log["approx_kl"]) == pytest.approx(sum(k3) / 2)
 
 
 def test_the_value_loss_of_hand_made_values():
     values, old, returns = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 2.0]]), torch.tensor([[3.0, 1.0]])
     mask = torch.ones(1, 2, dtype=torch.bool)
-    assert float(value_loss(values, old, returns, mask).loss) == pytest.approx(0.5 * (4 + 1) / 2)
+    assert float(value_loss(values, old, returns, mask, normalizer=2)) == pytest.approx(0.5 * (4 + 1) / 2)
     # held within 0.5 of the old value: 0.5 → error 2.5² = 6.25 > 4
-    assert float(value_loss(values, old, returns, mask, clip_range=0.5).loss) == pytest.approx(0.5 * (6.25 + 1) / 2)
+    held = value_loss(values, old, returns, mask, clip_range=0.5, normalizer=2)
+    assert float(held) == pytest.approx(0.5 * (6.25 + 1) / 2)
 
 
 @pytest.mark.parametrize("loss", ["policy", "value", "value-clipped"])
@@ -96,8 +96,9 @@ def test_gradients_agree_with_finite_differences(loss):
 
     def value(x):
         if loss == "policy":
-            return ppo_policy_loss(x, old, target, MASK).loss
-        return value_loss(x, old, target, MASK, clip_range=0.05 if loss == "value-clipped" else None).loss
+            return ppo_policy_loss(x, old, target, MASK, clip_range=0.2, normalizer=9).loss
+        clip_range = 0.05 if loss == "value-clipped" else None
+        return value_loss(x, old, target, MASK, clip_range=clip_range, normalizer=9)
 
     assert torch.autograd.gradcheck(value, (numbers(4).mul(0.1).requires_grad_(),))
 
@@ -108,8 +109,9 @@ def test_splitting_a_batch_changes_no_gradient_when_the_normalizer_is_the_whole(
     def gradient(parts):
         leaf = new.clone().requires_grad_()
         for part in parts:
-            ppo_policy_loss(leaf[part], old[part], advantages[part], MASK[part], normalizer=9.0).loss.backward()
-            value_loss(leaf[part], old[part], advantages[part], MASK[part], normalizer=9.0).loss.backward()
+            rows = leaf[part], old[part], advantages[part], MASK[part]
+            policy = ppo_policy_loss(*rows, clip_range=0.2, normalizer=9.0).loss
+            (policy + value_loss(*rows, normalizer=9.0)).backward()
         return leaf.grad
 
     whole = gradient([[0, 1, 2]])

@@ -8,7 +8,7 @@ import pytest
 import textenv
 from agents.experiments import run as experiment
 from agents.experiments.page import write_summary
-from agents.experiments.run import Cell, cells_of, run_cells, summarise
+from agents.experiments.run import Cell, cells_of, run_experiment, summarise
 from textenv.cli import main
 from textenv.evaluation import mean_t95
 from textenv.registry.experiment import AgentPlan
@@ -57,30 +57,30 @@ def test_a_file_is_run_from_the_shell_and_summed_up(file, capsys):
 
 def test_finished_cells_are_not_run_again(file, monkeypatch):
     plan = cells(file)[:3]
-    first = run_cells(plan, file.parent / "out")
+    first = run_experiment(plan, file.parent / "out")
 
     def never(*args):
         raise AssertionError("a finished cell ran again")
 
     monkeypatch.setattr(experiment, "train", never)
-    assert run_cells(plan, file.parent / "out") == first
+    assert run_experiment(plan, file.parent / "out") == first
 
 
 def test_an_interrupted_cell_goes_on_where_it_stopped_and_ends_as_if_it_had_not(file, monkeypatch):
     (cell,) = [c for c in cells(file) if c.plan.name == "small-ppo" and c.seed == 1]
-    whole = run_cells([cell], file.parent / "whole")[0]
+    whole = run_experiment([cell], file.parent / "whole")[0]
     learn = experiment.train
 
-    def stops(plan, env_id, seed, total, folder, advance=None):
-        learn(plan, env_id, seed, 16, folder, advance)  # one update, then Ctrl-C
+    def stops(cell, folder, advance=None):
+        learn(cell._replace(total_episodes=16), folder, advance)  # one update, then Ctrl-C
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
         patched.setattr(experiment, "train", stops)
         with pytest.raises(KeyboardInterrupt):
-            run_cells([cell], file.parent / "parts")
+            run_experiment([cell], file.parent / "parts")
     assert not (file.parent / "parts" / cell.folder / "result.json").exists()
-    resumed = run_cells([cell], file.parent / "parts")[0]
+    resumed = run_experiment([cell], file.parent / "parts")[0]
     assert resumed["curve"] == whole["curve"]
     same = ("regret_ratio", "kl", "tokens")
     assert {key: resumed["figures"][key] for key in same} == {key: whole["figures"][key] for key in same}
@@ -88,15 +88,15 @@ def test_an_interrupted_cell_goes_on_where_it_stopped_and_ends_as_if_it_had_not(
 
 def test_a_folder_of_other_settings_is_not_taken_for_this_cell(file):
     cell = cells(file)[-1]
-    run_cells([cell], file.parent / "out")
+    run_experiment([cell], file.parent / "out")
     with pytest.raises(ValueError, match=r"of other settings \(total_episodes changed\)"):
-        run_cells([cell._replace(total_episodes=64)], file.parent / "out")
+        run_experiment([cell._replace(total_episodes=64)], file.parent / "out")
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("algorithm: pppo", r"line 3: algorithm must be one of .*\(='pppo'\)\. Did you mean 'ppo'"),
+        ("algorithm: pppo", "line 3: algorithm must be the name of one, got 'pppo'. Did you mean 'ppo'"),
         ("algorithm: ppo, learningrate: 1", r"line 3: ppo has no option 'learningrate'. Did you mean 'learning_rate'"),
         ("algorithm: ppo, epochs: 0", r"line 3: epochs must be > 0, with epochs \(=0\)"),
         ("algorithm: rloo, group_size: 1", r"line 3: group_size must be ≥ 2"),
@@ -106,7 +106,7 @@ def test_a_folder_of_other_settings_is_not_taken_for_this_cell(file):
 def test_a_wrong_agent_is_refused_before_anything_runs(file, line, message):
     file.write_text(FILE.replace("algorithm: ppo, batch_size: 16, num_envs: 8, learning_rate: 1e-3", line))
     with pytest.raises(ValueError, match=message):
-        run_cells(cells(file), file.parent / "out")
+        run_experiment(cells(file), file.parent / "out")
     assert not (file.parent / "out").exists()
 
 
@@ -114,7 +114,7 @@ def test_two_agents_that_share_a_folder_are_refused(file):
     plan = AgentPlan(name="a b", algorithm="random", options={})
     one = Cell("textenv/Micro-v0", plan, 1, 8, {})
     with pytest.raises(ValueError, match="folder of its own"):
-        run_cells([one, one._replace(plan=AgentPlan(name="a/b", algorithm="random", options={}))], file.parent)
+        run_experiment([one, one._replace(plan=AgentPlan(name="a/b", algorithm="random", options={}))], file.parent)
 
 
 def test_intervals_are_students():
@@ -143,12 +143,12 @@ def test_stable_baselines3s_algorithms_are_agents_like_any_other(algorithm, tmp_
     options = {"num_envs": 8, "n_steps": 4, "learning_rate": 1e-4, "linear_decay": True}
     options |= {} if algorithm == "sb3-a2c" else {"batch_size": 32}
     plan = AgentPlan(name=algorithm, algorithm=algorithm, options=options)
-    (result,) = run_cells([Cell("textenv/Micro-v0", plan, 1, 40, {})], tmp_path)
+    (result,) = run_experiment([Cell("textenv/Micro-v0", plan, 1, 40, {})], tmp_path)
     assert result["curve"][-1]["episodes"] >= 24
     assert 0 < result["figures"]["regret_ratio"] < 1.2
     assert {"reward", "gold_score", "kl"} <= result["curve"][0].keys()
     with pytest.raises(ValueError, match="n_stepz"):
-        run_cells(
+        run_experiment(
             [Cell("textenv/Micro-v0", AgentPlan(name="x", algorithm=algorithm, options={"n_stepz": 4}), 1, 40, {})],
             tmp_path,
         )

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from agents.baselines import RandomAgent, reference_agent
+from agents.baselines import RandomAgent, ReferenceAgent
 from agents.best_of_n import BestOfN
 from agents.ppo import PPO, PPOConfig
 from agents.sb3 import make_vec_env
@@ -14,12 +14,12 @@ from agents.sb3 import make_vec_env
 def agents_of(options):
     learner_env = gymnasium.make_vec("textenv/Text-v0", num_envs=4, **options).unwrapped
     task = learner_env.task
-    reference = reference_agent(task)
+    reference = ReferenceAgent(task)
     return {
         "ppo": PPO(learner_env, PPOConfig(batch_size=4)),
         "reference": reference,
         "random": RandomAgent(task),
-        "best-of-3": BestOfN(task, reference.model, 3),
+        "best-of-3": BestOfN(task, reference.policy, 3),
     }
 
 
@@ -39,7 +39,7 @@ def test_evaluate_policy_runs_our_agents(text_options, name, obs_mode):
 def test_best_of_n_steps_through_the_response_that_it_chose(text_options):
     options = {**text_options, "kl_coef": 0.0}
     env = gymnasium.make("textenv/Text-v0", **options).unwrapped
-    stepper, whole = (BestOfN(env.task, reference_agent(env.task).model, 4, seed=5) for _ in range(2))
+    stepper, whole = (BestOfN(env.task, ReferenceAgent(env.task).policy, 4, seed=5) for _ in range(2))
     observation, _ = env.reset(seed=1)
     batched = {key: value[None] for key, value in observation.items()}
     chosen = whole.respond(batched)
@@ -53,7 +53,7 @@ def test_best_of_n_steps_through_the_response_that_it_chose(text_options):
 
 def test_best_of_n_refuses_to_go_on_without_its_state(text_options):
     env = gymnasium.make("textenv/Text-v0", **text_options).unwrapped
-    agent = BestOfN(env.task, reference_agent(env.task).model, 2)
+    agent = BestOfN(env.task, ReferenceAgent(env.task).policy, 2)
     env.reset(seed=0)
     observation, *_ = env.step(3)
     with pytest.raises(ValueError, match="Pass state"):
