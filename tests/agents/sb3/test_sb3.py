@@ -139,7 +139,7 @@ def test_attributes_and_methods_reach_the_environment_through_wrappers(vec_env):
 
 def test_an_environment_that_it_cannot_stand_for_is_refused(text_options):
     make = lambda **more: gymnasium.make_vec("textenv/Text-v0", num_envs=2, **text_options, **more)  # noqa: E731
-    with pytest.raises(ValueError, match="autoreset_mode must be 'SameStep' for .*, got 'NextStep'"):
+    with pytest.raises(ValueError, match=r"autoreset_mode must be 'SameStep' for .*, got 'NextStep'"):
         TextVecEnv(make(autoreset_mode="NextStep"))
     with pytest.raises(ValueError, match="wrappers around TextVecEnv"):
         TextVecEnv(gymnasium.wrappers.vector.RecordEpisodeStatistics(make()))
