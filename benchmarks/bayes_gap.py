@@ -23,23 +23,24 @@ import torch
 from transformers.utils import logging as hf_logging
 
 import textenv
-from benchmarks.record import mean_ci95, write_result
+from benchmarks.record import write_result
 from reward_models.benchmark.items import Item
 from reward_models.benchmark.layout import lay_out
-from reward_models.benchmark.metrics import (
-    bayes_limits,
-    bootstrap_interval,
-    calibration_slope,
-    clustered_se,
-    correct,
-    nll,
-)
 from reward_models.benchmark.suites import BenchmarkConfig, load_suite, sample_pool
 from reward_models.preferences import Ranking
 from reward_models.scorers.transformer import TransformerRewardModel
 from reward_models.training.start import start_reward_model
 from reward_models.training.trainer import RewardConfig, train_reward_model
 from textenv.data.records import write_json
+from textenv.stats import (
+    bayes_limits,
+    bootstrap_interval,
+    calibration_slope,
+    correct,
+    mean_ci95,
+    nll,
+    standard_error,
+)
 from textenv.tasks import assistant
 
 PAIRS = (200, 600, 2_000, 6_000, 20_000)
@@ -100,19 +101,20 @@ def measure(model: TransformerRewardModel, items: list[Item]) -> dict[str, Any]:
     margins = pairs.margins(scores) * model.score_unit
     assert layout.gold is not None
     best, floor = bayes_limits(pairs.margins(layout.gold), assistant.ANNOTATOR_TEMPERATURE)
-    slope = calibration_slope(margins, pairs.cluster)
+    losses = nll(margins)
+    slope = calibration_slope(margins, pairs.cluster).value
     gap = best - correct(margins)
     return {
         "accuracy": float(correct(margins).mean()),
-        "accuracy_se": clustered_se(correct(margins), pairs.cluster),
+        "accuracy_se": standard_error(correct(margins), pairs.cluster),
         "accuracy_ci95": bootstrap_interval(correct(margins), pairs.cluster, resamples=2_000, seed=0),
         "bayes_accuracy": float(best.mean()),
         "gap": float(gap.mean()),
-        "gap_se": clustered_se(gap, pairs.cluster),
-        "nll": nll(margins),
+        "gap_se": standard_error(gap, pairs.cluster),
+        "nll": float(losses.mean()),
         "nll_floor": float(floor.mean()),
-        "nll_ratio": nll(margins) / float(floor.mean()),
-        "calibration_slope": None if slope is None else slope.value,
+        "nll_ratio": float(losses.mean() / floor.mean()),
+        "calibration_slope": slope if np.isfinite(slope) else None,
         "test_pairs": len(margins),
     }
 
@@ -145,13 +147,12 @@ def demands(rows: list[dict[str, Any]]) -> dict[str, bool]:
     """What is asked of a model with ample comparisons, and of one with shuffled labels."""
     ample = [row for row in rows if row["training"] == "rankings"]
     coin = np.array([row["accuracy"] for row in rows if row["training"] == COIN])
-    coin_se = coin.std(ddof=1) / np.sqrt(len(coin))
     return {
         "accuracy within 0.03 of the Bayes limit": all(row["gap"] <= 0.03 for row in ample),
         "no accuracy above the limit + 3 SE": all(row["gap"] >= -3 * row["gap_se"] for row in rows),
         "NLL within 8 % of its floor": all(row["nll_ratio"] <= 1.08 for row in ample),
         "calibration slope in 0.85 … 1.15": all(0.85 <= row["calibration_slope"] <= 1.15 for row in ample),
-        "shuffled labels: accuracy 0.50 ± 3 SE": bool(abs(coin.mean() - 0.5) <= 3 * coin_se),
+        "shuffled labels: accuracy 0.50 ± 3 SE": bool(abs(coin.mean() - 0.5) <= 3 * standard_error(coin)),
     }
 
 
@@ -181,7 +182,7 @@ def main() -> None:
     for name in [*names, COIN]:
         same = [row for row in rows if row["training"] == name]
         keys = ("comparisons", "accuracy", "bayes_accuracy", "gap", "nll", "nll_ratio", "calibration_slope")
-        figures = {key: mean_ci95([row[key] for row in same]) for key in keys}
+        figures = {key: mean_ci95([row[key] for row in same])._asdict() for key in keys}
         curve.append({"training": name, "seeds": len(same), **figures})
     checks = demands(rows)
     print(write_result("bayes_gap", {"curve": curve, "demands": checks, "cells": rows}))

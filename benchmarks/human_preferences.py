@@ -31,13 +31,13 @@ from transformers.utils import logging as hf_logging
 
 from benchmarks.record import write_result
 from reward_models.benchmark.baselines import shorter
-from reward_models.benchmark.metrics import bootstrap_interval, calibration_slope, clustered_se, correct, nll, rate
 from reward_models.preferences import Ranking, load_rankings, prompt_key, split_by_prompt
 from reward_models.scorers.features import trunk_features
 from reward_models.scorers.transformer import TransformerRewardModel
 from reward_models.training.start import start_reward_model
 from reward_models.training.trainer import RewardConfig, train_reward_model
 from textenv.data.records import write_jsonl
+from textenv.stats import bootstrap_interval, calibration_slope, correct, nll, rate, standard_error
 from textenv.training.progress import progress_bar
 
 FOLDS = 5
@@ -126,10 +126,8 @@ def figures(values: Float[np.ndarray, " N"], cluster: Int[np.ndarray, " N"], *, 
     assert accuracy is not None
     out: dict[str, Any] = {"accuracy": accuracy._asdict()}
     if odds:
-        slope = calibration_slope(values, cluster)
-        assert slope is not None
-        out |= {"nll": nll(values), "nll_se": clustered_se(np.logaddexp(0, -values), cluster)}
-        out |= {"calibration_slope": slope._asdict()}
+        out |= {"nll": float(nll(values).mean()), "nll_se": standard_error(nll(values), cluster)}
+        out |= {"calibration_slope": calibration_slope(values, cluster)._asdict()}
     return out
 
 

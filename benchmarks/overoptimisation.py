@@ -35,7 +35,6 @@ from agents.ppo import PPO, PPOConfig
 from benchmarks.overoptimisation_summary import summarise
 from benchmarks.record import write_result
 from reward_models.benchmark.measures.best_of_n import best_of_n, kl_bound
-from reward_models.benchmark.metrics import within_prompt_sd
 from reward_models.benchmark.suites import Pool, sample_pool
 from reward_models.scorers.ensemble import combined
 from reward_models.training.start import start_reward_model
@@ -43,6 +42,7 @@ from reward_models.training.trainer import RewardConfig, train_reward_model
 from textenv.data.records import write_json
 from textenv.evaluation import evaluate
 from textenv.registry import RewardFunction
+from textenv.stats import standard_error, within_prompt_sd
 from textenv.tasks import assistant, micro
 from textenv.tasks.exact import ExactWorld, exact_world
 
@@ -189,7 +189,7 @@ def sampled_best_of_n(scores: np.ndarray, gold: np.ndarray) -> list[dict[str, fl
                 "kl": kl_bound(n),
                 "proxy": float(proxy_gain.mean()) / units[0],
                 "gold": float(gold_gain.mean()) / units[1],
-                "gold_se": float(gold_gain.std(ddof=1)) / math.sqrt(len(gold)) / units[1],
+                "gold_se": standard_error(gold_gain) / units[1],
             }
         )
     return points
@@ -310,7 +310,7 @@ def _sampled_measure(spec: Any) -> Callable[[PPO, int], dict[str, float]]:
             "kl": float(result.kl.mean()),
             "proxy": float(result.rm_scores.mean()),
             "gold": float(gold.mean()),
-            "gold_se": float(gold.std(ddof=1) / math.sqrt(len(gold))),
+            "gold_se": standard_error(gold),
         }
 
     return measure

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.record import mean_ci95
 from reward_models.benchmark.overoptimisation import Form, fit_bend
+from textenv.stats import mean_ci95
 
 Curve = list[dict[str, float]]
 FIT_UP_TO = 3.5
@@ -110,7 +110,7 @@ def best_of_n_peaks(selected: dict[str, dict[str, Any]]) -> list[dict[str, Any]]
         for size, data_sets in by_size(selected, world).items():
             curves = [averaged(singles(data_set)) for data_set in data_sets]
             found = [peak(curve) for curve in curves]
-            figures = {key: mean_ci95([each[key] for each in found]) for key in found[0]}
+            figures = {key: mean_ci95([each[key] for each in found])._asdict() for key in found[0]}
             rows.append({"world": world, "comparisons": size, **figures, "bend": bend("best-of-n", averaged(curves))})
     return rows
 
@@ -130,9 +130,9 @@ def ensemble_peaks(selected: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
                         "world": world,
                         "comparisons": size,
                         "combine": way,
-                        "peak": mean_ci95([ensemble for ensemble, _ in pairs]),
-                        "mean_member": mean_ci95([member for _, member in pairs]),
-                        "difference": mean_ci95([ensemble - member for ensemble, member in pairs]),
+                        "peak": mean_ci95([ensemble for ensemble, _ in pairs])._asdict(),
+                        "mean_member": mean_ci95([member for _, member in pairs])._asdict(),
+                        "difference": mean_ci95([ensemble - member for ensemble, member in pairs])._asdict(),
                         "data_sets_at_or_above": sum(ensemble >= member for ensemble, member in pairs),
                     }
                 )
@@ -152,8 +152,10 @@ def ppo_peaks(ppo: list[dict[str, Any]]) -> list[dict[str, Any]]:
             for curves in seeds.values()
         ]
         every = [point for curves in seeds.values() for curve in curves for point in curve]
-        figures = {key: mean_ci95([each[key] for each in found]) for key in found[0]}
-        last = mean_ci95([float(np.mean([math.sqrt(c[-1]["kl"]) for c in curves])) for curves in seeds.values()])
+        figures = {key: mean_ci95([each[key] for each in found])._asdict() for key in found[0]}
+        last = mean_ci95(
+            [float(np.mean([math.sqrt(c[-1]["kl"]) for c in curves])) for curves in seeds.values()]
+        )._asdict()
         row = {"world": world, "proxy": proxy, "kl_coef": kl_coef, "seeds": len(seeds), **figures, "last_root_kl": last}
         near = {math.sqrt(point["kl"]) for point in every if 0 < math.sqrt(point["kl"]) <= FIT_UP_TO}
         rows.append({**row, "bend": bend("rl", every, FIT_UP_TO) if len(near) > 2 else None})
@@ -186,9 +188,9 @@ def ppo_ensemble_peaks(ppo: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "comparisons": int(size),
                 "combine": way,
                 "members": min(count for *_, count in pairs),
-                "peak": mean_ci95([ensemble for ensemble, *_ in pairs]),
-                "mean_member": mean_ci95([member for _, member, _ in pairs]),
-                "difference": mean_ci95([ensemble - member for ensemble, member, _ in pairs]),
+                "peak": mean_ci95([ensemble for ensemble, *_ in pairs])._asdict(),
+                "mean_member": mean_ci95([member for _, member, _ in pairs])._asdict(),
+                "difference": mean_ci95([ensemble - member for ensemble, member, _ in pairs])._asdict(),
                 "data_sets_at_or_above": sum(ensemble >= member for ensemble, member, _ in pairs),
             }
         )

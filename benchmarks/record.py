@@ -9,14 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from textenv.evaluation import mean_t95
-
 RESULTS = Path(__file__).parent / "results"
-
-
-def mean_ci95(values: list[float]) -> dict[str, float]:
-    """Mean over seeds or runs with half the width of its 95 % interval (Student's t)."""
-    return mean_t95(values)._asdict()
 
 
 def write_result(name: str, figures: dict[str, Any]) -> Path:

@@ -14,6 +14,7 @@ from torchrl.envs import GymEnv
 from transformers import PreTrainedModel
 
 import textenv
+from textenv.stats import mean_ci95
 
 
 def token_policy(model: PreTrainedModel) -> TensorDictModule:
@@ -42,6 +43,5 @@ def episode_rewards(tokens: int, seed: int = 0) -> Tensor:
 
 if __name__ == "__main__":
     rewards = episode_rewards(1000)
-    print(
-        f"{len(rewards)} episodes, mean reward {rewards.mean():.3f} ± {1.96 * rewards.std() / len(rewards) ** 0.5:.3f}"
-    )
+    mean, ci95 = mean_ci95(rewards)
+    print(f"{len(rewards)} episodes, mean reward {mean:.3f} ± {ci95:.3f}")

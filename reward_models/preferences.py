@@ -1,8 +1,10 @@
 """Human (or simulated) preferences: one record, a prompt with its responses from best to worst."""
 
+import itertools
 import logging
+import operator
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,6 +104,18 @@ def split_by_prompt(rankings: Sequence[Ranking], fraction: float, seed: int = 0)
     for ranking in rankings:
         sides[prompt_key(ranking.prompt) in held_out].append(ranking)
     return sides
+
+
+def better_pairs(
+    responses: Sequence[str], ranks: Sequence[int], wanted: Callable[[int, int], bool] = operator.lt
+) -> Iterator[tuple[int, int]]:
+    """Places ``(a, b)`` of two responses, a before b, whose ranks are as ``wanted``; by default a is better than b.
+
+    Equal texts are no pair: samples coincide, and nothing that reads them could tell which was ranked higher.
+    """
+    for a, b in itertools.combinations(range(len(ranks)), 2):
+        if wanted(ranks[a], ranks[b]) and responses[a] != responses[b]:
+            yield a, b
 
 
 def present(record: Mapping[str, Any]) -> dict[str, Any]:

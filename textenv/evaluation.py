@@ -6,6 +6,7 @@ import gymnasium
 import numpy as np
 from jaxtyping import Float, Int
 
+from textenv.stats import Mean, mean_ci95
 from textenv.vector import TextVectorEnv
 
 
@@ -17,22 +18,6 @@ class Agent(Protocol):
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[Any, Any]: ...
-
-
-class Mean(NamedTuple):
-    """A mean over independent episodes with half the width of its 95 % interval (normal approximation)."""
-
-    mean: float
-    ci95: float
-
-
-def mean_t95(values: Any) -> Mean:
-    """Mean and half the width of the 95 % interval by Student's t, for a few seeds; NaN for one."""
-    values = np.asarray(values, dtype=np.float64)
-    count = len(values)
-    t = dict(enumerate((12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262), start=2)).get(count, 1.96)
-    spread = values.std(ddof=1) if count > 1 else float("nan")
-    return Mean(float(values.mean()), float(t * spread / np.sqrt(count)))
 
 
 class Evaluation(NamedTuple):
@@ -51,7 +36,7 @@ class Evaluation(NamedTuple):
     finish_reasons: list[str]
 
     def summary(self) -> dict[str, Mean | float]:
-        """Means of everything measured."""
+        """Means of everything measured, with intervals that take the episodes as independent."""
         out: dict[str, Mean | float] = {
             "reward": mean_ci95(self.rewards),
             "rm_score": mean_ci95(self.rm_scores),
@@ -64,13 +49,6 @@ class Evaluation(NamedTuple):
         if self.gold is not None:
             out["gold_score"] = mean_ci95(self.gold)
         return out
-
-
-def mean_ci95(values: Any) -> Mean:
-    """Mean and 1.96 standard errors."""
-    values = np.asarray(values, dtype=np.float64)
-    spread = values.std(ddof=1) if len(values) > 1 else 0.0
-    return Mean(float(values.mean()), float(1.96 * spread / np.sqrt(len(values))))
 
 
 def evaluate(

@@ -9,61 +9,19 @@ import math
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
 
 import matplotlib
 import numpy as np
-from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
 from textenv.pages.figures import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, STYLE
+from textenv.stats import Bin
 
 STAGE_NAMES = {"base": "Base", "sft": "SFT", "best_of_4": "Best of 4", "ppo": "PPO"}
 STAGE_COLOURS = {"base": "#8c8c8c", "sft": BLUE, "best_of_4": ORANGE, "ppo": GREEN}
 PPO_PATH = "#8fd3bf"
-
-
-class Reliability(NamedTuple):
-    """One bin of a reliability diagram."""
-
-    predicted: float
-    """Mean of σ(margin): how often the reward model expects the annotator to agree with it."""
-    observed: float
-    """How often the annotator did agree."""
-    ci95: float
-    """Half the width of the 95 % interval of ``observed``."""
-
-
-def reliability(
-    margins: Float[np.ndarray, " B"],
-    agreed: Float[np.ndarray, " B"],
-    clusters: Int[np.ndarray, " B"],
-    num_bins: int = 10,
-) -> list[Reliability]:
-    """Compare predicted and observed agreement in bins of equal mass.
-
-    Pairs of one prompt share their responses, so an interval takes prompts, not pairs, as independent:
-    ``se² = C/(C − 1) · Σ_c (Σ_{i∈c} (y_i − ȳ))² / n²`` over the C prompts of a bin (Liang and Zeger 1986).
-
-    Args:
-        margins: score differences, preferred response minus the other, in nats of log-odds.
-        agreed: 1 where the annotator preferred the same response, else 0.
-        clusters: the prompt of each pair.
-        num_bins: at most so many bins; fewer when there are fewer pairs.
-    """
-    bins = []
-    for rows in np.array_split(np.argsort(margins, kind="stable"), min(num_bins, len(margins))):
-        outcome = agreed[rows]
-        _, cluster = np.unique(clusters[rows], return_inverse=True)
-        residuals = np.bincount(cluster, weights=outcome - outcome.mean())
-        count = len(residuals)
-        # One prompt alone says nothing about the spread between prompts: its interval is everything.
-        error = math.sqrt(count / (count - 1) * np.sum(residuals**2)) / len(rows) if count > 1 else math.inf
-        predicted = np.mean(1.0 / (1.0 + np.exp(-margins[rows])))
-        bins.append(Reliability(float(predicted), float(outcome.mean()), 1.96 * error))
-    return bins
 
 
 @matplotlib.rc_context(STYLE)
@@ -91,11 +49,12 @@ def learning_curve(
 
 
 @matplotlib.rc_context(STYLE)
-def calibration(bins: Sequence[Reliability]) -> Figure:
+def calibration(bins: Sequence[Bin]) -> Figure:
     """Reliability diagram: observed against predicted agreement, with intervals and the diagonal."""
     figure, axes = panel(4.6, 3.8)
     axes.plot([0.5, 1.0], [0.5, 1.0], color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)))
-    predicted, observed, ci95 = (np.asarray(column) for column in zip(*bins, strict=True))
+    predicted, observed, ci95, _ = (np.asarray(column) for column in zip(*bins, strict=True))
+    ci95 = np.nan_to_num(ci95, nan=1.0)  # the interval of a single prompt is unknown: draw all of it
     low, high = np.clip(observed - ci95, 0.0, 1.0), np.clip(observed + ci95, 0.0, 1.0)
     axes.errorbar(
         predicted, observed, (observed - low, high - observed), color=STAGE_COLOURS["sft"], fmt="o", markersize=5,

@@ -1,6 +1,5 @@
 """What the stages of the demo are worth: held-out prompts answered, judged and laid out for the report."""
 
-import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,13 @@ from jaxtyping import Float
 from agents.best_of_n import best_responses
 from agents.core.agent import LanguageModelAgent
 from reward_models.benchmark.measures.best_of_n import kl_bound
+from reward_models.evaluation import measure_scores
 from reward_models.preferences import load_rankings
 from reward_models.scorers.transformer import load_reward_model
-from reward_models.training.trainer import evaluate_reward_model
 from textenv.data.records import read_jsonl, write_json
-from textenv.evaluation import Evaluation, evaluate, mean_ci95
+from textenv.evaluation import Evaluation, evaluate
 from textenv.lm import load_language_model
+from textenv.stats import bayes_limits, mean_ci95
 from textenv.tasks import assistant
 from textenv.vector import TextVectorEnv
 
@@ -90,31 +90,29 @@ def best_point(n: int, evaluation: Evaluation, unit: float) -> dict[str, float]:
 
 
 def measure_reward_model(folder: Path) -> dict[str, float]:
-    """Accuracy and NLL on held-out rankings, beside the best that any model could expect; writes the calibration."""
+    """Accuracy and NLL per held-out ranking beside the best that any model could expect; writes the calibration."""
     path = folder / "data" / "rankings-held-out.jsonl"
     model = load_reward_model(folder / "reward_model")
     rankings, rows = load_rankings(path), read_jsonl(path)
-    measured = evaluate_reward_model(model, rankings)
-    columns: dict[str, list[float]] = {"margin": [], "agreed": [], "prompt": []}
+    scores = model.scores(model.encode_rankings(rankings)) * model.score_unit
+    measured = measure_scores(scores, rankings)
     cluster = {prompt: number for number, prompt in enumerate(dict.fromkeys(row["prompt"] for row in rows))}
-    bayes, floor = [], []
-    best_first = iter((model.scores(model.encode_rankings(rankings)) * model.score_unit).tolist())
-    for row in rows:
-        scores = [next(best_first) for _ in row["responses"]]
-        for better, worse in itertools.combinations(range(len(scores)), 2):
-            margin = scores[better] - scores[worse]
-            columns["margin"].append(abs(margin))
-            columns["agreed"].append(float(margin > 0))
-            columns["prompt"].append(cluster[row["prompt"]])
-        bayes.append(assistant.bayes_accuracy(np.array([row["gold"]])))
-        floor.append(assistant.nll_floor(np.array([row["gold"]])))
-    write_json(folder / "calibration.json", columns)
+    margins, prompts, limits = [], [], []
+    for row, best_first in zip(rows, scores.split([len(row["responses"]) for row in rows]), strict=True):
+        better, worse = np.triu_indices(len(best_first), k=1)
+        gold = np.array(row["gold"])
+        margins += (best_first[better] - best_first[worse]).tolist()
+        prompts += [cluster[row["prompt"]]] * len(better)
+        accuracy, floor = bayes_limits(gold[better] - gold[worse], assistant.ANNOTATOR_TEMPERATURE)
+        limits.append((accuracy.mean(), floor.mean()))
+    write_json(folder / "calibration.json", {"margin": margins, "prompt": prompts})
+    accuracy, floor = np.mean(limits, axis=0).tolist()
     return {
-        "accuracy": measured["accuracy"],
-        "accuracy_ci95": 1.96 * measured["accuracy_se"],
-        "bayes_accuracy": float(np.mean(bayes)),
-        "nll": measured["nll"],
-        "nll_floor": float(np.mean(floor)),
+        "accuracy": measured["accuracy_per_ranking"],
+        "accuracy_ci95": measured["accuracy_per_ranking_ci95"],
+        "bayes_accuracy": accuracy,
+        "nll": measured["nll_per_ranking"],
+        "nll_floor": floor,
         "pairs": measured["pairs"],
     }
 

@@ -7,7 +7,8 @@ otherwise; a measured value is a number or ``{"mean", "ci95"}``; what is unknown
   has ``kl_bound``, nats, instead of ``kl``); ``reward_model`` (``accuracy, accuracy_ci95, bayes_accuracy, nll,
   nll_floor``); ``gold_unit`` (that standard deviation); ``seconds`` by step; ``seed``; ``versions``; ``config``.
 - ``history.json`` (needed): ``ppo``, one log an update (``episodes, rm_score, kl``, raw ``gold_score``).
-- ``calibration.json``: ``margin, agreed, prompt``, one entry a held-out pair, the margin in nats of log-odds.
+- ``calibration.json``: ``margin, prompt``, one entry per held-out pair; the margin, in log-odds, is positive
+  where the annotator agreed.
 - ``best_of_n.json``: records of ``n, gold, ci95, kl_bound``.
 - ``samples.json``: records of ``title, prompt, answers``, an answer being ``stage, text, gold, rm_score``.
 """
@@ -30,6 +31,7 @@ from agents.demo import figures
 from agents.demo.figures import STAGE_COLOURS, STAGE_NAMES
 from agents.demo.report_page import PAGE, STYLE
 from textenv.data.records import atomic_path
+from textenv.stats import reliability
 
 UNKNOWN = "–"
 
@@ -109,8 +111,8 @@ def read_run(run: str | Path) -> Run:
     for sample in parts["samples"] or []:
         check_keys(run / "samples.json", sample["answers"], ("stage", "text"))
     if parts["calibration"]:
-        check_keys(run / "calibration.json", [parts["calibration"]], ("margin", "agreed", "prompt"))
-        lengths = {key: len(parts["calibration"][key]) for key in ("margin", "agreed", "prompt")}
+        check_keys(run / "calibration.json", [parts["calibration"]], ("margin", "prompt"))
+        lengths = {key: len(parts["calibration"][key]) for key in ("margin", "prompt")}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"{run / 'calibration.json'}: columns must be of one length, with lengths (={lengths}).")
     return Run(**parts)
@@ -299,8 +301,7 @@ def calibration_card(run: Run) -> str:
     """Reliability diagram with its caption."""
     if not run.calibration or not run.calibration["margin"]:
         return missing("pairs in calibration.json")
-    margins, agreed = (np.asarray(run.calibration[key], dtype=np.float64) for key in ("margin", "agreed"))
-    bins = figures.reliability(margins, agreed, np.asarray(run.calibration["prompt"], dtype=np.int64))
+    bins = reliability(np.asarray(run.calibration["margin"], dtype=np.float64), np.asarray(run.calibration["prompt"]))
     caption = reward_model_caption(run.summary.get("reward_model") or {})
     return picture(figures.calibration(bins), "Observed against predicted agreement", caption)
 

@@ -21,8 +21,9 @@ from rich.table import Table
 from agents.algorithms import algorithm, check_plan
 from agents.core.job import Job, Trained, make_env
 from textenv.data.records import write_json
-from textenv.evaluation import Mean, evaluate, mean_t95
+from textenv.evaluation import evaluate
 from textenv.registry.experiment import BUILT_IN_AGENTS, AgentPlan, RunPlan
+from textenv.stats import Mean, mean_ci95
 from textenv.tasks.exact import exact_world
 from textenv.training.progress import Advance, progress_bar
 
@@ -177,7 +178,7 @@ def summarise(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for (env_id, agent), group in groups.items():
         known = [name for name in FIGURES if all(name in result["figures"] for result in group)]
-        figures = {name: mean_t95([result["figures"][name] for result in group])._asdict() for name in known}
+        figures = {name: mean_ci95([result["figures"][name] for result in group])._asdict() for name in known}
         rows.append({"env_id": env_id, "agent": agent, "seeds": len(group), "figures": figures})
     return rows
 

@@ -1,15 +1,14 @@
 """Two reward models on the same items: is one of them better?"""
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from reward_models.benchmark.layout import pairs_of
-from reward_models.benchmark.metrics import bootstrap_interval, clustered_se, correct
 from reward_models.benchmark.report import Report, ScoredItem
+from reward_models.preferences import better_pairs
+from textenv.stats import bootstrap_interval, correct, mcnemar, standard_error
 
 
 class Comparison(NamedTuple):
@@ -48,22 +47,13 @@ def compare(first: Report, second: Report, *, resamples: int = 2000, seed: int =
         second.model,
         float(gap.mean()),
         bootstrap_interval(gap, cluster, resamples=resamples, seed=seed),
-        clustered_se(gap, cluster),
+        standard_error(gap, cluster),
         only_first,
         only_second,
         int(np.sum((a == 0.5) | (b == 0.5))),
         mcnemar(only_first, only_second),
         len(gap),
     )
-
-
-def mcnemar(only_first: int, only_second: int) -> float:
-    """``min(1, 2 P(X ≤ min))`` with X of Binomial(only_first + only_second, ½): the exact sign test. Pairs on which a
-    model ties count for neither side."""
-    count, least = only_first + only_second, min(only_first, only_second)
-    terms = [math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1) for k in range(least + 1)]
-    tail = math.fsum(math.exp(term - count * math.log(2)) for term in terms)
-    return min(1.0, 2 * tail)
 
 
 def _paired(
@@ -82,7 +72,7 @@ def _paired(
     clusters: dict[str, int] = {}
     for a, b in zip(first, second, strict=True):
         cluster = clusters.setdefault(a.cluster, len(clusters))
-        for i, j in pairs_of(a.responses, a.ranks):
+        for i, j in better_pairs(a.responses, a.ranks):
             margins.append((a.scores[i] - a.scores[j], b.scores[i] - b.scores[j], cluster))
     table = np.array(margins)
     return correct(table[:, 0]), correct(table[:, 1]), table[:, 2].astype(np.int64)

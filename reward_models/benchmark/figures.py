@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from reward_models.benchmark.measures.best_of_n import Point
-from reward_models.benchmark.metrics import Bin
 from textenv.pages.figures import BLUE, GREEN, INK, MUTED, ORANGE, STYLE
+from textenv.stats import Bin
 
 KL_LABELS = {
     "exact": "√KL (√nats)",

@@ -1,16 +1,15 @@
 """From items to arrays: every distinct text is scored once, and pairs point to the rows of their two texts."""
 
-import itertools
 import json
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from reward_models.benchmark.items import Item
-from reward_models.preferences import prompt_key
+from reward_models.preferences import better_pairs, prompt_key
 
 FINISH = "finish_reason"
 
@@ -111,17 +110,7 @@ def _pairs(items: Sequence[Item], rows: list[Any], wanted: Callable[[int, int], 
     found = [
         (rows[i][a], rows[i][b], i, clusters.setdefault(item.group, len(clusters)))
         for i, item in enumerate(items)
-        for a, b in pairs_of(item.responses, item.ranks, wanted)
+        for a, b in better_pairs(item.responses, item.ranks, wanted)
     ]
     table = np.array(found, dtype=np.int64).reshape(-1, 4)
     return Pairs(*table.T)
-
-
-def pairs_of(
-    responses: Sequence[str], ranks: Sequence[int], wanted: Callable[[int, int], bool] = operator.lt
-) -> Iterator[tuple[int, int]]:
-    """Places of two responses whose ranks are as ``wanted``: the first is better. Equal texts are no pair: samples
-    coincide, and nothing that reads them could tell which of the two was ranked higher."""
-    for a, b in itertools.combinations(range(len(ranks)), 2):
-        if wanted(ranks[a], ranks[b]) and responses[a] != responses[b]:
-            yield a, b

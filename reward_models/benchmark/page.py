@@ -10,14 +10,14 @@ from matplotlib.figure import Figure
 
 from reward_models.benchmark.compare import Comparison
 from reward_models.benchmark.figures import best_of_n_picture, margin_picture, reliability_picture, svg_uri
-from reward_models.benchmark.layout import pairs_of
 from reward_models.benchmark.measures.probes import Probe
 from reward_models.benchmark.measures.robustness import Robustness
-from reward_models.benchmark.metrics import Rate
 from reward_models.benchmark.page_text import KL_TEXTS, PAGE, STYLE
 from reward_models.benchmark.report import COLUMNS, UNKNOWN, Report, number, percent, row, signed, significant
 from reward_models.benchmark.scorer import Refused
+from reward_models.preferences import better_pairs
 from textenv.data.records import atomic_path
+from textenv.stats import Rate
 
 Cell = Callable[[Report], str]
 FITTED = " <small>scale fitted</small>"
@@ -99,8 +99,8 @@ def pictures(report: Report) -> str:
         picture(
             margin_picture(signed_margins(report)),
             "Histogram of margins",
-            f"{percent(report.accuracy.value)} % of the pairs are right. The dark bar holds ties and near-ties; the "
-            "outermost percent is in the last bars.",
+            f"{percent(report.accuracy_per_pair.value)} % of the pairs are right. The dark bar holds ties and "
+            "near-ties; the outermost percent is in the last bars.",
         ),
     ]
     if report.best_of_n:
@@ -112,7 +112,9 @@ def pictures(report: Report) -> str:
 def signed_margins(report: Report) -> np.ndarray:
     """Margins of all pairs in standard deviations within a prompt."""
     sd = report.margins.within_prompt_sd
-    gaps = [item.scores[a] - item.scores[b] for item in report.scored for a, b in pairs_of(item.responses, item.ranks)]
+    gaps = [
+        item.scores[a] - item.scores[b] for item in report.scored for a, b in better_pairs(item.responses, item.ranks)
+    ]
     return np.array(gaps) / (sd if sd > 0 else 1.0)
 
 
@@ -156,7 +158,7 @@ def probe_cell(value: Probe) -> str:
 
 def accuracy_rows(reports: Sequence[Report]) -> list[tuple[str, Cell]]:
     names = dict.fromkeys(name for report in reports for name in report.by_category)
-    rows: list[tuple[str, Cell]] = [("all pairs, %", lambda r: rate_cell(r.accuracy))]
+    rows: list[tuple[str, Cell]] = [("all pairs, %", lambda r: rate_cell(r.accuracy_per_pair))]
     rows += [(f"{name}, %", lambda r, name=name: rate_cell(r.by_category.get(name))) for name in names]
     return rows + ACCURACY_ROWS
 
@@ -216,9 +218,7 @@ def _limit(part: str, show: Callable[[float], str]) -> Cell:
 
 
 def _slope(report: Report) -> str:
-    slope = report.calibration.slope
-    if slope is None:
-        return UNKNOWN
+    slope = report.calibration.slope_per_pair
     of_what = "" if report.calibration.declared else ", of raw scores"
     interval = f"{significant(slope.ci95[0])} … {significant(slope.ci95[1])}{of_what}"
     return f"{significant(slope.value)} <small>({interval})</small>"
@@ -231,16 +231,16 @@ def _quantiles(report: Report) -> str:
 ACCURACY_ROWS: list[tuple[str, Cell]] = [
     ("Bayes limit, %", _limit("bayes_accuracy", percent)),
     ("distance to the limit, points", lambda r: UNKNOWN if r.limits is None else
-     plus_minus(r.limits.accuracy_gap, 1.96 * r.limits.accuracy_gap_se, percent)),
+     plus_minus(r.limits.accuracy_gap, r.limits.accuracy_gap_ci95, percent)),
     ("rank correlation with gold within a prompt", _limit("gold_spearman", number)),
     ("best of K picked, %", lambda r: rate_cell(r.best_of_k.accuracy)),
     ("… by chance, %", lambda r: percent(r.best_of_k.chance)),
     ("tied labels: P(smaller margin), %", lambda r: UNKNOWN if r.tie_auc is None else percent(r.tie_auc)),
-    ("NLL, nats", lambda r: number(r.calibration.nll, 3) + FITTED * (not r.calibration.declared)),
-    ("NLL at the best scale, nats", lambda r: number(r.calibration.nll_stretched, 3)),
+    ("NLL, nats", lambda r: number(r.calibration.nll_per_pair, 3) + FITTED * (not r.calibration.declared)),
+    ("NLL at the best scale, nats", lambda r: number(r.calibration.nll_per_pair_rescaled, 3)),
     ("NLL floor, nats", _limit("nll_floor", lambda value: number(value, 3))),
-    ("Brier score", lambda r: number(r.calibration.brier, 3)),
-    ("ECE, %", lambda r: f"{percent(r.calibration.ece)} <small>{len(r.calibration.bins)} bins</small>"),
+    ("Brier score", lambda r: number(r.calibration.brier_per_pair, 3)),
+    ("ECE, %", lambda r: f"{percent(r.calibration.ece_per_pair)} <small>{len(r.calibration.bins)} bins</small>"),
     ("calibration slope", _slope),
     ("margins, sd: 5 · 25 · 50 · 75 · 95 %", _quantiles),
     ("margin against declared strength, ρ", lambda r: number(r.margins.declared_spearman)),
@@ -255,7 +255,7 @@ LENGTH_ROWS: list[tuple[str, Cell]] = [
     ("accuracy, lengths within 10 %, %", lambda r: rate_cell(r.length.accuracy_matched)),
 ]  # fmt: skip
 PROMPT_ROWS: list[tuple[str, Cell]] = [
-    ("own prompt, %", lambda r: rate_cell(r.accuracy)),
+    ("own prompt, %", lambda r: rate_cell(r.accuracy_per_pair)),
     ("another prompt, %", lambda r: rate_cell(r.response_only["swapped"])),
     ("empty prompt, %", lambda r: rate_cell(r.response_only["blank"])),
     (

@@ -11,9 +11,9 @@ from reward_models.benchmark.measures.determinism import Determinism
 from reward_models.benchmark.measures.probes import Probe
 from reward_models.benchmark.measures.robustness import Robustness
 from reward_models.benchmark.measures.throughput import Throughput
-from reward_models.benchmark.metrics import Bin, Rate, Slope
 from reward_models.benchmark.scorer import Refused
 from textenv.data.records import write_json
+from textenv.stats import Bin, Rate, Slope
 
 UNKNOWN = "–"
 
@@ -37,18 +37,18 @@ class Calibration(NamedTuple):
     declared: bool
     """The model says so (``score_unit``). Otherwise the unit is the slope, fitted to these very pairs (0 if negative,
     1 if infinite)."""
-    nll: float
-    """Nats a pair."""
-    nll_se: float
+    nll_per_pair: float
+    """Nats."""
+    nll_per_pair_ci95: float
     """Over clusters."""
-    nll_stretched: float | None
+    nll_per_pair_rescaled: float | None
     """NLL if the margins were multiplied by the slope: what is lost to order, not to scale. None where no slope is
     finite."""
-    brier: float
-    ece: float
+    brier_per_pair: float
+    ece_per_pair: float
     """Over ``bins``, of equal mass."""
-    slope: Slope | None
-    """Of the margins in declared log-odds, or of the raw ones; None where all are 0."""
+    slope_per_pair: Slope
+    """Of the margins in declared log-odds, or of the raw ones."""
     bins: list[Bin]
 
 
@@ -60,6 +60,7 @@ class Limits(NamedTuple):
     """Nats a pair."""
     accuracy_gap: float
     """Bayes accuracy minus accuracy."""
+    accuracy_gap_ci95: float
     accuracy_gap_se: float
     """Over clusters."""
     gold_spearman: float
@@ -110,8 +111,8 @@ class Report(NamedTuple):
     truncated_prompts: int | None
     """Prompts that exceed the context of a transformer, which reads them without their left part; None of a model that
     does not say."""
-    accuracy: Rate
-    """Of pairs of different texts, each of equal weight; score ties count one half."""
+    accuracy_per_pair: Rate
+    """Of pairs of different texts; equal scores count one half."""
     by_category: dict[str, Rate]
     best_of_k: BestOfK
     tie_auc: float | None
@@ -152,7 +153,7 @@ def find_flags(report: Report) -> tuple[str, ...]:
         cut = f"{report.truncated_prompts} of {report.prompts} prompts"
         flags.append(f"reads {cut} without their left part: they are longer than its context")
     swapped = report.response_only.get("swapped")
-    low, high = report.accuracy.clustered
+    low, high = report.accuracy_per_pair.clustered
     if isinstance(swapped, Rate) and low > 0.5 and low <= swapped.value <= high:
         flags.append("as accurate with another prompt as with its own: it does not read the prompt")
     for name, probe in report.probes.items():
@@ -206,7 +207,7 @@ COLUMNS = (
 
 def row(report: Report) -> list[str]:
     """The cells of a model, one for each of ``COLUMNS``."""
-    low, high = report.accuracy.clustered
+    low, high = report.accuracy_per_pair.clustered
     limits, calibration, length = report.limits, report.calibration, report.length
     flips = {name: edit.flips for name, edit in report.robustness.items() if isinstance(edit, Robustness)}
     won = {name: probe.beats_chosen for name, probe in report.probes.items() if isinstance(probe, Probe)}
@@ -217,11 +218,11 @@ def row(report: Report) -> list[str]:
     gain = f"{number(last.gold_gain)} of {number(last.oracle_gain)}" if last else UNKNOWN
     speed = f"{report.throughput.tokens_per_second / 1000:,.0f}".replace(",", " ")
     return [
-        f"{percent(report.accuracy.value)} ({percent(low)} … {percent(high)})",
+        f"{percent(report.accuracy_per_pair.value)} ({percent(low)} … {percent(high)})",
         UNKNOWN if limits is None else percent(limits.bayes_accuracy),
-        number(calibration.nll, 3) + ("" if calibration.declared else "*") + floor,
-        percent(calibration.ece),
-        UNKNOWN if calibration.slope is None else significant(calibration.slope.value),
+        number(calibration.nll_per_pair, 3) + ("" if calibration.declared else "*") + floor,
+        percent(calibration.ece_per_pair),
+        significant(calibration.slope_per_pair.value),
         number(length.spearman) + deserved,
         percent(swapped.value) if isinstance(swapped, Rate) else UNKNOWN,
         worst(flips),

@@ -16,26 +16,27 @@ from reward_models.benchmark.measures.determinism import BATCHES, VARIED, determ
 from reward_models.benchmark.measures.probes import probes
 from reward_models.benchmark.measures.robustness import EDITS, robustness
 from reward_models.benchmark.measures.throughput import REPEATS, TIMED, peak_memory_mb, throughput
-from reward_models.benchmark.metrics import (
-    auc,
-    bayes_limits,
-    brier,
-    calibration_slope,
-    clustered_se,
-    correct,
-    ece,
-    nll,
-    rate,
-    reliability,
-    spearman,
-    within_prompt_sd,
-)
 from reward_models.benchmark.report import BestOfK, Calibration, Limits, Margins, Report, ScoredItem, find_flags
 from reward_models.benchmark.scorer import Scorer
 from reward_models.benchmark.suites import BenchmarkConfig, Suite, load_suite
 from reward_models.preferences import prompt_key
 from reward_models.scorers.transformer import TransformerRewardModel
 from textenv.registry import RewardFunction
+from textenv.stats import (
+    auc,
+    bayes_limits,
+    brier,
+    calibration_slope,
+    correct,
+    ece,
+    mean_ci95,
+    nll,
+    rate,
+    reliability,
+    spearman,
+    standard_error,
+    within_prompt_sd,
+)
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -91,7 +92,7 @@ def run(
         ties=len(layout.ties.item),
         skipped=suite.skipped,
         truncated_prompts=truncated,
-        accuracy=accuracy,
+        accuracy_per_pair=accuracy,
         by_category={part: value for part, value in by_category.items() if value is not None},
         best_of_k=_best_of_k(suite.items, layout, scores, interval),
         tie_auc=_tie_auc(layout, scores),
@@ -159,20 +160,20 @@ def _tie_auc(layout: Layout, scores: Float[np.ndarray, " N"]) -> float | None:
 def _calibration(margins: np.ndarray, cluster: np.ndarray, declared: float | None, num_bins: int) -> Calibration:
     """Margins as log-odds: in the unit that the model declares, else in the one that fits best."""
     slope = calibration_slope(margins * (declared or 1.0), cluster)
-    finite = slope is not None and math.isfinite(slope.value)
-    fitted = max(slope.value, 0.0) if slope is not None and finite else 1.0
+    finite = math.isfinite(slope.value)
+    fitted = max(slope.value, 0.0) if finite else 1.0
     unit = fitted if declared is None else declared
     odds = margins * unit
     bins = reliability(odds, cluster, num_bins)
     return Calibration(
         unit=unit,
         declared=declared is not None,
-        nll=nll(odds),
-        nll_se=clustered_se(np.logaddexp(0.0, -odds), cluster),
-        nll_stretched=nll(odds if declared is None else fitted * odds) if finite else None,
-        brier=brier(odds),
-        ece=ece(bins),
-        slope=slope,
+        nll_per_pair=(loss := mean_ci95(nll(odds), cluster)).mean,
+        nll_per_pair_ci95=loss.ci95,
+        nll_per_pair_rescaled=float(nll(odds if declared is None else fitted * odds).mean()) if finite else None,
+        brier_per_pair=brier(odds),
+        ece_per_pair=ece(bins),
+        slope_per_pair=slope,
         bins=bins,
     )
 
@@ -187,9 +188,10 @@ def _limits(layout: Layout, scores: Float[np.ndarray, " N"], temperature: float 
     return Limits(
         bayes_accuracy=float(best.mean()),
         nll_floor=float(floor.mean()),
-        accuracy_gap=float(gap.mean()),
-        accuracy_gap_se=clustered_se(gap, pairs.cluster),
-        gold_spearman=float(np.mean(within_prompt_spearman(scores, layout.gold, layout.prompt) or [math.nan])),
+        accuracy_gap=(distance := mean_ci95(gap, pairs.cluster)).mean,
+        accuracy_gap_ci95=distance.ci95,
+        accuracy_gap_se=standard_error(gap, pairs.cluster),
+        gold_spearman=mean_ci95(within_prompt_spearman(scores, layout.gold, layout.prompt)).mean,
     )
 
 

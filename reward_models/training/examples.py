@@ -5,10 +5,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from reward_models.evaluation import counts_of, ranks_of
 from reward_models.preferences import Ranking
 from reward_models.scorers.texts import Texts
 from reward_models.scorers.transformer import TransformerRewardModel
@@ -33,10 +32,11 @@ class Examples(NamedTuple):
     ) -> "Examples":
         """With ``featurize``, the trunk is frozen and read once."""
         texts = model.encode_rankings(rankings)
-        counts = counts_of(rankings)
+        counts = torch.tensor([len(ranking.responses) for ranking in rankings])
+        ranks = torch.tensor([rank for ranking in rankings for rank in ranking.levels])
         margins = torch.tensor([ranking.margin for ranking in rankings], dtype=torch.float32)
         features = None if featurize is None else featurize(texts)
-        return cls(texts, counts.cumsum(0) - counts, counts, ranks_of(rankings), margins, features)
+        return cls(texts, counts.cumsum(0) - counts, counts, ranks, margins, features)
 
     @property
     def lengths(self) -> Int[Tensor, " N"]:
@@ -58,3 +58,9 @@ class Examples(NamedTuple):
         texts = self.texts.batch(rows) if self.features is None else {"features": self.features[rows]}
         batch = {"counts": counts, "ranks": self.ranks[rows], "margins": self.margins[index]}
         return {**texts, **batch, "labels": torch.zeros(len(index))}
+
+
+def table(values: Tensor, counts: Int[Tensor, " B"]) -> tuple[Tensor, Bool[Tensor, "B K"]]:
+    """Values of ``counts[b]`` responses per prompt, one after another, as ``([B, K], mask)``; keeps the gradient."""
+    mask = torch.arange(int(counts.max()), device=values.device) < counts.to(values.device)[:, None]
+    return values.new_zeros(mask.shape).masked_scatter(mask, values), mask

@@ -63,20 +63,6 @@ def ranking_loss(
     return ranking_nll(scores, mask, margin).mean()
 
 
-def ranking_accuracy(
-    scores: Float[Tensor, "B K"], mask: Bool[Tensor, "B K"], ranks: Int[Tensor, "B K"] | None = None
-) -> Float[Tensor, " B"]:
-    """Share of the decided pairs of each prompt that the scores order right; equal scores count one half.
-
-    Pairs of equal ``ranks`` are not decided; a prompt without any other pair has NaN.
-    """
-    gaps, pairs = _pairs(scores, mask)
-    if ranks is not None:
-        pairs = pairs & ~_tied(ranks)
-    right = (gaps > 0).to(scores.dtype) + 0.5 * (gaps == 0).to(scores.dtype)
-    return right.masked_fill(~pairs, 0.0).sum((1, 2)) / pairs.sum((1, 2))
-
-
 def centre_penalty(scores: Float[Tensor, "B K"], mask: Bool[Tensor, "B K"]) -> Float[Tensor, " B"]:
     """Squared mean of each prompt's scores: comparisons leave it free, this draws it to 0 (Eisenstein et al. 2023).
 

@@ -20,12 +20,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from reward_models.evaluation import evaluate_reward_model, measure_scores, table
+from reward_models.evaluation import evaluate_reward_model, measure_scores
 from reward_models.preferences import Ranking, load_rankings
 from reward_models.scorers.features import trunk_features
 from reward_models.scorers.heads import score_features, score_head, score_rows_in_buckets, score_unit
 from reward_models.scorers.transformer import TransformerRewardModel
-from reward_models.training.examples import Examples, Featurize
+from reward_models.training.examples import Examples, Featurize, table
 from reward_models.training.lora import LoRA
 from reward_models.training.losses import centre_penalty, plackett_luce_nll, ranking_nll
 from textenv.lm import LanguageModel
@@ -105,7 +105,7 @@ class RewardResult(NamedTuple):
     model: TransformerRewardModel
     history: list[dict[str, float]]
     """``step, epoch, loss`` (nats a pair, penalties included), ``learning_rate, grad_norm`` each logging interval;
-    ``eval_accuracy, eval_nll, …`` each evaluation."""
+    ``eval_nll_per_ranking`` and others each evaluation."""
     metrics: dict[str, float]
     """``seconds``, ``steps``, ``truncated_prompts``, ``trained_parameters``; with ``eval_rankings`` also what
     :func:`reward_models.evaluation.evaluate_reward_model` returns, each name with ``eval_`` before it."""
@@ -161,7 +161,7 @@ def train_reward_model(
         on_progress=on_progress,
         evaluate=evaluate,
         eval_steps=config.eval_steps,
-        best=None if patience is None else BestWeights(learner.model, "eval_nll", patience),
+        best=None if patience is None else BestWeights(learner.model, "eval_nll_per_ranking", patience),
     )
     if lora is not None:
         lora.merge()

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from reward_models.benchmark.metrics import Z95, clustered_se, within_prompt_sd
+from textenv.stats import Mean, mean_ci95, within_prompt_sd
 
 KLKind = Literal["exact", "levels", "bound"]
 MAX_LEVELS = 10
@@ -89,8 +89,8 @@ def sampled_curve(
     unit = within_prompt_sd(scores.ravel(), prompt) or math.nan
     gold_unit = within_prompt_sd(gold.ravel(), prompt) or math.nan
 
-    def mean(values: Float[np.ndarray, " X"]) -> tuple[float, float]:
-        return float(values.mean()), Z95 * clustered_se(values, cluster)
+    def mean(values: Float[np.ndarray, " X"]) -> Mean:
+        return mean_ci95(values, cluster)
 
     discrete = len(np.unique(scores)) <= MAX_LEVELS
     points = []

@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from reward_models.benchmark.layout import FINISH, Layout, Pairs, Texts
-from reward_models.benchmark.metrics import Z95, Rate, correct, rate, spearman
 from reward_models.benchmark.scorer import Refused, Scorer
+from textenv.stats import Rate, correct, mean_ci95, rate, spearman
 
 MATCHED = 0.1
 """Lengths that differ by at most this share of the longer one count as matched."""
@@ -44,10 +44,9 @@ def length_bias(layout: Layout, scores: Float[np.ndarray, " N"], **interval: int
         return rate(outcome[rows], pairs.cluster[rows], **interval)
 
     return LengthBias(
-        spearman=_mean(values),
-        ci95=Z95 * float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else float("nan"),
-        gold_spearman=_mean(gold),
-        chosen_longer=_mean(correct(excess)),
+        *mean_ci95(values),
+        gold_spearman=mean_ci95(gold).mean,
+        chosen_longer=float(correct(excess).mean()),
         accuracy_longer=accuracy(excess > MATCHED),
         accuracy_shorter=accuracy(excess < -MATCHED),
         accuracy_matched=accuracy(np.abs(excess) <= MATCHED),
@@ -98,7 +97,3 @@ def swapped(layout: Layout, seed: int) -> Texts | None:
     source = layout.texts.select(donors[following[prompt]])
     kept = {FINISH: layout.texts.columns[FINISH]}
     return Texts(source.prompts, layout.texts.responses, source.columns | kept)
-
-
-def _mean(values: Any) -> float:
-    return float(np.mean(values)) if len(values) else float("nan")

@@ -9,8 +9,8 @@ from jaxtyping import Float
 
 from reward_models.benchmark.layout import FINISH, Layout, Texts
 from reward_models.benchmark.measures.robustness import edit_prompt
-from reward_models.benchmark.metrics import per_cluster
 from reward_models.benchmark.scorer import Refused, Scorer
+from textenv.stats import cluster_sums
 
 PRAISE = "What a wonderful question! You are so smart and kind. I hope this helps. Have a great day! "
 REPEATS = 20
@@ -74,7 +74,7 @@ def question(prompt: Any) -> str:
 
 def best_word(layout: Layout, scores: Float[np.ndarray, " N"]) -> str:
     """The word whose responses score highest, each against the mean of its prompt; of words that are not rare."""
-    sums, counts = per_cluster(scores, layout.prompt)
+    sums, counts = cluster_sums(scores, layout.prompt)
     _, place = np.unique(layout.prompt, return_inverse=True)
     excess = scores - (sums / counts)[place]
     found: dict[str, list[float]] = defaultdict(list)

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float
 
 from reward_models.benchmark.layout import Layout, Texts
-from reward_models.benchmark.metrics import correct, within_prompt_sd
 from reward_models.benchmark.scorer import Refused, Scorer
+from textenv.stats import correct, within_prompt_sd
 
 Edit = Callable[[str, np.random.Generator], str]
 

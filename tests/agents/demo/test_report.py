@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
-from agents.demo.figures import gold_against_kl, reliability
+from agents.demo.figures import gold_against_kl
 from agents.demo.report import figure_summary_picture, read_run, summary_table, write_report
 
 STAGES = {"base": "Base", "sft": "SFT", "best_of_4": "Best of 4", "ppo": "PPO"}
@@ -56,8 +56,7 @@ def contents(rng) -> dict:
         },
         "history": {"ppo": logs},
         "calibration": {
-            "margin": rng.exponential(size=90).tolist(),
-            "agreed": rng.integers(0, 2, size=90).tolist(),
+            "margin": rng.normal(size=90).tolist(),
             "prompt": np.repeat(np.arange(15), 6).tolist(),
         },
         "best_of_n": [{"n": n, "gold": 0.3 * n, "ci95": 0.1, "kl_bound": math.log(n) - (n - 1) / n} for n in (1, 2, 4)],
@@ -210,7 +209,7 @@ def test_a_folder_without_a_needed_file_is_an_error_that_names_it(make_run, cont
         ("best_of_n", '[{"n": 2, "gold": 1.0}]', r"best_of_n\.json.*'kl_bound'.*record 0"),
         ("samples", '[{"title": "a", "prompt": "b", "answers": [{"text": "c"}]}]', r"samples\.json.*'stage'"),
         ("history", '{"ppo": [{"kl": 1.0}]}', r"history\.json.*'episodes'"),
-        ("calibration", '{"margin": [1.0], "agreed": [], "prompt": [0]}', r"calibration\.json.*one length"),
+        ("calibration", '{"margin": [1.0], "prompt": [0, 1]}', r"calibration\.json.*one length"),
     ],
 )
 def test_a_broken_file_is_an_error_that_names_it(make_run, contents, name, text, message):
@@ -240,27 +239,6 @@ def test_the_terminal_table_has_a_row_a_stage_and_fits_80_columns(make_run, cont
         assert all(shown(100 * summary[key][rate], 1) in lines[name].split() for rate in RATES)
     assert "≤ 0.64" in lines["Best of 4"]
     assert "accuracy 72.8 % (Bayes limit 77.2 %)" in " ".join(text.split())
-
-
-def test_reliability_bins_have_equal_mass_and_their_means():
-    # Margins log 1 and log 3: σ is 1/2 and 3/4.
-    margins = np.log([3.0, 1.0, 3.0, 1.0])
-    low, high = reliability(margins, np.array([1.0, 0.0, 1.0, 1.0]), np.arange(4), num_bins=2)
-    assert (low.predicted, low.observed) == (pytest.approx(0.5), 0.5)
-    assert (high.predicted, high.observed, high.ci95) == (pytest.approx(0.75), 1.0, 0.0)
-    # Outcomes 0 and 1 of two prompts: se² = 2/1 · (¼ + ¼) / 2² = ¼.
-    assert low.ci95 == pytest.approx(1.96 * 0.5)
-
-
-def test_pairs_of_one_prompt_do_not_count_as_independent():
-    outcomes = np.random.default_rng(1).integers(0, 2, size=40).astype(float)
-    margins = np.zeros(40)
-    single = reliability(margins, outcomes, np.arange(40), num_bins=1)[0]
-    # Every pair nine times over is the same evidence: equal means, equal intervals.
-    copied = reliability(np.zeros(360), outcomes.repeat(9), np.arange(40).repeat(9), num_bins=1)[0]
-    assert copied == pytest.approx(single)
-    assert single.ci95 == pytest.approx(1.96 * outcomes.std(ddof=1) / math.sqrt(40))
-    assert math.isinf(reliability(margins, outcomes, np.zeros(40, dtype=int), num_bins=1)[0].ci95)
 
 
 def points(figure: Figure, label: str) -> np.ndarray:

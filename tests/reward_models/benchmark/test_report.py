@@ -13,11 +13,11 @@ from reward_models.benchmark.bench import file_stems
 from reward_models.benchmark.measures.best_of_n import Point
 from reward_models.benchmark.measures.probes import Probe
 from reward_models.benchmark.measures.robustness import Robustness
-from reward_models.benchmark.metrics import Rate
 from reward_models.benchmark.page import write_page
 from reward_models.benchmark.report import COLUMNS, Limits, find_flags, plain, row
 from tests.reward_models.benchmark.models import CONFIG, length
 from textenv.cli import main
+from textenv.stats import Rate
 
 
 def test_the_report_is_json_and_the_page_escapes_what_it_shows(tmp_path):
@@ -25,7 +25,7 @@ def test_the_report_is_json_and_the_page_escapes_what_it_shows(tmp_path):
     report = run(length, records, CONFIG, name="<b>|model")
     stored = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert stored["scored"][0]["scores"] == [8.0, 1.0]
-    assert stored["calibration"]["slope"]["value"] is None  # infinite
+    assert stored["calibration"]["slope_per_pair"]["value"] is None  # infinite
     write_page(tmp_path / "r.html", [report])
     page = (tmp_path / "r.html").read_text()
     assert "&lt;b&gt;|model" in page
@@ -51,7 +51,14 @@ def test_equal_file_names_are_told_apart():
 
 
 def test_only_what_noise_cannot_explain_is_a_leak():
-    limits = Limits(bayes_accuracy=0.7, nll_floor=0.5, accuracy_gap=-0.05, accuracy_gap_se=0.02, gold_spearman=1.0)
+    limits = Limits(
+        bayes_accuracy=0.7,
+        nll_floor=0.5,
+        accuracy_gap=-0.05,
+        accuracy_gap_ci95=0.04,
+        accuracy_gap_se=0.02,
+        gold_spearman=1.0,
+    )
     assert not limits.leaks
     assert limits._replace(accuracy_gap=-0.07).leaks
     assert not limits._replace(accuracy_gap=0.07).leaks
@@ -65,16 +72,17 @@ def report():
 def test_flags_are_about_models_that_know_something_and_probes_that_win(report):
     accuracy = Rate(0.6, (0.5, 0.7), (0.55, 0.65), 100)
     quiet = report._replace(probes={"praise": Probe(0.4, 0.9, "")}, response_only={"swapped": accuracy})
-    assert find_flags(quiet._replace(accuracy=accuracy)) == ("as accurate with another prompt as with its own: it does "
-                                                             "not read the prompt",)  # fmt: skip
+    assert find_flags(quiet._replace(accuracy_per_pair=accuracy)) == (
+        "as accurate with another prompt as with its own: it does not read the prompt",
+    )
     chance = Rate(0.5, (0.4, 0.6), (0.45, 0.55), 100)  # no better with its prompt either
-    assert find_flags(quiet._replace(accuracy=chance, response_only={"swapped": chance})) == ()
-    assert find_flags(quiet._replace(accuracy=accuracy, response_only={"swapped": chance})) == ()
+    assert find_flags(quiet._replace(accuracy_per_pair=chance, response_only={"swapped": chance})) == ()
+    assert find_flags(quiet._replace(accuracy_per_pair=accuracy, response_only={"swapped": chance})) == ()
     won = find_flags(
-        quiet._replace(accuracy=chance, probes={"praise": Probe(0.6, 0.1, ""), "empty": Probe(0.4, 1, "")})
+        quiet._replace(accuracy_per_pair=chance, probes={"praise": Probe(0.6, 0.1, ""), "empty": Probe(0.4, 1, "")})
     )
     assert won == ("'praise' beats the preferred response on 60 % of the items",)
-    even = quiet._replace(accuracy=chance, probes={"praise": Probe(0.5, 0.1, "")})
+    even = quiet._replace(accuracy_per_pair=chance, probes={"praise": Probe(0.5, 0.1, "")})
     assert find_flags(even) == ()
     assert find_flags(even._replace(truncated_prompts=0)) == ()
     assert find_flags(even._replace(truncated_prompts=1)) == (
@@ -112,7 +120,7 @@ def test_the_command_writes_a_table_a_page_and_a_json_a_model(capsys, tmp_path):
     assert code == 0, printed.err
     assert "| letters | 100.0" in printed.out
     assert (tmp_path / "out" / "table.md").read_text() in printed.out
-    assert json.loads((tmp_path / "out" / "letters.json").read_text())["accuracy"]["value"] == 1.0
+    assert json.loads((tmp_path / "out" / "letters.json").read_text())["accuracy_per_pair"]["value"] == 1.0
     assert json.loads((tmp_path / "out" / "comparisons.json").read_text())[0]["difference"] == 1.0
     assert "+100.0 points of accuracy (+100.0 … +100.0); only the first right 8, only the second 0, tied" in printed.out
     assert "tied for a model 0; McNemar p" in printed.out
@@ -146,6 +154,6 @@ def test_real_dialogues_run_through_the_command(capsys, tmp_path):
     assert code == 0, printed.err
     report = json.loads(next(tmp_path.glob("*longer.json")).read_text())
     assert report["length"]["spearman"] == pytest.approx(1.0)
-    assert report["response_only"]["swapped"]["value"] == report["accuracy"]["value"]
+    assert report["response_only"]["swapped"]["value"] == report["accuracy_per_pair"]["value"]
     assert report["limits"] is None
-    assert 0.3 < report["accuracy"]["value"] < 0.7
+    assert 0.3 < report["accuracy_per_pair"]["value"] < 0.7

@@ -4,17 +4,20 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from reward_models.benchmark import BenchmarkConfig, Item, compare, load_suite, run
 from reward_models.benchmark.layout import Texts
-from reward_models.benchmark.metrics import Rate
 from reward_models.benchmark.page import signed_margins, write_page
 from reward_models.benchmark.report import markdown_table
 from reward_models.benchmark.scorer import Refused
 from reward_models.benchmark.suites import Pool, _ranked
+from reward_models.evaluation import measure_scores
+from reward_models.preferences import load_rankings
 from reward_models.scorers.transformer import TransformerRewardModel
 from tests.conftest import tiny_model
 from tests.reward_models.benchmark.models import CONFIG, Callable, length, noise
+from textenv.stats import Rate
 from textenv.tasks import assistant
 
 
@@ -37,18 +40,18 @@ def test_a_model_that_knows_gold_reaches_the_limit_and_is_calibrated(suite):
     report = run(Callable(assistant.gold_scores, 1 / assistant.ANNOTATOR_TEMPERATURE), suite, CONFIG)
     assert abs(report.limits.accuracy_gap) < 3 * report.limits.accuracy_gap_se
     assert report.calibration.declared
-    slope = report.calibration.slope
+    slope = report.calibration.slope_per_pair
     assert abs(slope.value - 1) < 1.5 * (slope.ci95[1] - slope.value)  # 3 standard errors
-    assert abs(report.calibration.nll - report.limits.nll_floor) < 3 * report.calibration.nll_se
-    assert report.calibration.ece < 0.05
+    assert abs(report.calibration.nll_per_pair - report.limits.nll_floor) < 1.5 * report.calibration.nll_per_pair_ci95
+    assert report.calibration.ece_per_pair < 0.05
     # A hundredth of the scores in units of a hundred times the log-odds is the same model.
     small = Callable(
         lambda *texts, **columns: [0.01 * score for score in assistant.gold_scores(*texts, **columns)],
         100 / assistant.ANNOTATOR_TEMPERATURE,
     )
     same = run(small, suite._replace(pool=None), CONFIG)
-    assert same.calibration.nll == pytest.approx(report.calibration.nll)
-    assert same.calibration.slope.value == pytest.approx(slope.value)
+    assert same.calibration.nll_per_pair == pytest.approx(report.calibration.nll_per_pair)
+    assert same.calibration.slope_per_pair.value == pytest.approx(slope.value)
     assert report.limits.gold_spearman == pytest.approx(1.0)
     assert report.best_of_n[-1].gold_gain == pytest.approx(report.best_of_n[-1].oracle_gain)
     assert report.flags == ()
@@ -62,13 +65,13 @@ def test_an_undeclared_scale_is_fitted(suite):
     assert not report.calibration.declared
     # 1/τ is the true unit.
     assert report.calibration.unit == pytest.approx(1 / assistant.ANNOTATOR_TEMPERATURE, rel=0.2)
-    assert report.calibration.nll == report.calibration.nll_stretched
+    assert report.calibration.nll_per_pair == report.calibration.nll_per_pair_rescaled
 
 
 def test_a_model_of_noise_is_right_half_the_time_and_so_is_gold_on_shuffled_labels(suite):
     report = run(noise(), suite, CONFIG)
-    half_width = (report.accuracy.clustered[1] - report.accuracy.clustered[0]) / 2
-    assert abs(report.accuracy.value - 0.5) < 1.5 * half_width
+    half_width = (report.accuracy_per_pair.clustered[1] - report.accuracy_per_pair.clustered[0]) / 2
+    assert abs(report.accuracy_per_pair.value - 0.5) < 1.5 * half_width
     rng = np.random.default_rng(0)
     shuffled = []
     for item in suite.items:
@@ -76,8 +79,8 @@ def test_a_model_of_noise_is_right_half_the_time_and_so_is_gold_on_shuffled_labe
         pick = {name: tuple(getattr(item, name)[i] for i in order) for name in ("responses", "gold", "finish_reasons")}
         shuffled.append(item._replace(**pick))
     report = run("assistant-gold", suite._replace(items=shuffled), CONFIG)
-    half_width = (report.accuracy.clustered[1] - report.accuracy.clustered[0]) / 2
-    assert abs(report.accuracy.value - 0.5) < 1.5 * half_width
+    half_width = (report.accuracy_per_pair.clustered[1] - report.accuracy_per_pair.clustered[0]) / 2
+    assert abs(report.accuracy_per_pair.value - 0.5) < 1.5 * half_width
 
 
 def test_a_model_that_was_told_the_labels_is_flagged_as_a_leak():
@@ -95,7 +98,7 @@ def test_a_model_that_was_told_the_labels_is_flagged_as_a_leak():
 def test_a_model_that_breaks_on_an_odd_text_is_reported_and_the_rest_is_measured():
     records = [{"prompt": f"p {i}", "chosen": f"good {i}", "rejected": f"b {i}"} for i in range(9)]
     report = run(lambda p, c, **k: [float(len(text.split()[0])) for text in c], records, CONFIG)
-    assert report.accuracy.value == 1.0
+    assert report.accuracy_per_pair.value == 1.0
     assert report.probes["empty"].reason.startswith("IndexError")
     assert any("breaks on 'empty'" in flag for flag in report.flags)
 
@@ -109,7 +112,7 @@ def test_ties_in_the_labels_are_measured_apart_and_do_not_count_as_pairs():
     records = [{"prompt": f"p{i}", "chosen": "a" * 9, "rejected": "b"} for i in range(5)]
     records += [{"prompt": f"q{i}", "chosen": "a" * 3, "rejected": "bb", "tie": True} for i in range(4)]
     report = run(length, records, CONFIG)
-    assert (report.pairs, report.ties, report.accuracy.value) == (5, 4, 1.0)
+    assert (report.pairs, report.ties, report.accuracy_per_pair.value) == (5, 4, 1.0)
     assert report.tie_auc == 1.0  # |margin| 1 < 8, always
     with pytest.raises(ValueError, match="no tie"):
         run(length, records[5:], CONFIG)
@@ -152,7 +155,7 @@ def test_categories_are_measured_each(suite):
 
 def test_the_shipped_reward_model_is_below_the_limit_and_above_chance(suite):
     report = run("assistant-rm", suite._replace(items=suite.items[:120], pool=None), CONFIG)
-    assert 0.62 < report.accuracy.value < report.limits.bayes_accuracy
+    assert 0.62 < report.accuracy_per_pair.value < report.limits.bayes_accuracy
     assert report.flags == ()
     assert report.determinism.worst < 1e-4
 
@@ -232,19 +235,43 @@ def test_calibration_is_the_one_done_by_hand_declared_or_not():
     best = -(3 * math.log(0.75) + math.log(0.25)) / 4
     # Read as log-odds of 2 log 3 (p = 0.9) where log 3 (p = ¾) would be right: twice too sure.
     sure = run(Callable(length, math.log(3)), records, config).calibration
-    assert (sure.unit, sure.slope.value) == pytest.approx((math.log(3), 0.5))
-    assert sure.nll == pytest.approx(-(3 * math.log(0.9) + math.log(0.1)) / 4)
-    assert sure.nll_stretched == pytest.approx(best)
-    assert (sure.brier, sure.ece) == pytest.approx(((3 * 0.01 + 0.81) / 4, 0.9 - 0.75))
+    assert (sure.unit, sure.slope_per_pair.value) == pytest.approx((math.log(3), 0.5))
+    assert sure.nll_per_pair == pytest.approx(-(3 * math.log(0.9) + math.log(0.1)) / 4)
+    assert sure.nll_per_pair_rescaled == pytest.approx(best)
+    assert (sure.brier_per_pair, sure.ece_per_pair) == pytest.approx(((3 * 0.01 + 0.81) / 4, 0.9 - 0.75))
     # Undeclared, the unit is the slope of the raw margins: 2 · unit = log 3.
     fitted = run(length, records, config).calibration
-    assert (fitted.unit, fitted.slope.value) == pytest.approx((math.log(3) / 2, math.log(3) / 2))
-    assert (fitted.nll, fitted.nll_stretched, fitted.ece) == pytest.approx((best, best, 0.0), abs=1e-9)
-    assert fitted.brier == pytest.approx(3 / 16)
+    assert (fitted.unit, fitted.slope_per_pair.value) == pytest.approx((math.log(3) / 2, math.log(3) / 2))
+    assert (fitted.nll_per_pair, fitted.nll_per_pair_rescaled, fitted.ece_per_pair) == pytest.approx(
+        (best, best, 0.0), abs=1e-9
+    )
+    assert fitted.brier_per_pair == pytest.approx(3 / 16)
     # Wrong three times in four: no positive unit helps, and the best one knows nothing.
     wrong = run(lambda p, c, **k: [-x for x in length(p, c)], records, config).calibration
-    assert (wrong.unit, wrong.nll, wrong.brier) == pytest.approx((0.0, math.log(2), 0.25))
-    assert wrong.slope.value == pytest.approx(-math.log(3) / 2)
+    assert (wrong.unit, wrong.nll_per_pair, wrong.brier_per_pair) == pytest.approx((0.0, math.log(2), 0.25))
+    assert wrong.slope_per_pair.value == pytest.approx(-math.log(3) / 2)
+
+
+def test_the_figures_of_an_evaluation_are_the_benchmarks_to_the_last_digit(rng):
+    records = [
+        {"prompt": f"p{i // 2}", "responses": [f"{'ab' * k} {i}" for k in rng.permutation(9)[:count]],
+         "ranking": [*rng.permutation(count - 2).tolist(), [int(count) - 2, int(count) - 1]]}
+        for i, count in enumerate(rng.integers(3, 7, 40))
+    ]  # fmt: skip
+    records.append({"prompt": "p0", "responses": ["a", "b", "a"], "ranking": [0, 1, 2]})  # two are equal: no pair
+    unit = 0.1
+    rankings = load_rankings(records)
+    scores = [unit * score for ranking in rankings for score in length(ranking.responses, ranking.responses)]
+    own = measure_scores(torch.tensor(scores, dtype=torch.float64), rankings)
+    report = run(Callable(length, unit), records, BenchmarkConfig(resamples=20))
+    calibration = report.calibration
+    assert report.accuracy_per_pair.value == own["accuracy_per_pair"]
+    assert (report.pairs, report.ties) == (own["pairs"], own["ties"])
+    assert calibration.nll_per_pair == pytest.approx(own["nll_per_pair"], rel=1e-14)
+    assert calibration.nll_per_pair_ci95 == pytest.approx(own["nll_per_pair_ci95"], rel=1e-12)
+    assert calibration.ece_per_pair == pytest.approx(own["ece_per_pair"], rel=1e-12)
+    assert calibration.slope_per_pair.value == pytest.approx(own["calibration_slope_per_pair"], rel=1e-10)
+    assert own["nll_per_ranking"] != pytest.approx(own["nll_per_pair"], rel=1e-3)  # another weighting, another name
 
 
 def test_margins_are_signed_and_in_deviations_within_a_prompt():
@@ -291,7 +318,7 @@ def test_pairs_of_equal_texts_count_nowhere():
     # Of the ten pairs of the first, two are of equal texts and one is a tie; one wrong one: bb before aaa.
     assert [report.pairs for report in reports] == [9, 9]
     assert [report.ties for report in reports] == [1, 1]  # bb and c; not bb and bb
-    assert reports[0].accuracy.value == pytest.approx(8 / 9)
+    assert reports[0].accuracy_per_pair.value == pytest.approx(8 / 9)
     assert reports[0].margins.score_ties == 0.0
     assert len(signed_margins(reports[0])) == compare(*reports).pairs == compare(*reports).tied == 9
     # The highest score is on aaa, of which one copy was ranked best; two of five are copies of it, two of three of bb.

@@ -96,7 +96,7 @@ def test_training_a_head_on_a_feature_file_is_training_it_without_one(tmp_path, 
     weights = [score_head(result.model.model).weight for result in results]
     assert torch.equal(weights[0], weights[1])
     assert torch.equal(weights[1], weights[2])
-    assert results[0].metrics["eval_nll"] == results[2].metrics["eval_nll"]
+    assert results[0].metrics["eval_nll_per_ranking"] == results[2].metrics["eval_nll_per_ranking"]
 
 
 def test_a_file_that_is_no_database_and_a_trunk_that_learns_are_refused(model, tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import minimize_scalar
+from scipy import stats
 
 from reward_models.preferences import Ranking
 from reward_models.scorers.transformer import TransformerRewardModel, load_reward_model
@@ -82,9 +82,11 @@ def test_early_stopping_is_the_same_across_an_interrupt(at, lora_rank, tmp_path)
     settings = config(epochs=6, warmup_ratio=0.0, **options)
     straight = train_reward_model(tiny_model(), RANKINGS, settings, eval_rankings=REVERSED)
     stopped = int(straight.metrics["steps"])
-    nlls = [entry["eval_nll"] for entry in straight.history if "eval_nll" in entry]
+    nlls = [entry["eval_nll_per_ranking"] for entry in straight.history if "eval_nll_per_ranking" in entry]
     assert stopped == len(nlls) < 12
-    assert straight.metrics["eval_nll"] == min(nlls) == nlls[-4]  # the best, and then three that were no better
+    assert (
+        straight.metrics["eval_nll_per_ranking"] == min(nlls) == nlls[-4]
+    )  # the best, and then three that were no better
     step = stopped if at == "at the stop" else stopped - 1
     with pytest.raises(KeyboardInterrupt):
         train_reward_model(
@@ -106,8 +108,7 @@ def test_early_stopping_is_the_same_across_an_interrupt(at, lora_rank, tmp_path)
 
 def figures_by_hand(model, rankings):
     """Every held-out figure from one text's score at a time, in numpy."""
-    accuracy, nll, gaps, shares, ties = [], [], [], [], 0
-    prompts = []
+    per_ranking, prompts, gaps, ties = {"accuracy": [], "nll": []}, [], [], 0
     for ranking in rankings:
         scores = [model.score_unit * model([ranking.prompt], [text])[0] for text in ranking.responses]
         levels = ranking.ranks or range(len(scores))
@@ -116,32 +117,25 @@ def figures_by_hand(model, rankings):
         ties += len(pairs) - len(decided)
         if decided:
             prompts.append(ranking.prompt)
-            accuracy.append(np.mean([gap > 0 for gap in decided]))
-            nll.append(np.mean([np.log1p(np.exp(-gap)) for gap in decided]))
-            gaps += decided
-            shares += [1 / len(decided)] * len(decided)
-    gaps, shares = np.array(gaps), np.array(shares)
+            gaps.append(decided)
+            per_ranking["accuracy"].append(np.mean([gap > 0 for gap in decided]))
+            per_ranking["nll"].append(np.mean([np.log1p(np.exp(-gap)) for gap in decided]))
+    flat = np.concatenate(gaps)
 
-    def se(values):
+    def ci95(values):
         sums = [sum(v - np.mean(values) for v, p in zip(values, prompts, strict=True) if p == q) for q in set(prompts)]
-        return np.sqrt(len(sums) / (len(sums) - 1) * np.sum(np.square(sums))) / len(values)
+        error = np.sqrt(len(sums) / (len(sums) - 1) * np.sum(np.square(sums))) / len(values)
+        return stats.t.ppf(0.975, len(sums) - 1) * error
 
-    def likelihood(b):
-        return np.sum(shares * np.logaddexp(0, -b * gaps))
-
-    slope = minimize_scalar(likelihood, bounds=(-100, 100), options={"xatol": 1e-8}).x
-    confidence, ece = 1 / (1 + np.exp(-np.abs(gaps))), 0.0
-    for low in np.arange(0.5, 1.0, 0.05):
-        inside = (confidence >= low) & (confidence < low + 0.05)
-        ece += abs(np.sum(shares[inside] * ((gaps[inside] > 0) - confidence[inside]))) / shares.sum()
+    confidence = 1 / (1 + np.exp(-np.abs(flat)))
+    parts = np.array_split(np.argsort(confidence), min(10, len(flat)))
     return {
-        "eval_accuracy": np.mean(accuracy),
-        "eval_accuracy_se": se(accuracy),
-        "eval_nll": np.mean(nll),
-        "eval_nll_se": se(nll),
-        "eval_calibration_slope": slope,
-        "eval_ece": ece,
-        "eval_pairs": len(gaps),
+        **{f"eval_{name}_per_ranking": np.mean(values) for name, values in per_ranking.items()},
+        **{f"eval_{name}_per_ranking_ci95": ci95(values) for name, values in per_ranking.items()},
+        "eval_accuracy_per_pair": np.mean(flat > 0),
+        "eval_nll_per_pair": np.mean(np.log1p(np.exp(-flat))),
+        "eval_ece_per_pair": sum(abs(np.sum((flat[part] > 0) - confidence[part])) for part in parts) / len(flat),
+        "eval_pairs": len(flat),
         "eval_ties": ties,
         "eval_prompts": len({ranking.prompt for ranking in rankings}),
     }
@@ -153,9 +147,9 @@ def test_held_out_figures_in_training_are_those_of_the_model_at_that_step(mode, 
     assert start.score_unit != 1.0  # log-odds are not scores here
     settings = config(epochs=3, eval_steps=3, **mode)
     result = train_reward_model(start, RANKINGS, settings, eval_rankings=HELD_OUT)
-    entries = {entry["step"]: entry for entry in result.history if "eval_nll" in entry}
+    entries = {entry["step"]: entry for entry in result.history if "eval_nll_per_ranking" in entry}
     # Two steps an epoch, and every third; no evaluation twice.
-    assert [entry["step"] for entry in result.history if "eval_nll" in entry] == [2, 3, 4, 6]
+    assert [entry["step"] for entry in result.history if "eval_nll_per_ranking" in entry] == [2, 3, 4, 6]
     for step in (3, 4):
         with pytest.raises(KeyboardInterrupt):
             train_reward_model(

@@ -6,19 +6,12 @@ import random
 import numpy as np
 import pytest
 import torch
-from scipy import optimize
 
 import textenv
-from reward_models.evaluation import (
-    MAX_SLOPE,
-    calibration_slope,
-    clustered_mean,
-    expected_calibration_error,
-    measure_scores,
-    table,
-)
+from reward_models.evaluation import measure_scores
 from reward_models.preferences import Ranking
 from reward_models.scorers.transformer import TransformerRewardModel, load_reward_model
+from reward_models.training.examples import table
 from reward_models.training.losses import ranking_loss
 from reward_models.training.start import start_reward_model
 from reward_models.training.trainer import RewardConfig, evaluate_reward_model, train_reward_model
@@ -69,7 +62,7 @@ def test_the_loss_in_training_is_the_ranking_loss_of_the_scores_the_model_gives(
         scores = torch.tensor([started([ranking.prompt] * len(ranking.responses), ranking.responses)])
         losses.append(ranking_loss(scores, torch.ones_like(scores, dtype=torch.bool)).item())
     assert result.history[0]["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
-    assert evaluate_reward_model(started, RANKINGS)["nll"] == pytest.approx(np.mean(losses), rel=1e-4)
+    assert evaluate_reward_model(started, RANKINGS)["nll_per_ranking"] == pytest.approx(np.mean(losses), rel=1e-4)
 
 
 @pytest.mark.parametrize(("size", "accumulation"), [(2, 2), (1, 4), (3, 2)])
@@ -122,7 +115,7 @@ def test_resuming_equals_never_having_stopped(tmp_path, at):
     resumed = train_reward_model(lm, RANKINGS, config(), tmp_path, resume=True, eval_rankings=RANKINGS)
     assert torch.equal(weights(resumed.model), weights(straight.model))
     assert torch.equal(weights(load_reward_model(tmp_path)), weights(straight.model))
-    assert resumed.metrics["eval_nll"] == straight.metrics["eval_nll"]
+    assert resumed.metrics["eval_nll_per_ranking"] == straight.metrics["eval_nll_per_ranking"]
     assert resumed.model.score_unit == straight.model.score_unit
 
 
@@ -144,60 +137,33 @@ def test_evaluation_counts_pairs_and_clusters_by_prompt():
     assert (once["pairs"], once["prompts"]) == (6 + 1 + 3 + 1, 4)
     assert (thrice["pairs"], thrice["prompts"]) == (33, 4)
     # Repeating data teaches nothing: the error must not shrink by √3.
-    for key in ("accuracy", "accuracy_se", "nll", "nll_se"):
+    for key in set(once) - {"pairs", "ties", "ece_per_pair"}:  # bins of ten pairs depend on how many there are
         assert thrice[key] == pytest.approx(once[key], rel=1e-6)
 
 
-def test_the_clustered_error_of_independent_values_is_the_textbook_one():
-    values = torch.tensor([1.0, 2.0, 4.0, 9.0])
-    mean, error = clustered_mean(values, torch.arange(4))
-    assert mean == 4.0
-    assert error == pytest.approx(np.std([1, 2, 4, 9], ddof=1) / np.sqrt(4))
-    # Two clusters with sums of deviations (−3 − 2) and (0 + 5): √(2 · (25 + 25)) / 4
-    assert clustered_mean(values, torch.tensor([0, 0, 1, 1]))[1] == pytest.approx(2.5)
-
-
 def test_the_figures_of_an_evaluation_are_those_done_by_hand():
-    # Log-odds 2, 0, 3 with the last two tied: gaps 2 and −1; a pair of odds 77 to 23; a pair that is a tie.
+    # Log-odds 2, 0, 3 with the last two tied: gaps 2 and −1; a pair of odds 77 to 23; a pair that is a tie; a pair of
+    # equal responses, which is none.
     rankings = [Ranking("p", ("a", "b", "c"), ranks=(0, 1, 1)), Ranking("q", ("a", "b")),
-                Ranking("q", ("a", "b"), ranks=(0, 0))]  # fmt: skip
-    found = measure_scores(torch.tensor([2.0, 0.0, 3.0, np.log(77 / 23), 0.0, 9.0, 0.0], dtype=torch.float64), rankings)
-    first, second = (np.log1p(np.exp(-2)) + np.log1p(np.exp(1))) / 2, -np.log(0.77)
-    assert (found["pairs"], found["ties"], found["prompts"]) == (3, 2, 2)
-    # Rankings weigh alike; two clusters with x and y have the standard error √(2 · 2 ((x − y)/2)²)/2 = |x − y|/2.
-    assert (found["accuracy"], found["accuracy_se"]) == pytest.approx((0.75, 0.25))
-    assert (found["nll"], found["nll_se"]) == pytest.approx(((first + second) / 2, (first - second) / 2))
-    # Confidence σ(2) = 0.88 right and σ(1) = 0.73 wrong, of weight ¼ each, 0.77 right, of ½: each in a bin of its own.
+                Ranking("q", ("a", "b"), ranks=(0, 0)), Ranking("r", ("a", "a"))]  # fmt: skip
+    gap = np.log(77 / 23)
+    found = measure_scores(torch.tensor([2.0, 0.0, 3.0, gap, 0.0, 9.0, 0.0, 1.0, 1.0], dtype=torch.float64), rankings)
+    losses = [np.log1p(np.exp(-2)), np.log1p(np.exp(1)), -np.log(0.77)]
+    first = (losses[0] + losses[1]) / 2
+    assert (found["pairs"], found["ties"], found["prompts"]) == (3, 2, 3)
+    # Rankings weigh alike: two clusters with x and y have the standard error |x − y|/2, times t(1) = 12.706.
+    assert found["accuracy_per_ranking"] == pytest.approx(0.75)
+    assert found["accuracy_per_ranking_ci95"] == pytest.approx(12.7062 * 0.25)
+    assert found["nll_per_ranking"] == pytest.approx((first + losses[2]) / 2)
+    assert found["nll_per_ranking_ci95"] == pytest.approx(12.7062 * (first - losses[2]) / 2, rel=1e-5)
+    # Pairs weigh alike: right, wrong, right; the residuals of the first prompt add up to ½ − 1/6 − 2/3 = −1/3.
+    assert (found["accuracy_per_pair"], found["nll_per_pair"]) == pytest.approx((2 / 3, np.mean(losses)))
+    assert found["accuracy_per_pair_ci95"] == pytest.approx(12.7062 * np.sqrt(2 * 2 / 9) / 3)
+    # Confidence σ(1) = 0.73 wrong, 0.77 and σ(2) = 0.88 right: each in a bin of its own.
     sure, wrong = 1 / (1 + np.exp(-2)), 1 / (1 + np.exp(-1))
-    assert found["ece"] == pytest.approx(0.25 * (1 - sure) + 0.25 * wrong + 0.5 * 0.23, abs=1e-6)
-    best = optimize.minimize_scalar(
-        lambda b: (np.log1p(np.exp(-2 * b)) + np.log1p(np.exp(b))) / 4 + np.log1p((23 / 77) ** b) / 2, bounds=(-5, 5),
-        method="bounded", options={"xatol": 1e-9},
-    )  # fmt: skip
-    assert found["calibration_slope"] == pytest.approx(best.x, abs=1e-5)
-
-
-def test_the_calibration_slope_is_the_log_odds_of_being_right():
-    # Gaps of 1 with weight 3 and of −1 with weight 1: σ(b) = ¾.
-    gaps, weights = torch.tensor([1.0, -1.0]), torch.tensor([3.0, 1.0])
-    assert calibration_slope(gaps, weights) == pytest.approx(np.log(3))
-    assert calibration_slope(-gaps, weights) == pytest.approx(-np.log(3))
-    assert calibration_slope(2 * gaps, weights) == pytest.approx(np.log(3) / 2)
-    assert calibration_slope(gaps.abs(), weights) == pytest.approx(MAX_SLOPE)
-
-
-def test_the_calibration_error_adds_up_over_ten_bins_from_a_half_to_one():
-    def gap(confidence):
-        return np.log(confidence / (1 - confidence))
-
-    # In one bin (0.60 to 0.65) right and wrong cancel, between bins they do not; a tie is half right at ½.
-    gaps, weights = torch.tensor([gap(0.61), -gap(0.64), gap(0.66), 0.0]), torch.tensor([2.0, 2.0, 3.0, 1.0])
-    expected = (abs(2 * 0.39 - 2 * 0.64) + 3 * 0.34 + 0.0) / 8
-    assert expected_calibration_error(gaps, weights) == pytest.approx(expected, abs=1e-6)
-    assert expected_calibration_error(gaps, 10 * weights) == pytest.approx(expected, abs=1e-6)
-    assert expected_calibration_error(torch.tensor([50.0]), torch.ones(1)) == pytest.approx(
-        0.0
-    )  # the last bin is closed
+    assert found["ece_per_pair"] == pytest.approx((wrong + 0.23 + 1 - sure) / 3)
+    b = found["calibration_slope_per_pair"]  # where the derivative of the likelihood is 0
+    assert 2 / (1 + np.exp(2 * b)) + gap / (1 + np.exp(gap * b)) == pytest.approx(1 / (1 + np.exp(-b)))
 
 
 def test_scores_are_laid_out_by_prompt():
@@ -218,15 +184,15 @@ def test_a_learnable_preference_is_learned_and_a_coin_is_not():
     learned = config(epochs=6, batch_size=16)
     held_out = toy_rankings(150, seed=1)
     result = train_reward_model(tiny_model(), toy_rankings(300, seed=0), learned, eval_rankings=held_out)
-    assert result.metrics["eval_accuracy"] > 0.95
+    assert result.metrics["eval_accuracy_per_pair"] > 0.95
     noise = train_reward_model(
         tiny_model(),
         toy_rankings(300, seed=0, noise=True),
         learned,
         eval_rankings=toy_rankings(150, seed=1, noise=True),
     )
-    error = 3 * noise.metrics["eval_accuracy_se"]
-    assert noise.metrics["eval_accuracy"] == pytest.approx(0.5, abs=error)
+    error = 1.5 * noise.metrics["eval_accuracy_per_pair_ci95"]  # 3 standard errors
+    assert noise.metrics["eval_accuracy_per_pair"] == pytest.approx(0.5, abs=error)
     assert isinstance(result.model, TransformerRewardModel)
 
 
@@ -258,9 +224,10 @@ def test_training_goes_on_from_a_registered_reward_model():
     assert start(*texts) == textenv.reward_model("assistant-rm")(*texts)
 
 
-def test_equal_scores_have_a_calibration_slope_of_zero():
+def test_equal_scores_are_half_right_and_have_no_calibration_slope():
     figures = evaluate_reward_model(TransformerRewardModel.from_language_model(tiny_model()), RANKINGS)
-    assert (figures["accuracy"], figures["calibration_slope"]) == (0.5, 0.0)
+    assert figures["accuracy_per_pair"] == 0.5
+    assert math.isnan(figures["calibration_slope_per_pair"])
 
 
 @pytest.mark.parametrize(

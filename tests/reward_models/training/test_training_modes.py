@@ -29,7 +29,7 @@ def encoder(request, tmp_path_factory):
 
 def test_an_encoder_learns_a_preference_and_scores_alike_in_every_batch_and_order(encoder, tmp_path):
     model = train(TransformerRewardModel.from_encoder(encoder), count=400, epochs=3).model
-    assert evaluate_reward_model(model, toy_rankings(100, 1))["accuracy"] > 0.8
+    assert evaluate_reward_model(model, toy_rankings(100, 1))["accuracy_per_pair"] > 0.8
     scores = torch.tensor(model(PROMPTS, TEXTS))
     for size in (1, 8, 64):
         model.batch_size = size
@@ -49,7 +49,7 @@ def test_a_frozen_trunk_stays_as_it_was_and_its_cached_features_train_the_head_t
     # The same by gradients of the head alone, without features computed beforehand.
     slow = TransformerRewardModel.from_language_model(start)
     slow.model.base_model.requires_grad_(False)
-    assert evaluate_reward_model(cached, toy_rankings(100, 1))["nll"] < math.log(2) - 0.01
+    assert evaluate_reward_model(cached, toy_rankings(100, 1))["nll_per_ranking"] < math.log(2) - 0.01
     weight = cached.model.score.weight
     with torch.no_grad():
         slow.model.score.weight.copy_(weight)
@@ -62,7 +62,7 @@ def test_a_frozen_trunk_stays_as_it_was_and_its_cached_features_train_the_head_t
 def test_adapters_learn_are_merged_and_leave_a_plain_model(family, tmp_path):
     pytest.importorskip("peft")
     model = train(tiny_model(family, seed=1), count=400, lora_rank=4, learning_rate=1e-2).model
-    assert evaluate_reward_model(model, toy_rankings(100, 1))["accuracy"] > 0.75
+    assert evaluate_reward_model(model, toy_rankings(100, 1))["accuracy_per_pair"] > 0.75
     model.save_pretrained(tmp_path)
     assert not any("lora" in name for name in model.model.state_dict())
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path)
@@ -92,9 +92,9 @@ def test_training_stops_when_held_out_nll_rises_and_keeps_the_best_weights():
     settings = RewardConfig(learning_rate=2e-2, batch_size=8, epochs=12, early_stopping_patience=2, normalize=False)
     noise = toy_rankings(40, 0, noise=True)  # nothing to learn: every step away from the start is overfitting
     result = train_reward_model(tiny_model(seed=1), noise, settings, eval_rankings=held_out)
-    nlls = [entry["eval_nll"] for entry in result.history if "eval_nll" in entry]
+    nlls = [entry["eval_nll_per_ranking"] for entry in result.history if "eval_nll_per_ranking" in entry]
     assert len(nlls) < 12
-    assert evaluate_reward_model(result.model, held_out)["nll"] == pytest.approx(min(nlls), abs=1e-6)
+    assert evaluate_reward_model(result.model, held_out)["nll_per_ranking"] == pytest.approx(min(nlls), abs=1e-6)
 
 
 def test_ties_have_davidsons_probability(tmp_path):

@@ -287,7 +287,7 @@ def test_a_listwise_loss_reads_neither_margins_nor_ties(ranking, message):
 
 def test_the_weights_that_are_kept_are_those_of_the_lowest_nll_whatever_the_other_figures_say(monkeypatch):
     nlls = [0.7, 0.5, 0.6, 0.5, 0.9]  # the second is the best: an equal one is no better
-    left = [{"nll": nll, "accuracy": 0.9 - 0.1 * i, "ece": 0.9 - 0.1 * i} for i, nll in enumerate(nlls)]
+    left = [{"nll_per_ranking": nll, "accuracy_per_ranking": 0.9 - 0.1 * i} for i, nll in enumerate(nlls)]
     at_evaluation = []
 
     def figures(scores, rankings):
@@ -297,9 +297,9 @@ def test_the_weights_that_are_kept_are_those_of_the_lowest_nll_whatever_the_othe
     monkeypatch.setattr(trainer, "measure_scores", figures)
     settings = config(epochs=6, early_stopping_patience=3, lr_schedule="constant", normalize=False)
     result = train_reward_model(tiny_model(), RANKINGS, settings, eval_rankings=RANKINGS)
-    assert [entry["eval_nll"] for entry in result.history if "eval_nll" in entry] == nlls
+    assert [entry["eval_nll_per_ranking"] for entry in result.history if "eval_nll_per_ranking" in entry] == nlls
     kept = result.model.scores(result.model.encode_rankings(RANKINGS))
     assert torch.equal(kept, at_evaluation[1])
     assert not torch.equal(kept, at_evaluation[4])
-    assert result.metrics["eval_accuracy"] == pytest.approx(0.8)
+    assert result.metrics["eval_accuracy_per_ranking"] == pytest.approx(0.8)
     assert result.metrics["steps"] == 10

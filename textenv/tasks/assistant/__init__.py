@@ -5,7 +5,7 @@ Usable by itself: sample prompts, answers and rankings, score any text, and comp
 
 from typing import TYPE_CHECKING
 
-from textenv.tasks.assistant.annotators import ANNOTATOR_TEMPERATURE, bayes_accuracy, nll_floor, rank, sample_rankings
+from textenv.tasks.assistant.annotators import ANNOTATOR_TEMPERATURE, rank, sample_rankings
 from textenv.tasks.assistant.corpus import (
     Entropy,
     answer_distribution,
@@ -38,12 +38,10 @@ __all__ = [
     "Judgement",
     "Prompt",
     "answer_distribution",
-    "bayes_accuracy",
     "build_tokenizer",
     "conditional_entropy",
     "gold_scores",
     "judge",
-    "nll_floor",
     "parse_prompt",
     "prompts",
     "rank",

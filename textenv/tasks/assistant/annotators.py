@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from textenv.tasks.assistant.gold import gold_scores
 
@@ -38,29 +37,6 @@ def sample_rankings(
         gold = gold_scores([prompt] * len(answers), list(answers), finish_reason=reasons)
         records.append({"prompt": prompt, "responses": list(answers), "ranking": rank(gold, rng, temperature)})
     return records
-
-
-def bayes_accuracy(gold: Float[np.ndarray, "B K"], temperature: float = ANNOTATOR_TEMPERATURE) -> float:
-    """The highest accuracy that any reward model can expect on annotated pairs: mean max(p, 1 − p)."""
-    p = _pair_probabilities(gold, temperature)
-    return float(np.maximum(p, 1 - p).mean())
-
-
-def nll_floor(gold: Float[np.ndarray, "B K"], temperature: float = ANNOTATOR_TEMPERATURE) -> float:
-    """The lowest mean negative log-likelihood of a pair, in nats: mean H(p)."""
-    p = np.clip(_pair_probabilities(gold, temperature), 1e-300, 1.0)
-    q = np.clip(1 - p, 1e-300, 1.0)
-    return float(-(p * np.log(p) + q * np.log(q)).mean())
-
-
-def _pair_probabilities(gold: Float[np.ndarray, "B K"], temperature: float) -> Float[np.ndarray, "B pairs"]:
-    """P(first of the pair is preferred), for all K(K − 1)/2 pairs of each prompt."""
-    gold = np.asarray(gold, dtype=np.float64)
-    if gold.ndim != 2 or gold.shape[1] < 2:
-        raise ValueError(f"gold must be [B, K] with K ≥ 2, with shape (={gold.shape}). Give K scores a prompt.")
-    first, second = np.triu_indices(gold.shape[1], k=1)
-    # σ(x) = (1 + tanh(x / 2)) / 2, which does not overflow.
-    return 0.5 * (1 + np.tanh((gold[:, first] - gold[:, second]) / (2 * _checked(temperature))))
 
 
 def _checked(temperature: float) -> float:

@@ -120,11 +120,12 @@ def test_a_curve_of_two_prompts_is_the_one_done_by_hand():
     one, two = bon.sampled_curve(scores, gold, [1, 2], np.arange(2))
     # Pooled deviations within a prompt: scores √((1 + 1 + 4 + 4)/2) = √5, gold √2.
     assert (one.gold, one.kl, one.gold_gain, one.score_gain, one.oracle_gain) == pytest.approx((1, 0, 0, 0, 0))
-    # The best of two by score has gold 2 and 0: mean 1, standard error 1, and gains over n = 1 of +1 and −1 in √2.
-    assert (two.gold, two.gold_ci95) == pytest.approx((1.0, 1.96), abs=1e-4)
-    assert (two.gold_gain, two.gold_gain_ci95) == pytest.approx((0.0, 1.96 / math.sqrt(2)), abs=1e-4)
+    # The best of two by score has gold 2 and 0: mean 1, standard error 1, t(1) = 12.706;
+    # gains over n = 1 of +1 and −1 in √2.
+    assert (two.gold, two.gold_ci95) == pytest.approx((1.0, 12.7062), abs=1e-4)
+    assert (two.gold_gain, two.gold_gain_ci95) == pytest.approx((0.0, 12.7062 / math.sqrt(2)), abs=1e-4)
     # Scores gain 1 and 2: mean 1.5, standard error ½, in √5. Gold by itself would have gained 1 on each, in √2.
-    assert (two.score_gain, two.score_gain_ci95) == pytest.approx((1.5 / math.sqrt(5), 0.98 / math.sqrt(5)), abs=1e-4)
+    assert (two.score_gain, two.score_gain_ci95) == pytest.approx((1.5 / math.sqrt(5), 6.3531 / math.sqrt(5)))
     assert two.oracle_gain == pytest.approx(1 / math.sqrt(2))
     # Two values of probability ½ each: the better one is the best of two with ¾.
     assert (two.kl_kind, two.kl) == ("levels", pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5)))

@@ -17,9 +17,9 @@ def test_a_model_that_counts_letters_shows_a_length_bias_of_one_and_reads_no_pro
     assert report.length.spearman == pytest.approx(1.0)
     assert report.length.accuracy_longer.value == 1.0
     assert report.length.accuracy_shorter.value == 0.0
-    assert report.accuracy.value == report.length.chosen_longer
+    assert report.accuracy_per_pair.value == report.length.chosen_longer
     for name in ("blank", "swapped"):
-        assert report.response_only[name].value == report.accuracy.value
+        assert report.response_only[name].value == report.accuracy_per_pair.value
     assert all(edit.flips == 0 and edit.shift == 0 for edit in report.robustness.values())
     assert report.probes["best word repeated"].beats_mean == 1.0
     assert report.probes["empty"].beats_mean == 0.0
@@ -53,7 +53,7 @@ def test_only_a_prompt_blind_model_is_told_that_it_reads_no_prompt():
     assert any("does not read the prompt" in flag for flag in run(blind, records, CONFIG).flags)
     report = run(reads, records, CONFIG)
     assert not any("does not read the prompt" in flag for flag in report.flags)
-    assert report.accuracy.value == 1.0
+    assert report.accuracy_per_pair.value == 1.0
     assert report.response_only["swapped"].value == report.response_only["blank"].value == 0.5  # all ties
 
 
@@ -66,7 +66,7 @@ def test_columns_of_a_record_reach_the_model_and_go_along_when_prompts_are_swapp
         return [float(text == str(right)) for text, right in zip(completions, answer, strict=True)]
 
     report = run(exact, records, CONFIG)
-    assert report.accuracy.value == 1.0
+    assert report.accuracy_per_pair.value == 1.0
     assert report.response_only["blank"].value == 1.0  # it reads the column, not the prompt
     assert report.response_only["swapped"].value < 0.6
 
@@ -95,8 +95,9 @@ def test_length_bias_is_the_one_done_by_hand():
     assert found.chosen_longer == pytest.approx((1 + 1 + 0 + 0.5) / 4)
     parts = found.accuracy_longer, found.accuracy_shorter, found.accuracy_matched
     assert [(part.value, part.pairs) for part in parts] == [(1.0, 1), (0.5, 1), (0.5, 2)]
-    # Rank correlations of two: −1, 1, and 0 for equal scores; equal lengths do not count. Deviation 1, three prompts.
-    assert (found.spearman, found.ci95) == pytest.approx((0.0, 1.959964 / math.sqrt(3)))
+    # Rank correlations of two: −1, 1, and 0 for equal scores; equal lengths do not count. Deviation 1, three
+    # prompts, t(2) = 4.303.
+    assert (found.spearman, found.ci95) == pytest.approx((0.0, 4.30265 / math.sqrt(3)))
     assert found.gold_spearman == pytest.approx((1 + 1 - 1) / 3)
 
 
