@@ -4,7 +4,7 @@
 
     suite = load_suite("embedded")                    # or "micro", or a JSONL file of preferences
     report = run("assistant-rm", suite)               # any name, folder or callable
-    print(report.accuracy, report.limits, report.flags)
+    print(report.accuracy_per_pair, report.limits, report.flags)
 
 Command: ``textenv rm-bench MODEL… --data embedded``.
 """
