@@ -41,7 +41,7 @@ from reward_models.training.start import start_reward_model
 from reward_models.training.trainer import RewardConfig, train_reward_model
 from textenv.data.records import write_json
 from textenv.evaluation import evaluate
-from textenv.registry import RewardFunction
+from textenv.protocols import RewardModel
 from textenv.stats import standard_error, within_prompt_sd
 from textenv.tasks import assistant, micro
 from textenv.tasks.exact import ExactWorld, exact_world
@@ -64,7 +64,7 @@ class World(NamedTuple):
     env_id: str
     reference: str
     prompts: Callable[[], list[str]]
-    gold: RewardFunction
+    gold: RewardModel
     max_new_tokens: int
     reward: RewardConfig
 

@@ -7,7 +7,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from textenv.registry import RewardFunction
+from textenv.protocols import RewardModel
 from textenv.scoring import score_texts
 
 MAX_BODY = 64 * 2**20
@@ -22,9 +22,7 @@ class RewardServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(
-        self, model: RewardFunction, *, host: str = "127.0.0.1", port: int = 0, token: str | None = None
-    ) -> None:
+    def __init__(self, model: RewardModel, *, host: str = "127.0.0.1", port: int = 0, token: str | None = None) -> None:
         """Listen at once; requests are answered from ``serve_forever`` on.
 
         Args:

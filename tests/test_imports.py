@@ -37,7 +37,7 @@ def test_a_package_imports_only_what_stands_to_its_left(path):
 
 HEAVY = {"torch", "transformers", "stable_baselines3", "matplotlib", "accelerate", "rich", "tyro", "yaml", "datasets"}
 LIGHT = ["__init__", "config", "kl", "data/__init__", "data/records", "registry/__init__", "registry/experiment"]
-LIGHT = [f"textenv/{name}.py" for name in (*LIGHT, "registry/names", "registry/plugins")]
+LIGHT = [f"textenv/{name}.py" for name in (*LIGHT, "protocols", "registry/names", "registry/plugins")]
 
 
 @pytest.mark.parametrize("name", LIGHT)

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from textenv.config import KLSource
 from textenv.kl import kl_k1
 from textenv.lm import LanguageModel, Responses, TokenRule, response_logprobs
-from textenv.registry import RewardFunction
+from textenv.protocols import RewardModel
 
 logger = logging.getLogger("textenv")
 
@@ -61,12 +61,12 @@ class Scorer:
         self,
         *,
         reference: LanguageModel,
-        reward_model: RewardFunction,
+        reward_model: RewardModel,
         rule: TokenRule,
         kl_coef: float,
         kl_source: KLSource = "auto",
         missing_eos_penalty: float | None = None,
-        gold: RewardFunction | None = None,
+        gold: RewardModel | None = None,
         batch_size: int = 64,
     ) -> None:
         if kl_source not in get_args(KLSource):
@@ -142,7 +142,7 @@ class Scorer:
         return response_logprobs(model, episodes.tokens, self.rule, batch_size=self.batch_size).double().numpy()
 
 
-def reward_model_terms(reward_model: RewardFunction, episodes: Finished) -> dict[str, Float[np.ndarray, " B"]]:
+def reward_model_terms(reward_model: RewardModel, episodes: Finished) -> dict[str, Float[np.ndarray, " B"]]:
     """What a reward model contributes: ``{"reward_model": scores}``, or its parts where it itemises them.
 
     A reward model that is a sum may have a method ``terms(prompts, completions, **columns)`` that returns the scores of
@@ -164,7 +164,7 @@ def reward_model_terms(reward_model: RewardFunction, episodes: Finished) -> dict
     }
 
 
-def call_reward_model(reward_model: RewardFunction, episodes: Finished) -> Float[np.ndarray, " B"]:
+def call_reward_model(reward_model: RewardModel, episodes: Finished) -> Float[np.ndarray, " B"]:
     """Scores as float64, refused unless there is one finite number an episode.
 
     Raises:
@@ -174,7 +174,7 @@ def call_reward_model(reward_model: RewardFunction, episodes: Finished) -> Float
 
 
 def score_texts(
-    reward_model: RewardFunction,
+    reward_model: RewardModel,
     prompts: Sequence[str],
     completions: Sequence[str],
     columns: Mapping[str, Sequence[Any]],

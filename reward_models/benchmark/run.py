@@ -21,7 +21,7 @@ from reward_models.benchmark.scorer import Scorer
 from reward_models.benchmark.suites import BenchmarkConfig, Suite, load_suite
 from reward_models.preferences import prompt_key
 from reward_models.scorers.transformer import TransformerRewardModel
-from textenv.registry import RewardFunction
+from textenv.protocols import RewardModel
 from textenv.stats import (
     auc,
     bayes_limits,
@@ -42,7 +42,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def run(
-    model: RewardFunction | str,
+    model: RewardModel | str,
     data: Suite | Sequence[Mapping[str, Any]] | str | Path = "embedded",
     config: BenchmarkConfig | None = None,
     *,

@@ -10,7 +10,7 @@ from jaxtyping import Float
 import textenv
 from reward_models.benchmark.layout import Texts
 from textenv.lm import Responses
-from textenv.registry import RewardFunction
+from textenv.protocols import RewardModel
 from textenv.scoring import Finished, call_reward_model
 
 CHUNK = 512
@@ -30,14 +30,14 @@ class Scorer:
 
     def __init__(
         self,
-        model: RewardFunction | str,
+        model: RewardModel | str,
         name: str | None = None,
         expected: int = 0,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """``model``: a callable, or a registered name, ``module:callable``, folder or hub id. ``expected`` texts in
         all; ``on_progress`` is told how many are done, and that number."""
-        self.model: RewardFunction = textenv.reward_model(model) if isinstance(model, str) else model
+        self.model: RewardModel = textenv.reward_model(model) if isinstance(model, str) else model
         self.name = name or (model if isinstance(model, str) else getattr(model, "__name__", type(model).__name__))
         self._done, self._expected, self._on_progress = 0, expected, on_progress
 

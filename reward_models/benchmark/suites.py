@@ -22,7 +22,7 @@ from reward_models.benchmark.layout import FINISH, Texts
 from reward_models.benchmark.measures.probes import PRAISE
 from reward_models.benchmark.measures.robustness import Edit
 from textenv.lm import LanguageModel, TokenRule, pad_left, sample_responses
-from textenv.registry import RewardFunction
+from textenv.protocols import RewardModel
 from textenv.tasks import assistant
 from textenv.tasks.assistant.phrases import CLOSERS, OPENERS
 from textenv.tasks.assistant.world import PHRASINGS
@@ -206,7 +206,7 @@ def _ranked(
 
 
 def sample_pool(
-    lm: LanguageModel, prompts: Sequence[str], gold: RewardFunction, *, count: int, max_new_tokens: int, seed: int
+    lm: LanguageModel, prompts: Sequence[str], gold: RewardModel, *, count: int, max_new_tokens: int, seed: int
 ) -> Pool:
     """``count`` answers of a language model to each prompt."""
     ids, lengths = pad_left([lm.encode_prompt(prompt) for prompt in prompts], lm.pad_id)

@@ -6,9 +6,9 @@ import math
 from pathlib import Path
 from typing import Any, final
 
-from reward_models.protocol import identity_of
+from reward_models.identity import identity_of
 from reward_models.scorers.store import Store
-from textenv.registry import RewardFunction
+from textenv.protocols import RewardModel
 from textenv.scoring import accepted_columns, score_texts
 
 
@@ -23,7 +23,7 @@ class CachedRewardModel:
     terms is cached as their sum.
     """
 
-    def __init__(self, model: RewardFunction, path: str | Path, *, version: str | None = None) -> None:
+    def __init__(self, model: RewardModel, path: str | Path, *, version: str | None = None) -> None:
         """``version`` is part of the key, beside the model's identity if it has one.
 
         Raises:

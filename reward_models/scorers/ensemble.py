@@ -19,11 +19,11 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from reward_models.protocol import joint_identity
+from reward_models.identity import joint_identity
 from reward_models.scorers.features import trunk_features
 from reward_models.scorers.texts import Texts
 from reward_models.scorers.transformer import TransformerRewardModel
-from textenv.registry import RewardFunction
+from textenv.protocols import RewardModel
 from textenv.scoring import checked_scores, score_texts
 
 Combine = Literal["mean", "min", "mean_minus_std", "uncertainty"]
@@ -34,7 +34,7 @@ class Ensemble:
     """Scores with every member and combines; with ``coefficient`` λ where disagreement costs."""
 
     def __init__(
-        self, members: Mapping[str, RewardFunction], *, combine: Combine = "mean", coefficient: float | None = None
+        self, members: Mapping[str, RewardModel], *, combine: Combine = "mean", coefficient: float | None = None
     ) -> None:
         if not members:
             raise ValueError("an ensemble must have at least one member, with members (={}).")

@@ -38,7 +38,7 @@ class Rule:
 
     @property
     def identity(self) -> str:
-        """The rule and its fields (:func:`reward_models.protocol.identity_of`)."""
+        """The rule and its fields (:func:`reward_models.identity.identity_of`)."""
         return json.dumps({"rule": self.name, **asdict(self)}, sort_keys=True)
 
 

@@ -28,7 +28,7 @@ from reward_models.scorers.transformer import load_reward_model
 from reward_models.scorers.values import check_value
 from reward_models.scorers.weighted import Part, WeightedSum
 from textenv import registry
-from textenv.registry import RewardFunction
+from textenv.protocols import RewardModel
 
 Spec = str | Mapping[str, Any]
 """A registered name, a path, a hub id, or a JSON object."""
@@ -36,7 +36,7 @@ Spec = str | Mapping[str, Any]
 _under_way: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("under_way", default=())
 
 
-def build_reward_model(spec: Mapping[str, Any], device: str = "cpu") -> RewardFunction:
+def build_reward_model(spec: Mapping[str, Any], device: str = "cpu") -> RewardModel:
     """The reward model that a JSON object describes.
 
     Raises:
@@ -61,14 +61,14 @@ def build_reward_model(spec: Mapping[str, Any], device: str = "cpu") -> RewardFu
         return build(spec[kind], device, **options)
 
 
-def _rule(name: str, device: str, **fields: Any) -> RewardFunction:
+def _rule(name: str, device: str, **fields: Any) -> RewardModel:
     if not isinstance(name, str) or name not in RULES:
         raise ValueError(f"a rule must be one of {', '.join(map(repr, RULES))}, with rule (={name!r}).")
     _check_names(f"rule {name!r}", fields, RULES[name])
     return RULES[name](**fields)
 
 
-def _weighted(parts: Mapping[str, Any], device: str) -> RewardFunction:
+def _weighted(parts: Mapping[str, Any], device: str) -> RewardModel:
     """``{name: weight}`` of named models, or ``{any name: {"model": …, "weight": …}}``."""
     out: dict[str, Part] = {}
     for name, part in parts.items():
@@ -85,7 +85,7 @@ def _weighted(parts: Mapping[str, Any], device: str) -> RewardFunction:
 
 def _ensemble(
     members: list[Spec], device: str, *, combine: Combine = "mean", coefficient: float | None = None
-) -> RewardFunction:
+) -> RewardModel:
     named = {f"{i}: {spec if isinstance(spec, str) else json.dumps(spec)}": spec for i, spec in enumerate(members)}
     models = {name: registry.reward_model(spec, device) for name, spec in named.items()}
     return Ensemble(models, combine=combine, coefficient=coefficient)
@@ -101,7 +101,7 @@ def _http(
     backoff: float = 0.5,
     token_variable: str | None = None,
     version: str | None = None,
-) -> RewardFunction:
+) -> RewardModel:
     return HTTPRewardModel(
         url,
         timeout=timeout,
@@ -113,11 +113,11 @@ def _http(
     )
 
 
-def _cache(path: str, device: str, *, of: Spec, version: str | None = None) -> RewardFunction:
+def _cache(path: str, device: str, *, of: Spec, version: str | None = None) -> RewardModel:
     return CachedRewardModel(registry.reward_model(of, device), path, version=version)
 
 
-def _classifier(name: str, device: str, *, batch_size: int = 64, dtype: str = "float32") -> RewardFunction:
+def _classifier(name: str, device: str, *, batch_size: int = 64, dtype: str = "float32") -> RewardModel:
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype):
         raise ValueError(f"dtype must be one of torch's, like 'float32' or 'bfloat16', with dtype (={dtype!r}).")
@@ -126,7 +126,7 @@ def _classifier(name: str, device: str, *, batch_size: int = 64, dtype: str = "f
     return load_reward_model(name, device, dtype=kind, batch_size=batch_size)
 
 
-KINDS: dict[str, Callable[..., RewardFunction]] = {
+KINDS: dict[str, Callable[..., RewardModel]] = {
     "rule": _rule,
     "weighted": _weighted,
     "ensemble": _ensemble,

@@ -137,7 +137,7 @@ class TransformerRewardModel:
 
     @property
     def identity(self) -> str:
-        """A digest of weights, settings and tokenizer (:func:`reward_models.protocol.identity_of`)."""
+        """A digest of weights, settings and tokenizer (:func:`reward_models.identity.identity_of`)."""
         return _sha256(self.reading, *_contents(self.model))
 
     @property

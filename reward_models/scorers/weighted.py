@@ -6,16 +6,16 @@ from typing import Any, NamedTuple, final
 import numpy as np
 from jaxtyping import Float
 
-from reward_models.protocol import joint_identity
+from reward_models.identity import joint_identity
 from reward_models.scorers.values import fits
-from textenv.registry import RewardFunction
+from textenv.protocols import RewardModel
 from textenv.scoring import score_texts
 
 
 class Part(NamedTuple):
     """One summand."""
 
-    model: RewardFunction
+    model: RewardModel
     weight: float = 1.0
 
 

@@ -3,7 +3,6 @@
 from textenv.registry.names import (
     REWARD_SPEC,
     SEQUENCE_CLASSIFIER,
-    RewardFunction,
     all_or_nothing,
     check_options,
     clear_cache,
@@ -26,7 +25,6 @@ from textenv.registry.names import (
 __all__ = [
     "REWARD_SPEC",
     "SEQUENCE_CLASSIFIER",
-    "RewardFunction",
     "all_or_nothing",
     "check_options",
     "clear_cache",

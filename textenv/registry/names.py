@@ -7,7 +7,7 @@ once a process and device, and shared.
 
 import importlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +17,10 @@ from gymnasium.envs.registration import EnvSpec
 
 from textenv.config import REQUIRED, TaskConfig, hint
 from textenv.data.records import PromptSet, as_prompt_set, check_dataset, looks_like_path, read_dataset
+from textenv.protocols import RewardModel
 
 if TYPE_CHECKING:
     from textenv.lm import LanguageModel
-
-RewardFunction = Callable[..., Sequence[float]]
-"""``(prompts: list[str], completions: list[str], **columns) -> list[float]``."""
 
 SEQUENCE_CLASSIFIER = "reward_models.scorers.transformer:load_reward_model"
 """What turns a folder or hub id into a reward model. Named, not imported: that package builds on this one."""
@@ -146,7 +144,7 @@ def register_prompts(name: str, source: Any) -> None:
     _register("prompts", name, source)
 
 
-def register_reward_model(name: str, source: RewardFunction | str | Mapping[str, Any]) -> None:
+def register_reward_model(name: str, source: RewardModel | str | Mapping[str, Any]) -> None:
     """Name a reward model: a callable, ``"module:callable"``, the folder or hub id of a sequence classifier, or a JSON
     object (:mod:`reward_models.scorers.spec`)."""
     _register("reward model", name, source)
@@ -194,7 +192,7 @@ def fresh_language_model(name: str, device: str = "cpu") -> "LanguageModel":
     return _language_model(_source("language model", name), device)
 
 
-def reward_model(name: str | Mapping[str, Any], device: str = "cpu") -> RewardFunction:
+def reward_model(name: str | Mapping[str, Any], device: str = "cpu") -> RewardModel:
     """The shared reward model behind a name, or behind a JSON object that says how to build one.
 
     The object (a mapping, or its JSON text) is one of those in :mod:`.scorers.spec`, like ``{"rule": "length"}``.
@@ -314,7 +312,7 @@ def _language_model(source: Any, device: str) -> "LanguageModel":
     return loaded
 
 
-def _reward_function(source: Any, device: str) -> RewardFunction:
+def _reward_function(source: Any, device: str) -> RewardModel:
     if _json_object(source) is not None:
         return reward_model(source, device)
     source = _attribute(source)

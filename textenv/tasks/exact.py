@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from textenv import registry
 from textenv.lm import LanguageModel, Responses, TokenRule, pad_left, pad_right, response_outputs
 from textenv.lm.batch import length_mask
-from textenv.registry import RewardFunction
+from textenv.protocols import RewardModel
 from textenv.scoring import Finished, Scorer
 
 MAX_STRINGS = 200_000
@@ -90,7 +90,7 @@ class ExactWorld:
         self,
         reference: LanguageModel,
         prompts: Sequence[str],
-        reward_model: RewardFunction,
+        reward_model: RewardModel,
         *,
         kl_coef: float,
         max_new_tokens: int,
@@ -285,7 +285,7 @@ class ExactWorld:
         return Chosen(logprobs, self.expected_reward(logprobs), self.kl(logprobs))
 
     def _rewards(
-        self, reward_model: RewardFunction, penalty: float | None, columns: dict[str, Any], strings: list
+        self, reward_model: RewardModel, penalty: float | None, columns: dict[str, Any], strings: list
     ) -> Float[Tensor, "X Y"]:
         """What the environment pays, KL apart: its own scorer with β = 0."""
         scorer = Scorer(
