@@ -4,7 +4,10 @@ Everything else follows from the class: its flags and options from its config, i
 (:class:`agents.core.job.Algorithm`). Importing this module imports none of them.
 """
 
+import ast
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from textenv.config import hint
@@ -16,7 +19,7 @@ LEARNERS = {
     "grpo": "agents.grpo:GRPO",
     "reinforce": "agents.reinforce:Reinforce",
 }
-"""Learners of this package. Each is a command of ``textenv`` too."""
+"""Learners of this package. Each is a command of ``textenv`` too, under the first line of its file."""
 
 ALGORITHMS = {
     **LEARNERS,
@@ -46,6 +49,16 @@ def algorithm(name: str) -> Any:
         if error.name != "sb3_contrib":
             raise
         raise ValueError(f"{name} needs sb3-contrib. Install it: pip install 'textenv[sb3]'.") from error
+
+
+def summary(name: str) -> str:
+    """The first line of an algorithm's file, read without importing it."""
+    spec = find_spec(ALGORITHMS[name].partition(":")[0])
+    assert spec is not None
+    assert spec.origin is not None
+    docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text("utf-8")))
+    assert docstring is not None
+    return docstring.splitlines()[0]
 
 
 def check_plan(plan: AgentPlan) -> None:

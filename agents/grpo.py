@@ -1,4 +1,4 @@
-"""Group-relative policy optimisation: several responses to each prompt, each judged against the group.
+"""Group-relative policy optimisation, and Dr. GRPO: responses judged against their group.
 
 Objective: that of PPO, ``max_π E[r(x, y)] − β KL(π ‖ π_ref)``, without a value function. ``normalize_std`` and
 ``normalize_length`` on (the default) is GRPO (Shao et al. 2024); both off is Dr. GRPO (Liu et al. 2025).

@@ -1,4 +1,4 @@
-"""Proximal policy optimisation of a language model against a reward model, held near a reference by KL.
+"""Proximal policy optimisation, with a learned value function.
 
 Objective: ``max_π E[r(x, y)] − β KL(π ‖ π_ref)`` by the clipped surrogate on token advantages. An action is a token;
 the reward, KL included, comes from the environment at the last token.

@@ -1,4 +1,4 @@
-"""REINFORCE with a learned baseline: the return of a response minus the value of each of its states.
+"""REINFORCE, with a learned value function as its baseline.
 
 Objective: that of PPO, ``max_π E[r(x, y)] − β KL(π ‖ π_ref)``, by one on-policy gradient step per batch.
 

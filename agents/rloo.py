@@ -1,4 +1,4 @@
-"""REINFORCE leave-one-out: several responses to each prompt, each judged against the mean of the others.
+"""REINFORCE leave-one-out: responses judged against the others to their prompt.
 
 Objective: that of PPO, ``max_π E[r(x, y)] − β KL(π ‖ π_ref)``, without a value function. The gradient treats a whole
 response as one action; its advantage stands on each of its tokens.

@@ -83,8 +83,7 @@ class Stream:
 
     def _play(self, act: Callable[[Any], Sampled]) -> Rollout:
         prompt_indices, prompts = self.prompt_indices, observation_tokens(self.observation, self.env.task.prompt_width)
-        sampled = act(self.observation)
-        ids, lengths, logprobs, values = sampled
+        ids, lengths, logprobs, values = act(self.observation)
         observation, rewards, _, _, infos = self.env.play(ids, lengths, logprobs)
         self._continue_from(observation, infos)
         final = infos["final_info"]

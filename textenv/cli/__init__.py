@@ -16,7 +16,16 @@ import gymnasium
 
 from textenv.cli.envs import check_command, envs_command, no_progress_bars
 
-USAGE = """usage: textenv COMMAND [--help | OPTIONS]
+
+def _learners() -> dict[str, str]:
+    """Each learner of ``agents`` with what it is, in a line."""
+    from agents.algorithms import LEARNERS, summary  # light: imports no algorithm
+
+    return {name: summary(name) for name in LEARNERS}
+
+
+LEARNERS = _learners()
+USAGE = f"""usage: textenv COMMAND [--help | OPTIONS]
 
 RLHF as ordinary reinforcement learning.
 
@@ -25,15 +34,13 @@ RLHF as ordinary reinforcement learning.
   sft       fine-tune a language model on demonstrations
   reward    train a reward model on rankings
   rm-bench  benchmark reward models on preferences, with a report
-  ppo       train a policy in an environment: PPO, with a value function
-  rloo      the same by RLOO: several responses a prompt, each judged by the others
-  grpo      the same by GRPO or Dr. GRPO: several responses a prompt, each judged by the group
-  reinforce the same by REINFORCE: one step a batch, with a value function
   serve-rm  answer for a reward model over HTTP
   evaluate  answer an environment's prompts and score the answers
   run       an experiment file: agents × environments × seeds, compared
   demo      all of it on the embedded world, with a report
 
+Train a policy in an environment by:
+{"".join(f"  {name:<9} {text}{chr(10)}" for name, text in LEARNERS.items())}
 `textenv COMMAND --help` is the manual of a command."""
 
 
@@ -387,7 +394,7 @@ COMMANDS = {
     "sft": sft_command,
     "reward": reward_command,
     "rm-bench": rm_bench_command,
-    **{name: partial(learner_command, name) for name in ("ppo", "rloo", "grpo", "reinforce")},
+    **{name: partial(learner_command, name) for name in LEARNERS},
     "serve-rm": serve_command,
     "evaluate": evaluate_command,
     "run": run_command,
@@ -396,9 +403,7 @@ COMMANDS = {
 
 
 _AFTER_STOP = {
-    **dict.fromkeys(
-        ("sft", "reward", "ppo", "rloo", "grpo", "reinforce"), "The same command with --resume goes on from here."
-    ),
+    **dict.fromkeys(("sft", "reward", *LEARNERS), "The same command with --resume goes on from here."),
     **dict.fromkeys(("run", "demo"), "The same command goes on from here."),
     "rm-bench": "Reports of models that were finished are in the output folder.",
 }
