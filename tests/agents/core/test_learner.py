@@ -1,0 +1,78 @@
+"""The loop that all learners share: the gradient clip, the decay of the learning rate, what is logged."""
+
+import copy
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from agents import GRPO, PPO, RLOO, Reinforce
+from agents.core.rollout import rollout_log
+from tests.conftest import tiny_model
+
+LEARNERS = [PPO, RLOO, GRPO, Reinforce]
+
+
+@pytest.fixture
+def learner(make_vector):
+    def make(kind, policy=None, **config):
+        settings = {"batch_size": 16, "learning_rate": 3e-3, "epochs": 1, "minibatches": 1, **config}
+        return kind(make_vector(16).unwrapped, kind.config_type(**settings), policy)
+
+    return make
+
+
+def flat_gradient(agent):
+    return torch.cat([p.grad.flatten() for p in agent.actor.parameters() if p.grad is not None])
+
+
+def flat_weights(agent):
+    return torch.cat([p.detach().flatten().clone() for p in agent.actor.parameters()])
+
+
+@pytest.mark.parametrize("kind", LEARNERS)
+def test_a_gradient_over_the_limit_is_scaled_down_to_it_and_the_log_has_its_norm_before(learner, kind):
+    free = learner(kind, tiny_model(seed=5), max_grad_norm=1e6)
+    log = free.update(free.collect())
+    norm = float(flat_gradient(free).norm())
+    assert log["grad_norm"] == pytest.approx(norm, rel=1e-5)
+    held = learner(kind, tiny_model(seed=5), max_grad_norm=norm / 4)
+    log = held.update(held.collect())
+    assert log["grad_norm"] == pytest.approx(norm, rel=1e-5)
+    torch.testing.assert_close(flat_gradient(held), flat_gradient(free) / 4, atol=1e-7, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", LEARNERS)
+def test_the_learning_rate_falls_linearly_to_zero_and_stays_there(learner, kind):
+    agent = learner(kind, lr_decay_episodes=4 * 16, learning_rate=0.8e-3)
+    weights = [flat_weights(agent.learn(16)) for _ in range(6)]
+    assert [log["learning_rate"] for log in agent.history] == pytest.approx([8e-4, 6e-4, 4e-4, 2e-4, 0, 0])
+    moved = [not torch.equal(one, other) for one, other in itertools.pairwise(weights)]
+    assert moved == [True, True, True, False, False]
+
+
+def test_without_a_decay_the_learning_rate_stays(learner):
+    agent = learner(PPO, learning_rate=0.8e-3).learn(3 * 16)
+    assert [log["learning_rate"] for log in agent.history] == [0.8e-3] * 3
+
+
+def test_the_logged_k1_and_k3_are_those_of_plain_forward_passes(learner):
+    agent = learner(PPO, tiny_model(seed=5))
+    policy, reference = copy.deepcopy(agent.policy.model), agent.env.reference.model
+    rollout = agent.collect()
+    tokens, k1, k3 = rollout.tokens, [], []
+    for b in range(16):
+        prompt = tokens.prompt_ids[b, -int(tokens.prompt_lengths[b]) :]
+        response = tokens.response_ids[b, : int(tokens.response_lengths[b])]
+        ids = torch.cat([prompt, response])[None]
+        with torch.no_grad():
+            own, ref = (m(input_ids=ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1) for m in (policy, reference))
+        d = (own - ref).gather(1, response[:, None]).double()
+        k1.append(float(d.sum()))
+        k3.append(float(((-d).exp() - 1 + d).sum()))
+    log = rollout_log(rollout)
+    assert log["kl"] == pytest.approx(np.mean(k1), rel=1e-4)
+    assert log["kl_k3"] == pytest.approx(np.mean(k3), rel=1e-4)
+    assert min(k1) < 0 < min(k3)  # so that the two are told apart
+    assert log["nll"] == pytest.approx(-float(rollout.logprobs.sum() / tokens.response_lengths.sum()), rel=1e-5)
