@@ -24,7 +24,6 @@ from transformers.utils import logging as hf_logging
 
 import textenv
 from benchmarks.record import write_result
-from reward_models.benchmark.items import Item
 from reward_models.benchmark.layout import lay_out
 from reward_models.benchmark.suites import BenchmarkConfig, load_suite, sample_pool
 from reward_models.preferences import Ranking
@@ -93,7 +92,7 @@ def shuffled(records: list[Ranking], seed: int) -> list[Ranking]:
     ]
 
 
-def measure(model: TransformerRewardModel, items: list[Item]) -> dict[str, Any]:
+def measure(model: TransformerRewardModel, items: list[Ranking]) -> dict[str, Any]:
     """Accuracy, NLL and calibration beside the limits, with standard errors clustered by prompt."""
     layout = lay_out(items)
     scores = np.asarray(model(layout.texts.prompts, layout.texts.responses))

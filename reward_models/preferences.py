@@ -1,4 +1,4 @@
-"""Human (or simulated) preferences: one record, a prompt with its responses from best to worst."""
+"""Preferences of people or simulated annotators: one record, :class:`Ranking`, and the reader of all their layouts."""
 
 import itertools
 import logging
@@ -13,21 +13,34 @@ import numpy as np
 from textenv.data.records import check_text, json_object, raw_records
 
 ASSISTANT, HUMAN = "\n\nAssistant:", "\n\nHuman:"
+FIELDS = ("prompt", "responses", "ranking", "chosen", "rejected", "tie", "margin", "category", "gold", "finish_reasons")
+"""What a record may hold; None means absent. Any other field goes into ``Ranking.columns``."""
 
 _log = logging.getLogger(__name__)
 
 
 class Ranking(NamedTuple):
-    """A prompt and two or more responses, the best one first. A pair is a ranking of two."""
+    """A prompt with two or more responses, the best one first. A pair is a ranking of two."""
 
     prompt: Any
     """A string, or a chat (list of ``{"role", "content"}``)."""
     responses: tuple[str, ...]
     """From best to worst."""
-    margin: float = 0.0
-    """By how much each response should outscore the ones after it (log-odds); 0 without such a judgement."""
     ranks: tuple[int, ...] = ()
-    """Rank of each response, 0 the best, equal where two are tied; empty: no ties."""
+    """Rank of each response, 0 for the best, equal where two are tied; empty: no ties."""
+    margin: float = 0.0
+    """How strong the preference is; 0 where nobody said. Training reads it as the log-odds by which each response
+    should outscore the ones after it."""
+    category: str = ""
+    """The benchmark also reports the accuracy in each category."""
+    gold: tuple[float, ...] = ()
+    """True score of each response; empty where it is not known."""
+    finish_reasons: tuple[str, ...] = ()
+    """How each response ended; empty where it is not known."""
+    columns: Mapping[str, Any] = {}
+    """Other fields of the record, for reward models that name them."""
+    cluster: str = ""
+    """Rankings of one cluster are not independent of one another; empty: those of one prompt are a cluster."""
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -38,6 +51,11 @@ class Ranking(NamedTuple):
     def has_ties(self) -> bool:
         return len(set(self.levels)) < len(self.responses)
 
+    @property
+    def group(self) -> str:
+        """The name of its cluster."""
+        return self.cluster or prompt_key(self.prompt)
+
 
 def load_rankings(
     source: Sequence[Mapping[str, Any] | Ranking] | str | Path,
@@ -45,44 +63,134 @@ def load_rankings(
     split: str | None = None,
     skip_malformed: bool = False,
 ) -> list[Ranking]:
-    """Read records, in memory, from JSONL (``.gz`` too), or from a data set (folder or hub id, of which ``split``):
-    ``{"prompt", "responses", "ranking"}`` or ``{"prompt", "chosen", "rejected"}``, both optionally with a ``margin``,
-    or whole dialogues ``{"chosen", "rejected"}``, as text (:func:`split_dialogue`) or as lists of messages.
+    """The rankings of :func:`read_rankings`; a warning says how many malformed records were left out."""
+    rankings, malformed = read_rankings(source, split=split, skip_malformed=skip_malformed)
+    if malformed:
+        count = len(malformed)
+        _log.warning("%d of %d preferences left out. The first: %s", count, count + len(rankings), malformed[0])
+    return rankings
 
-    ``ranking`` holds indices into ``responses``, best first; a list among them is a tie, ``[[0, 2], [1]]``. A pair is a
-    tie with ``"tie": true``. Responses are strings or single assistant messages. An empty one is refused in a pair,
-    where it is most often a lost field; a ranking of samples may hold one. ``skip_malformed`` leaves malformed records
-    out, and says how many.
+
+def read_rankings(
+    source: Sequence[Mapping[str, Any] | Ranking] | str | Path,
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    skip_malformed: bool = False,
+) -> tuple[list[Ranking], list[str]]:
+    """Read and check preferences, the same for training and for the benchmark.
+
+    A record has one of three layouts (:func:`common_layout`):
+
+    * ``{"prompt", "responses", "ranking"}``: ``ranking`` holds indices into ``responses``, best first; a list among
+      them is a tie, ``[[0, 2], 1]``;
+    * ``{"prompt", "chosen", "rejected"}``;
+    * ``{"chosen", "rejected"}``: two whole dialogues, as text (:func:`split_dialogue`) or as lists of messages.
+
+    ``"tie": true`` makes a pair a tie. Optional fields are ``margin``, ``category``, ``gold`` and ``finish_reasons``
+    (one value per response each). Responses are strings or single assistant messages. An empty one is refused in a
+    pair, where it is most often a lost field; a ranking of samples may hold one.
+
+    Args:
+        source: records in memory, a JSONL file (``.gz`` too), or the folder or hub id of a data set.
+        split: which part of a data set.
+        limit: read at most so many good records.
+        skip_malformed: leave malformed records out instead of failing.
+
+    Returns:
+        The rankings, and what is wrong with each record that was left out.
 
     Raises:
         ValueError: a record is malformed (names file and line, or the record's number from 1), or none is left.
     """
     if isinstance(source, Mapping | Ranking):
-        raise ValueError(f"preferences must be a list of records, with one record (={source!r}). Put it in a list.")
+        raise ValueError(f"preferences must be a list of records, got one record: {source!r}. Put it in a list.")
     if lines := isinstance(source, str | Path):
         records = raw_records(source, split=split)
     else:
         records = ((f"record {number}", record) for number, record in enumerate(source, start=1))
-    rankings, skipped = [], []
+    rankings, malformed = [], []
     for where, record in records:
+        if len(rankings) == limit:
+            break
         try:
-            if lines and isinstance(record, str):
-                record = json_object(record)
-            rankings.append(_checked(record if isinstance(record, Ranking) else _ranking(record)))
+            rankings.append(ranking_of(json_object(record) if lines and isinstance(record, str) else record))
         except ValueError as error:
             if not skip_malformed:
                 raise ValueError(f"{where}: {error}") from None
-            skipped.append(f"{where}: {error}")
-    if skipped:
-        _log.warning(
-            "%d of %d preferences left out. The first: %s", len(skipped), len(skipped) + len(rankings), skipped[0]
-        )
+            malformed.append(f"{where}: {error}")
     if not rankings:
         raise ValueError(
-            f"preferences must hold at least one good record, with malformed (={len(skipped)}). Give a list or a JSONL "
-            "file."
+            f"preferences must hold at least one good record, got {len(malformed)} malformed ones. Give a list or a "
+            "JSONL file."
         )
-    return rankings
+    return rankings, malformed
+
+
+def ranking_of(record: Any) -> Ranking:
+    """One record as a ranking.
+
+    Raises:
+        ValueError: the rule that the record breaks.
+    """
+    if isinstance(record, Ranking):
+        return _checked(record)
+    if not isinstance(record, Mapping):
+        raise ValueError(f"a preference must be a JSON object or a Ranking, got {record!r}. See read_rankings.")
+    for name in ("prompts", "completions"):
+        if name in record:
+            raise ValueError(f"a field must not have the name of a reward model's argument, got {name!r}. Rename it.")
+    fields = common_layout({key: record[key] for key in FIELDS if record.get(key) is not None})
+    order, ranks = _order(fields["responses"], fields["ranking"])
+
+    def in_order(name: str) -> Any:
+        values = fields.get(name, ())
+        return tuple(values[i] for i in order) if isinstance(values, list) and len(values) == len(order) else values
+
+    return _checked(
+        Ranking(
+            fields.get("prompt"),
+            tuple(map(_text, in_order("responses"))),
+            ranks,
+            margin=fields.get("margin", 0.0),
+            category=str(fields.get("category", "")),
+            gold=in_order("gold"),
+            finish_reasons=in_order("finish_reasons"),
+            columns={key: value for key, value in record.items() if key not in FIELDS},
+        )
+    )
+
+
+def common_layout(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A record of any layout as ``{"prompt", "responses", "ranking"}`` and its optional fields.
+
+    A ``prompt`` beside two lists of messages only repeats what they hold, and gives way to them. The last turns of
+    dialogues may be empty, the texts of a pair may not.
+    """
+    tie, chosen, rejected = record.get("tie", False), record.get("chosen"), record.get("rejected")
+    if not isinstance(tie, bool):
+        raise ValueError(f"'tie' must be true or false, got {tie!r}.")
+    if "responses" in record and "ranking" in record:
+        if tie:
+            raise ValueError("'tie' belongs to a pair, got it in a ranking. Put equals into a list: [[0, 2], 1].")
+        return record
+    if chosen is None or rejected is None:
+        raise ValueError(
+            f"a preference must have 'responses' and 'ranking', or 'chosen' and 'rejected', got {sorted(record)}."
+        )
+    if all(isinstance(side, list) and len(side) > 1 for side in (chosen, rejected)):
+        prompt, *responses = split_messages(chosen, rejected)
+    elif "prompt" not in record and isinstance(chosen, str) and isinstance(rejected, str):
+        prompt, *responses = split_dialogue(chosen, rejected)
+    else:
+        prompt, responses = record.get("prompt"), [_text(chosen), _text(rejected)]
+        for side, text in zip(("chosen", "rejected"), responses, strict=True):
+            if not text.strip():
+                raise ValueError(
+                    f"{side!r} must have text, got {text!r}. Drop the record, or put a response that ended at once "
+                    "into 'responses' with a 'ranking'."
+                )
+    return {**record, "prompt": prompt, "responses": responses, "ranking": [[0, 1]] if tie else [0, 1]}
 
 
 def split_by_prompt(rankings: Sequence[Ranking], fraction: float, seed: int = 0) -> tuple[list[Ranking], list[Ranking]]:
@@ -91,13 +199,11 @@ def split_by_prompt(rankings: Sequence[Ranking], fraction: float, seed: int = 0)
     Splitting rankings instead would put responses of one prompt on both sides and flatter the model.
     """
     if not 0 < fraction < 1:
-        raise ValueError(f"fraction (={fraction}) must be between 0 and 1, exclusive. It is the share held out.")
+        raise ValueError(f"fraction must be between 0 and 1, exclusive, got {fraction}. It is the share held out.")
     prompts = list(dict.fromkeys(prompt_key(ranking.prompt) for ranking in rankings))
     count = round(fraction * len(prompts))
     if not 0 < count < len(prompts):
-        raise ValueError(
-            f"fraction (={fraction}) of prompts (={len(prompts)}) must leave some on either side. Add prompts."
-        )
+        raise ValueError(f"fraction must leave prompts on both sides, got {fraction} of {len(prompts)}. Add prompts.")
     order = np.random.default_rng(seed).permutation(len(prompts))
     held_out = {prompts[i] for i in order[:count]}
     sides: tuple[list[Ranking], list[Ranking]] = ([], [])
@@ -118,32 +224,6 @@ def better_pairs(
             yield a, b
 
 
-def present(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record without what is None: in a table, every record has every column."""
-    return {key: value for key, value in record.items() if value is not None}
-
-
-def is_finite(value: Any) -> bool:
-    """A number that is neither NaN nor infinite."""
-    return isinstance(value, int | float | np.floating | np.integer) and bool(abs(value) <= sys.float_info.max)
-
-
-def without_dialogues(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A pair of whole dialogues as a ranking of the two last turns (one of which may be empty); any other record as it
-    is. A ``prompt`` beside lists of messages only repeats what they hold, and gives way to them."""
-    chosen, rejected = record.get("chosen"), record.get("rejected")
-    messages = all(isinstance(side, list) and len(side) > 1 for side in (chosen, rejected))
-    texts = "prompt" not in record and isinstance(chosen, str) and isinstance(rejected, str)
-    if not (messages or texts):
-        return record
-    try:
-        prompt, *replies = (split_messages if messages else split_dialogue)(chosen, rejected)  # type: ignore[arg-type]
-    except ValueError as error:
-        raise ValueError(f"without a 'prompt', 'chosen' and 'rejected' are whole dialogues: {error}") from None
-    rest = {key: value for key, value in record.items() if key not in ("chosen", "rejected", "tie")}
-    return {**rest, "prompt": prompt, "responses": replies, "ranking": [[0, 1]] if record.get("tie") else [0, 1]}
-
-
 def split_messages(chosen: list[Any], rejected: list[Any]) -> tuple[list[Any], str, str]:
     """``(prompt messages, chosen reply, rejected reply)`` of two chats that share all but their last messages.
 
@@ -153,11 +233,11 @@ def split_messages(chosen: list[Any], rejected: list[Any]) -> tuple[list[Any], s
     for name, chat in (("chosen", chosen), ("rejected", rejected)):
         last = chat[-1]
         if not (isinstance(last, Mapping) and last.get("role") == "assistant" and isinstance(last.get("content"), str)):
-            raise ValueError(f"a chat must end with an assistant's message, with {name} ending so: {last!r}.")
+            raise ValueError(f"a chat must end with an assistant's message, got {name!r} ending with {last!r}.")
     if chosen[:-1] != rejected[:-1]:
-        raise ValueError("the two chats must be the same up to the last message.")
+        raise ValueError("two chats must be the same up to the last message, got others.")
     if chosen[-1]["content"] == rejected[-1]["content"]:
-        raise ValueError(f"the two chats must differ in the last message, with both {chosen[-1]['content'][:60]!r}.")
+        raise ValueError(f"two chats must differ in the last message, got {chosen[-1]['content'][:60]!r} twice.")
     return chosen[:-1], chosen[-1]["content"], rejected[-1]["content"]
 
 
@@ -174,8 +254,10 @@ def split_dialogue(chosen: str, rejected: str) -> tuple[str, str, str]:
     for name, text in (("chosen", chosen), ("rejected", rejected)):
         before, found, reply = text.rpartition(ASSISTANT)
         if not found or HUMAN in reply:
-            raise ValueError(f"a dialogue must end with an assistant turn ({ASSISTANT!r}), with {name} ending so: "
-                             f"{text[-60:]!r}.")  # fmt: skip
+            raise ValueError(
+                f"without a 'prompt', a dialogue must end with an assistant turn ({ASSISTANT!r}), got {name!r} ending "
+                f"with {text[-60:]!r}. Add the prompt, or the whole dialogue."
+            )
         parts.append((before + found, reply))
     (prompt, reply), (other, other_reply) = parts
     if prompt != other:
@@ -183,11 +265,11 @@ def split_dialogue(chosen: str, rejected: str) -> tuple[str, str, str]:
             (i for i, pair in enumerate(zip(prompt, other)) if pair[0] != pair[1]), min(len(prompt), len(other))
         )
         raise ValueError(
-            f"the two dialogues must be the same up to the last assistant turn; they differ from character {place} on, "
-            f"with chosen (={prompt[place : place + 40]!r}), rejected (={other[place : place + 40]!r})."
+            "two dialogues must be the same up to the last assistant turn, got "
+            f"{prompt[place : place + 40]!r} and {other[place : place + 40]!r} from character {place} on."
         )
     if reply == other_reply:
-        raise ValueError(f"the two dialogues must differ in the last turn, with both {reply[:60]!r}.")
+        raise ValueError(f"two dialogues must differ in the last turn, got {reply[:60]!r} twice.")
     return prompt, reply, other_reply
 
 
@@ -196,83 +278,61 @@ def prompt_key(prompt: Any) -> str:
     return prompt if isinstance(prompt, str) else repr(prompt)
 
 
-def _ranking(record: Any) -> Ranking:
-    if not isinstance(record, Mapping):
-        raise ValueError(f"a preference must be a JSON object or a Ranking, with {record!r}. See load_rankings.")
-    record = without_dialogues(present(record))
-    prompt = record.get("prompt")
-    _check_prompt(prompt)
-    ranks: tuple[int, ...] = ()
-    if "chosen" in record and "rejected" in record:
-        responses = tuple(_text(record[side]) for side in ("chosen", "rejected"))
-        if responses[0] == responses[1]:
-            raise ValueError(f"'chosen' and 'rejected' must differ, with both {responses[0]!r}.")
-        for side, text in zip(("chosen", "rejected"), responses, strict=True):
-            if not text.strip():
-                raise ValueError(
-                    f"{side!r} must have text, with {text!r}. Drop the record; an answer that ended at once "
-                    "goes in 'responses' with a 'ranking'."
-                )
-        if not isinstance(record.get("tie", False), bool):
-            raise ValueError(f"'tie' must be true or false, with {record['tie']!r}.")
-        ranks = (0, 0) if record.get("tie") else ()
-    elif "responses" in record and "ranking" in record:
-        responses, ranks = _in_order(record["responses"], record["ranking"])
-    else:
-        raise ValueError(
-            f"a preference must have 'responses' and 'ranking', or 'chosen' and 'rejected', with keys {sorted(record)}."
-        )
-    margin = record.get("margin", 0.0)
-    return Ranking(prompt, responses, float(margin) if is_finite(margin) else margin, ranks)
-
-
 def _checked(ranking: Ranking) -> Ranking:
     """What holds of every ranking, read or made by the caller."""
     _check_prompt(ranking.prompt)
-    responses, ranks = ranking.responses, list(ranking.ranks)
+    responses = ranking.responses
     if not isinstance(responses, tuple | list) or len(responses) < 2:
-        raise ValueError(f"'responses' must hold two or more, with {responses!r}.")
+        raise ValueError(f"'responses' must hold two or more, got {responses!r}.")
     for response in responses:
-        _text(response)
+        check_text(_text(response))
     if len(set(responses)) < 2:
-        raise ValueError(f"'responses' must hold two that differ, with all {responses[0][:60]!r}. Drop the record.")
-    if ranks and (len(ranks) != len(responses) or ranks != sorted(ranks)):
-        raise ValueError(
-            f"'ranks' must hold one rank a response, from best to worst, with responses (={len(responses)}): {ranks}."
-        )
-    if not is_finite(ranking.margin):
-        raise ValueError(f"'margin' must be a finite number, with {ranking.margin!r}.")
+        raise ValueError(f"'responses' must hold two that differ, got only {responses[0][:60]!r}. Drop the record.")
+    for name in ("ranks", "gold", "finish_reasons"):
+        values = getattr(ranking, name)
+        if not isinstance(values, tuple | list) or len(values) not in (0, len(responses)):
+            raise ValueError(f"{name!r} must hold one value per response, got {values!r} for {len(responses)}.")
+    if list(ranking.ranks) != sorted(ranking.ranks):
+        raise ValueError(f"'ranks' must go from best to worst, got {ranking.ranks}. Sort the responses.")
+    for name, values in (("margin", (ranking.margin,)), ("gold", ranking.gold)):
+        if not all(map(_is_finite, values)):
+            raise ValueError(f"{name!r} must be finite, got {getattr(ranking, name)!r}.")
     return ranking
 
 
 def _check_prompt(prompt: Any) -> None:
     if not isinstance(prompt, str | list) or not prompt:
-        raise ValueError(f"'prompt' must be a non-empty string or list of chat messages, with {prompt!r}.")
+        raise ValueError(f"'prompt' must be a non-empty string or list of chat messages, got {prompt!r}.")
     for message in [] if isinstance(prompt, str) else prompt:
         if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
-            raise ValueError(f"a chat message must have the strings 'role' and 'content', with {message!r}.")
+            raise ValueError(f"a chat message must have the strings 'role' and 'content', got {message!r}.")
     for text in [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]:
         check_text(text)
 
 
-def _in_order(given: Any, ranking: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """``(responses from best to worst, their ranks if some are tied)``."""
-    if not isinstance(given, list) or len(given) < 2:
-        raise ValueError(f"'responses' must be a list of two or more, with {given!r}.")
+def _is_finite(value: Any) -> bool:
+    """A number that is neither NaN nor infinite."""
+    return isinstance(value, int | float | np.floating | np.integer) and bool(abs(value) <= sys.float_info.max)
+
+
+def _order(responses: Any, ranking: Any) -> tuple[list[int], tuple[int, ...]]:
+    """Indices of the responses from best to worst, and their ranks if some are tied."""
+    if not isinstance(responses, list) or len(responses) < 2:
+        raise ValueError(f"'responses' must be a list of two or more, got {responses!r}.")
     groups = [group if isinstance(group, list) else [group] for group in ranking] if isinstance(ranking, list) else []
     order = [index for group in groups for index in group]
-    if sorted(map(repr, order)) != sorted(map(repr, range(len(given)))) or not all(groups):
+    if sorted(map(repr, order)) != sorted(map(repr, range(len(responses)))) or not all(groups):
         raise ValueError(
-            f"'ranking' must be a permutation of 0…{len(given) - 1}, best first, ties as lists in it, with {ranking!r}."
+            f"'ranking' must be a permutation of 0…{len(responses) - 1}, best first, ties as lists in it, "
+            f"got {ranking!r}."
         )
     ranks = tuple(rank for rank, group in enumerate(groups) for _ in group)
-    return tuple(_text(given[index]) for index in order), ranks if len(groups) < len(order) else ()
+    return order, ranks if len(groups) < len(order) else ()
 
 
 def _text(response: Any) -> str:
     if isinstance(response, list) and len(response) == 1 and isinstance(response[0], Mapping):
         response = response[0].get("content")
     if not isinstance(response, str):
-        raise ValueError(f"a response must be a string or one assistant message, with {response!r}.")
-    check_text(response)
+        raise ValueError(f"a response must be a string or one assistant message, got {response!r}.")
     return response

@@ -14,7 +14,7 @@ from reward_models.benchmark.measures.best_of_n import kl_bound
 from reward_models.evaluation import measure_scores
 from reward_models.preferences import load_rankings
 from reward_models.scorers.transformer import load_reward_model
-from textenv.data.records import read_jsonl, write_json
+from textenv.data.records import write_json
 from textenv.evaluation import Evaluation, evaluate
 from textenv.lm import load_language_model
 from textenv.stats import bayes_limits, mean_ci95
@@ -93,16 +93,16 @@ def measure_reward_model(folder: Path) -> dict[str, float]:
     """Accuracy and NLL per held-out ranking beside the best that any model could expect; writes the calibration."""
     path = folder / "data" / "rankings-held-out.jsonl"
     model = load_reward_model(folder / "reward_model")
-    rankings, rows = load_rankings(path), read_jsonl(path)
+    rankings = load_rankings(path)
     scores = model.scores(model.encode_rankings(rankings)) * model.score_unit
     measured = measure_scores(scores, rankings)
-    cluster = {prompt: number for number, prompt in enumerate(dict.fromkeys(row["prompt"] for row in rows))}
+    cluster = {prompt: number for number, prompt in enumerate(dict.fromkeys(ranking.prompt for ranking in rankings))}
     margins, prompts, limits = [], [], []
-    for row, best_first in zip(rows, scores.split([len(row["responses"]) for row in rows]), strict=True):
-        better, worse = np.triu_indices(len(best_first), k=1)
-        gold = np.array(row["gold"])
-        margins += (best_first[better] - best_first[worse]).tolist()
-        prompts += [cluster[row["prompt"]]] * len(better)
+    for ranking, own in zip(rankings, scores.split([len(ranking.responses) for ranking in rankings]), strict=True):
+        better, worse = np.triu_indices(len(own), k=1)
+        gold = np.array(ranking.gold)
+        margins += (own[better] - own[worse]).tolist()
+        prompts += [cluster[ranking.prompt]] * len(better)
         accuracy, floor = bayes_limits(gold[better] - gold[worse], assistant.ANNOTATOR_TEMPERATURE)
         limits.append((accuracy.mean(), floor.mean()))
     write_json(folder / "calibration.json", {"margin": margins, "prompt": prompts})

@@ -10,7 +10,6 @@ Command: ``textenv rm-bench MODEL… --data embedded``.
 """
 
 from reward_models.benchmark.compare import Comparison, compare
-from reward_models.benchmark.items import Item, load_items
 from reward_models.benchmark.report import Report, markdown_table
 from reward_models.benchmark.run import run
 from reward_models.benchmark.suites import BenchmarkConfig, Suite, load_suite
@@ -18,11 +17,9 @@ from reward_models.benchmark.suites import BenchmarkConfig, Suite, load_suite
 __all__ = [
     "BenchmarkConfig",
     "Comparison",
-    "Item",
     "Report",
     "Suite",
     "compare",
-    "load_items",
     "load_suite",
     "markdown_table",
     "run",

@@ -1,4 +1,4 @@
-"""From items to arrays: every distinct text is scored once, and pairs point to the rows of their two texts."""
+"""From rankings to arrays: every distinct text is scored once, and pairs point to the rows of their two texts."""
 
 import json
 import operator
@@ -8,24 +8,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from reward_models.benchmark.items import Item
-from reward_models.preferences import better_pairs, prompt_key
+from reward_models.preferences import Ranking, better_pairs, prompt_key
 
 FINISH = "finish_reason"
 
 
-class Texts(NamedTuple):
+class Inputs(NamedTuple):
     """What a reward model is asked to score; N texts."""
 
     prompts: list[Any]
     responses: list[str]
     columns: dict[str, list[Any]]
-    """Further facts, one value a text."""
+    """Further facts, one value per text."""
 
-    def select(self, rows: Any) -> "Texts":
+    def select(self, rows: Any) -> "Inputs":
         """The texts of ``rows``, in that order."""
         columns = {key: [values[i] for i in rows] for key, values in self.columns.items()}
-        return Texts([self.prompts[i] for i in rows], [self.responses[i] for i in rows], columns)
+        return Inputs([self.prompts[i] for i in rows], [self.responses[i] for i in rows], columns)
 
 
 class Pairs(NamedTuple):
@@ -49,7 +48,7 @@ class Pairs(NamedTuple):
 class Layout(NamedTuple):
     """Where everything stands."""
 
-    texts: Texts
+    texts: Inputs
     rows: list[Int[np.ndarray, " K"]]
     """The texts of each item, from best to worst."""
     prompt: Int[np.ndarray, " N"]
@@ -62,11 +61,11 @@ class Layout(NamedTuple):
     """True score of each text."""
 
 
-def lay_out(items: Sequence[Item]) -> Layout:
+def lay_out(items: Sequence[Ranking]) -> Layout:
     """Texts, pairs and ties of the items."""
     number: dict[tuple[str, ...], int] = {}
     prompts: dict[str, int] = {}
-    kept: list[tuple[Item, int]] = []
+    kept: list[tuple[Ranking, int]] = []
     rows = []
     for item in items:
         row = []
@@ -78,39 +77,39 @@ def lay_out(items: Sequence[Item]) -> Layout:
                 prompts.setdefault(prompt_key(item.prompt), len(prompts))
             row.append(number[key])
         rows.append(np.array(row))
-    texts = Texts(
+    texts = Inputs(
         [item.prompt for item, _ in kept], [item.responses[place] for item, place in kept], _columns(items, kept)
     )
-    known = all(item.gold is not None for item in items)
+    known = all(item.gold for item in items)
     return Layout(
         texts,
         rows,
         np.array([prompts[prompt_key(prompt)] for prompt in texts.prompts]),
         _pairs(items, rows, operator.lt),
         _pairs(items, rows, operator.eq),
-        np.array([(item.gold or ())[place] for item, place in kept]) if known else None,
+        np.array([item.gold[place] for item, place in kept]) if known else None,
     )
 
 
-def _key(item: Item, place: int) -> tuple[str, ...]:
+def _key(item: Ranking, place: int) -> tuple[str, ...]:
     """What makes two texts the same to a reward model."""
     reason = item.finish_reasons[place] if item.finish_reasons else ""
     return (prompt_key(item.prompt), item.responses[place], reason, json.dumps(item.columns, default=repr))
 
 
-def _columns(items: Sequence[Item], kept: list[tuple[Item, int]]) -> dict[str, list[Any]]:
+def _columns(items: Sequence[Ranking], kept: list[tuple[Ranking, int]]) -> dict[str, list[Any]]:
     """Fields of the records, and ``finish_reason`` as in an environment: a response ended by itself unless told."""
     names = dict.fromkeys(name for item in items for name in item.columns)
     columns = {name: [item.columns.get(name) for item, _ in kept] for name in names}
     return columns | {FINISH: [item.finish_reasons[place] if item.finish_reasons else "eos" for item, place in kept]}
 
 
-def _pairs(items: Sequence[Item], rows: list[Any], wanted: Callable[[int, int], bool]) -> Pairs:
+def _pairs(items: Sequence[Ranking], rows: list[Any], wanted: Callable[[int, int], bool]) -> Pairs:
     clusters: dict[str, int] = {}
     found = [
         (rows[i][a], rows[i][b], i, clusters.setdefault(item.group, len(clusters)))
         for i, item in enumerate(items)
-        for a, b in better_pairs(item.responses, item.ranks, wanted)
+        for a, b in better_pairs(item.responses, item.levels, wanted)
     ]
     table = np.array(found, dtype=np.int64).reshape(-1, 4)
     return Pairs(*table.T)

@@ -12,9 +12,9 @@ from reward_models.benchmark.compare import Comparison
 from reward_models.benchmark.figures import best_of_n_picture, margin_picture, reliability_picture, svg_uri
 from reward_models.benchmark.measures.probes import Probe
 from reward_models.benchmark.measures.robustness import Robustness
+from reward_models.benchmark.model import Refused
 from reward_models.benchmark.page_text import KL_TEXTS, PAGE, STYLE
 from reward_models.benchmark.report import COLUMNS, UNKNOWN, Report, number, percent, row, signed, significant
-from reward_models.benchmark.scorer import Refused
 from reward_models.preferences import better_pairs
 from textenv.data.records import atomic_path
 from textenv.stats import Rate

@@ -11,7 +11,7 @@ from reward_models.benchmark.measures.determinism import Determinism
 from reward_models.benchmark.measures.probes import Probe
 from reward_models.benchmark.measures.robustness import Robustness
 from reward_models.benchmark.measures.throughput import Throughput
-from reward_models.benchmark.scorer import Refused
+from reward_models.benchmark.model import Refused
 from textenv.data.records import write_json
 from textenv.stats import Bin, Rate, Slope
 

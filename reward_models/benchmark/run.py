@@ -8,18 +8,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from reward_models.benchmark.items import Item
-from reward_models.benchmark.layout import FINISH, Layout, Texts, lay_out
+from reward_models.benchmark.layout import FINISH, Inputs, Layout, lay_out
 from reward_models.benchmark.measures.best_of_n import Point, exact_curve, sampled_curve
 from reward_models.benchmark.measures.bias import length_bias, response_only, within_prompt_spearman
 from reward_models.benchmark.measures.determinism import BATCHES, VARIED, determinism
 from reward_models.benchmark.measures.probes import probes
 from reward_models.benchmark.measures.robustness import EDITS, robustness
 from reward_models.benchmark.measures.throughput import REPEATS, TIMED, peak_memory_mb, throughput
+from reward_models.benchmark.model import BenchmarkedModel
 from reward_models.benchmark.report import BestOfK, Calibration, Limits, Margins, Report, ScoredItem, find_flags
-from reward_models.benchmark.scorer import Scorer
 from reward_models.benchmark.suites import BenchmarkConfig, Suite, load_suite
-from reward_models.preferences import prompt_key
+from reward_models.preferences import Ranking, prompt_key
 from reward_models.scorers.transformer import TransformerRewardModel
 from textenv.protocols import RewardModel
 from textenv.stats import (
@@ -67,7 +66,7 @@ def run(
     layout = lay_out(suite.items)
     if not len(layout.pairs.item):
         raise ValueError(f"a benchmark needs at least one pair that is no tie, with data (={suite.name!r}) of ties.")
-    scorer = Scorer(model, name, _texts_to_score(layout, suite), on_progress)
+    scorer = BenchmarkedModel(model, name, _texts_to_score(layout, suite), on_progress)
     memory = peak_memory_mb()
     truncated = _truncated_prompts(scorer.model, layout.texts)
     scores = scorer(layout.texts)
@@ -123,7 +122,7 @@ def _texts_to_score(layout: Layout, suite: Suite) -> int:
     return texts * (1 + altered) + 5 * prompts + again + pool + strings
 
 
-def _truncated_prompts(model: Any, texts: Texts) -> int | None:
+def _truncated_prompts(model: Any, texts: Inputs) -> int | None:
     """Distinct prompts that a transformer reads without their left part; None of any other model. All texts at once,
     since a prompt may stand in several calls."""
     if not isinstance(model, TransformerRewardModel):
@@ -134,12 +133,12 @@ def _truncated_prompts(model: Any, texts: Texts) -> int | None:
 
 
 def _best_of_k(
-    items: Sequence[Item], layout: Layout, scores: Float[np.ndarray, " N"], interval: dict[str, int]
+    items: Sequence[Ranking], layout: Layout, scores: Float[np.ndarray, " N"], interval: dict[str, int]
 ) -> BestOfK:
     """Is the response of highest score one that was ranked best? Equal scores share the answer."""
     hits, chance, clusters = [], [], {}
     for item, rows in zip(items, layout.rows, strict=True):
-        best = np.isin(rows, rows[np.array(item.ranks) == 0])  # a copy of the best is as good, wherever it was ranked
+        best = np.isin(rows, rows[np.array(item.levels) == 0])  # a copy of the best is as good, wherever it was ranked
         top = scores[rows] == scores[rows].max()
         hits.append(best[top].mean())
         chance.append(best.mean())
@@ -147,7 +146,7 @@ def _best_of_k(
     cluster = np.array([clusters[item.group] for item in items])
     accuracy = rate(np.array(hits), cluster, **interval)
     assert accuracy is not None
-    return BestOfK(accuracy, float(np.mean(chance)), float(np.mean([len(item.ranks) for item in items])))
+    return BestOfK(accuracy, float(np.mean(chance)), float(np.mean([len(item.responses) for item in items])))
 
 
 def _tie_auc(layout: Layout, scores: Float[np.ndarray, " N"]) -> float | None:
@@ -195,7 +194,7 @@ def _limits(layout: Layout, scores: Float[np.ndarray, " N"], temperature: float 
     )
 
 
-def _margins(items: Sequence[Item], layout: Layout, margins: Float[np.ndarray, " M"], sd: float) -> Margins:
+def _margins(items: Sequence[Ranking], layout: Layout, margins: Float[np.ndarray, " M"], sd: float) -> Margins:
     """Signed margins, and whether they follow the strengths that the records declare."""
     unit = sd if sd > 0 else math.nan
     declared = np.array([items[i].margin for i in layout.pairs.item])
@@ -208,14 +207,14 @@ def _margins(items: Sequence[Item], layout: Layout, margins: Float[np.ndarray, "
     )
 
 
-def _curve(suite: Suite, scorer: Scorer, most: int) -> list[Point] | None:
+def _curve(suite: Suite, scorer: BenchmarkedModel, most: int) -> list[Point] | None:
     """Gold of best-of-n for n = 1, 2, 4, … (``most`` at most, or what was sampled); None where gold is not known."""
     most = most if suite.pool is None else suite.pool.gold.shape[1]
     sizes = [2**k for k in range(most.bit_length())]
     if suite.world is not None:
         world = suite.world
         strings = len(world.texts)
-        asked = Texts(
+        asked = Inputs(
             [prompt for prompt in world.prompts for _ in range(strings)],
             world.texts * len(world.prompts),
             {FINISH: ["eos"] * (strings * len(world.prompts))},
@@ -228,5 +227,5 @@ def _curve(suite: Suite, scorer: Scorer, most: int) -> list[Point] | None:
     return sampled_curve(scorer(asked).reshape(gold.shape), gold, sizes, prompt)
 
 
-def _scored(item: Item, scores: Float[np.ndarray, " K"]) -> ScoredItem:
-    return ScoredItem(item.prompt, item.responses, item.ranks, item.category, item.group, tuple(scores.tolist()))
+def _scored(item: Ranking, scores: Float[np.ndarray, " K"]) -> ScoredItem:
+    return ScoredItem(item.prompt, item.responses, item.levels, item.category, item.group, tuple(scores.tolist()))

@@ -17,10 +17,11 @@ import torch
 from jaxtyping import Float
 
 import textenv
-from reward_models.benchmark.items import Item, load_items
-from reward_models.benchmark.layout import FINISH, Texts
+from reward_models.benchmark.layout import FINISH, Inputs
 from reward_models.benchmark.measures.probes import PRAISE
 from reward_models.benchmark.measures.robustness import Edit
+from reward_models.preferences import Ranking, read_rankings
+from textenv.data.records import looks_like_path
 from textenv.lm import LanguageModel, TokenRule, pad_left, sample_responses
 from textenv.protocols import RewardModel
 from textenv.tasks import assistant
@@ -30,6 +31,8 @@ from textenv.tasks.exact import ExactWorld, exact_world
 from textenv.tasks.micro import gold_scores as micro_gold
 
 EMBEDDED = {"embedded": "test", "embedded-validation": "validation"}
+FILES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet", ".txt")
+"""What no hub id ends with."""
 BATCH = 512
 """Answers sampled at once."""
 MICRO_RANKINGS = 300
@@ -79,7 +82,7 @@ class BenchmarkConfig:
 class Pool(NamedTuple):
     """N samples for each of X prompts, prompt by prompt, with their true scores."""
 
-    texts: Texts
+    texts: Inputs
     gold: Float[np.ndarray, "X N"]
 
 
@@ -87,7 +90,7 @@ class Suite(NamedTuple):
     """What the models are measured on."""
 
     name: str
-    items: Sequence[Item]
+    items: Sequence[Ranking]
     skipped: int = 0
     """Malformed records that were left out."""
     temperature: float | None = None
@@ -113,14 +116,24 @@ def load_suite(data: Suite | Sequence[Mapping[str, Any]] | str | Path, config: B
         return embedded(data, config)
     if isinstance(data, str) and data == "micro":
         return micro(config)
-    items, skipped = load_items(data, limit=config.limit, skip_malformed=config.skip_malformed)
-    known = all(item.gold is not None for item in items)
-    if config.gold_temperature is not None and not known:
+    if isinstance(data, str | Path):
+        _check_source(data)
+    items, malformed = read_rankings(data, limit=config.limit, skip_malformed=config.skip_malformed)
+    if config.gold_temperature is not None and not all(item.gold for item in items):
         raise ValueError(
             f"gold_temperature (={config.gold_temperature}) needs the field 'gold' in every record. Leave it out."
         )
     name = Path(data).name if isinstance(data, str | Path) else "records"
-    return Suite(name, items, skipped, config.gold_temperature)
+    return Suite(name, items, len(malformed), config.gold_temperature)
+
+
+def _check_source(data: str | Path) -> None:
+    """Refuse the misspelt name of a world or file, which would be taken for a hub id."""
+    path, name = Path(data), str(data)
+    hub_id = name.count("/") == 1 and not looks_like_path(name) and not name.endswith(FILES)
+    if not path.exists() and not hub_id:
+        worlds = ", ".join(map(repr, (*EMBEDDED, "micro")))
+        raise ValueError(f"data must be {worlds}, a JSONL file, or the folder or hub id of a data set, got {name!r}.")
 
 
 def embedded(name: str, config: BenchmarkConfig) -> Suite:
@@ -177,7 +190,7 @@ def other_phrasing(prompt: str, rng: np.random.Generator) -> str:
 
 def _ranked(
     pool: Pool, x: int, part: slice, config: BenchmarkConfig, annotators: int, *, category: str, cluster: str = ""
-) -> list[Item]:
+) -> list[Ranking]:
     """Rankings of the distinct answers of a part of the pool; none if all are equal."""
     width = pool.gold.shape[1]
     rows = range(width)[part]
@@ -192,10 +205,9 @@ def _ranked(
         order = assistant.rank(gold, rng)
         chosen = [x * width + places[i] for i in order]
         items.append(
-            Item(
+            Ranking(
                 prompt=pool.texts.prompts[chosen[0]],
                 responses=tuple(pool.texts.responses[row] for row in chosen),
-                ranks=tuple(range(len(chosen))),
                 category=category,
                 gold=tuple(gold[i] for i in order),
                 finish_reasons=tuple(pool.texts.columns[FINISH][row] for row in chosen),
@@ -231,6 +243,6 @@ def sample_pool(
             answers[place // k].append(answer)
     flat = [answer for same_prompt in answers for answer in same_prompt]
     repeated = [prompt for prompt in prompts for _ in range(count)]
-    texts = Texts(repeated, [text for text, _ in flat], {FINISH: [reason for _, reason in flat]})
+    texts = Inputs(repeated, [text for text, _ in flat], {FINISH: [reason for _, reason in flat]})
     scores = np.asarray(gold(texts.prompts, texts.responses, finish_reason=texts.columns[FINISH]))
     return Pool(texts, scores.reshape(len(prompts), count))

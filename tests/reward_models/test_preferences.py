@@ -2,17 +2,26 @@
 
 import gzip
 import json
+import os
+from pathlib import Path
 
 import pytest
 
-from reward_models.preferences import Ranking, load_rankings, split_by_prompt
+from reward_models.preferences import (
+    Ranking,
+    load_rankings,
+    ranking_of,
+    read_rankings,
+    split_by_prompt,
+    split_dialogue,
+)
 
 CHAT = [{"role": "user", "content": "hello"}]
 
 
 def test_responses_are_put_in_order_from_best_to_worst():
     (ranking,) = load_rankings([{"prompt": "p", "responses": ["a", "b", "c"], "ranking": [2, 0, 1]}])
-    assert ranking == Ranking("p", ("c", "a", "b"), 0.0)
+    assert ranking == Ranking("p", ("c", "a", "b"))
 
 
 def test_a_pair_is_a_ranking_of_two_and_may_have_a_margin():
@@ -20,7 +29,7 @@ def test_a_pair_is_a_ranking_of_two_and_may_have_a_margin():
         {"prompt": "p", "chosen": "good", "rejected": "bad"},
         {"prompt": CHAT, "chosen": [{"role": "assistant", "content": "good"}], "rejected": "bad", "margin": 2},
     ]
-    assert load_rankings(records) == [Ranking("p", ("good", "bad"), 0.0), Ranking(CHAT, ("good", "bad"), 2.0)]
+    assert load_rankings(records) == [Ranking("p", ("good", "bad")), Ranking(CHAT, ("good", "bad"), margin=2.0)]
     assert load_rankings(load_rankings(records)) == load_rankings(records)
 
 
@@ -50,12 +59,12 @@ def test_a_ranking_may_hold_the_same_response_twice():
         ({"prompt": "p", "responses": ["a", "b"], "ranking": [0, -1]}, "permutation of 0…1"),
         ({"prompt": "p", "responses": ["a", "b"], "ranking": [0, [], 1]}, "permutation of 0…1"),
         ({"prompt": "p", "responses": ["a", "b", "c"], "ranking": [[0, 1], [1, 2]]}, "permutation of 0…2"),
-        ({"prompt": "p", "chosen": "a", "rejected": "a"}, "'chosen' and 'rejected' must differ"),
-        ({"prompt": "p", "chosen": "", "rejected": "a"}, "'chosen' must have text, with ''"),
+        ({"prompt": "p", "chosen": "a", "rejected": "a"}, "two that differ, got only 'a'"),
+        ({"prompt": "p", "chosen": "", "rejected": "a"}, "'chosen' must have text, got ''"),
         ({"prompt": "p", "chosen": "a", "rejected": " \n"}, "'rejected' must have text"),
-        ({"prompt": "p", "chosen": "a", "rejected": "b", "tie": 1}, "'tie' must be true or false, with 1"),
-        ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": "wide"}, "'margin' must be a finite number"),
-        ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": float("nan")}, "'margin' must be a finite number"),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "tie": 1}, "'tie' must be true or false, got 1"),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": "wide"}, "'margin' must be finite"),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": float("nan")}, "'margin' must be finite"),
     ],
 )
 def test_a_malformed_record_is_named(record, message):
@@ -65,7 +74,7 @@ def test_a_malformed_record_is_named(record, message):
 
 def test_an_empty_response_may_stand_in_a_ranking_and_ties_have_equal_ranks():
     record = {"prompt": "p", "responses": ["a", "", "b", "c"], "ranking": [2, [0, 3], 1]}
-    assert load_rankings([record]) == [Ranking("p", ("b", "a", "c", ""), 0.0, (0, 1, 1, 2))]
+    assert load_rankings([record]) == [Ranking("p", ("b", "a", "c", ""), (0, 1, 1, 2))]
     (tie,) = load_rankings([{"prompt": "p", "chosen": "a", "rejected": "b", "tie": True}])
     assert tie.ranks == (0, 0)
 
@@ -103,6 +112,7 @@ def test_a_split_that_leaves_a_side_empty_is_refused(fraction):
         split_by_prompt([Ranking("p", ("a", "b")), Ranking("q", ("a", "b"))], fraction)
 
 
+HELLO = "\n\nHuman: hello\n\nAssistant: hi\n\nHuman: bye\n\nAssistant:"
 DIALOGUE = {
     "chosen": "\n\nHuman: hello\n\nAssistant: good day",
     "rejected": "\n\nHuman: hello\n\nAssistant: go away",
@@ -131,16 +141,16 @@ def test_malformed_records_are_left_out_only_when_asked_and_counted(caplog):
         {"prompt": "p", "chosen": "a", "rejected": "a"},
         DIALOGUE,
     ]
-    with pytest.raises(ValueError, match="record 2: 'chosen' and 'rejected' must differ"):
+    with pytest.raises(ValueError, match="record 2: 'responses' must hold two that differ"):
         load_rankings(records)
     assert len(load_rankings(records, skip_malformed=True)) == 2
     assert "1 of 3 preferences left out. The first: record 2" in caplog.text
-    with pytest.raises(ValueError, match=r"at least one good record.*malformed \(=1\)"):
+    with pytest.raises(ValueError, match="at least one good record, got 1 malformed"):
         load_rankings(records[1:2], skip_malformed=True)
 
 
 def test_without_a_prompt_texts_that_are_no_dialogues_are_refused_with_the_reason():
-    with pytest.raises(ValueError, match="record 1: without a 'prompt', 'chosen' and 'rejected' are whole dialogues"):
+    with pytest.raises(ValueError, match="record 1: without a 'prompt', a dialogue must end with an assistant turn"):
         load_rankings([{"chosen": "a", "rejected": "b"}])
 
 
@@ -158,7 +168,7 @@ def test_chats_are_pairs_of_last_messages_whatever_prompt_stands_beside_them():
     [
         (chat("hello", "good day"), "must differ in the last message"),
         (chat("bye", "go away"), "same up to the last message"),
-        (chat("hello", "go away", "why ?"), "end with an assistant's message, with rejected"),
+        (chat("hello", "go away", "why ?"), "end with an assistant's message, got 'rejected'"),
     ],
 )
 def test_chats_that_are_no_pair_are_refused_with_the_reason(rejected, message):
@@ -172,7 +182,7 @@ def test_a_data_set_on_disk_is_read_by_its_split(tmp_path):
              (("train", 3), ("test", 2))}  # fmt: skip
     datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "pairs"))
     assert len(load_rankings(tmp_path / "pairs")) == 3
-    assert load_rankings(str(tmp_path / "pairs"), split="test") == load_rankings([DIALOGUE] * 2)
+    assert load_rankings(str(tmp_path / "pairs"), split="test") == load_rankings([{**DIALOGUE, "note": "test"}] * 2)
     with pytest.raises(ValueError, match="no-such-data"):
         load_rankings(str(tmp_path / "no-such-data"))
 
@@ -193,20 +203,20 @@ def test_a_line_that_is_no_json_is_left_out_and_counted_as_any_malformed_record_
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ("x", "a preference must be a JSON object or a Ranking, with 'x'"),
-        (None, "a preference must be a JSON object or a Ranking, with None"),
-        ({**GOOD, "prompt": ["x"]}, "a chat message must have the strings 'role' and 'content', with 'x'"),
+        ("x", "a preference must be a JSON object or a Ranking, got 'x'"),
+        (None, "a preference must be a JSON object or a Ranking, got None"),
+        ({**GOOD, "prompt": ["x"]}, "a chat message must have the strings 'role' and 'content', got 'x'"),
         ({**GOOD, "prompt": [{"role": "user", "content": None}]}, "a chat message must have.*'content': None"),
         ({**GOOD, "prompt": [{"role": "user"}]}, "a chat message must have the strings"),
         ({**GOOD, "chosen": "\ud800"}, r"without lone surrogates, with '\\ud800'"),
         ({**GOOD, "prompt": "\ud800"}, r"without lone surrogates, with '\\ud800'"),
-        ({"prompt": "p", "responses": ["a", "a"], "ranking": [0, 1]}, "two that differ, with all 'a'. Drop the record"),
-        ({"prompt": "p", "responses": ["a", "a"], "ranking": [[0, 1]]}, "two that differ, with all 'a'"),
-        (Ranking("p", ("a", "a", "a")), "two that differ, with all 'a'"),
-        (Ranking("p", ("a",)), r"two or more, with \('a',\)"),
-        (Ranking("p", ("a", "b"), float("nan")), "'margin' must be a finite number, with nan"),
-        (Ranking("p", ("a", "b", "c"), 0.0, (0, 1)), r"'ranks' must hold one rank .* \(=3\): \[0, 1\]"),
-        (Ranking("p", ("a", "b"), 0.0, (1, 0)), "from best to worst"),
+        ({"prompt": "p", "responses": ["a", "a"], "ranking": [0, 1]}, "two that differ, got only 'a'. Drop the record"),
+        ({"prompt": "p", "responses": ["a", "a"], "ranking": [[0, 1]]}, "two that differ, got only 'a'"),
+        (Ranking("p", ("a", "a", "a")), "two that differ, got only 'a'"),
+        (Ranking("p", ("a",)), r"two or more, got \('a',\)"),
+        (Ranking("p", ("a", "b"), margin=float("nan")), "'margin' must be finite, got nan"),
+        (Ranking("p", ("a", "b", "c"), (0, 1)), r"'ranks' must hold one value per response, got \(0, 1\) for 3"),
+        (Ranking("p", ("a", "b"), (1, 0)), "from best to worst"),
         (Ranking("", ("a", "b")), "'prompt' must be a non-empty string"),
     ],
 )
@@ -218,7 +228,7 @@ def test_what_can_teach_nothing_or_break_later_is_refused_or_left_out(record, me
 
 def test_one_record_is_no_list_of_them():
     for one in (GOOD, Ranking("p", ("a", "b"))):
-        with pytest.raises(ValueError, match=r"must be a list of records, with one record .* Put it in a list"):
+        with pytest.raises(ValueError, match=r"must be a list of records, got one record: .* Put it in a list"):
             load_rankings(one)
 
 
@@ -228,3 +238,136 @@ def test_fields_that_are_none_are_absent_as_in_a_table():
     ranked = {"prompt": "p", "responses": ["a", "b"], "ranking": [1, 0], "chosen": None, "rejected": None}
     assert load_rankings([ranked]) == [Ranking("p", ("b", "a"))]
     assert load_rankings([{**DIALOGUE, "prompt": None, "tie": None}]) == load_rankings([DIALOGUE])
+
+
+def test_a_ranking_is_put_in_order_with_everything_that_belongs_to_its_responses():
+    ranking = ranking_of(
+        {
+            "prompt": "p",
+            "responses": ["a", "b", "c"],
+            "ranking": [2, 0, 1],
+            "gold": [1, 2, 3],
+            "finish_reasons": ["eos", "length", "stop"],
+            "category": "x",
+            "answer": 7,
+        }
+    )
+    assert ranking.responses == ("c", "a", "b")
+    assert ranking.levels == (0, 1, 2)
+    assert ranking.gold == (3.0, 1.0, 2.0)
+    assert ranking.finish_reasons == ("stop", "eos", "length")
+    assert (ranking.category, ranking.columns) == ("x", {"answer": 7})
+
+
+def test_a_dialogue_is_split_at_the_last_assistant_turn():
+    prompt, chosen, rejected = split_dialogue(HELLO + " good bye", HELLO + " no")
+    assert (prompt, chosen, rejected) == (HELLO, " good bye", " no")
+    ranking = ranking_of({"chosen": HELLO + " good bye", "rejected": HELLO + " no"})
+    assert (ranking.prompt, ranking.responses) == (HELLO, (" good bye", " no"))
+
+
+def test_a_reply_may_be_empty_but_not_both_the_same():
+    ranking = ranking_of({"chosen": HELLO + " ", "rejected": HELLO + " no", "tie": True})
+    assert (ranking.responses, ranking.ranks) == ((" ", " no"), (0, 0))
+    with pytest.raises(ValueError, match="differ in the last turn"):
+        split_dialogue(HELLO + " no", HELLO + " no")
+
+
+def test_dialogues_that_differ_earlier_or_end_with_a_human_are_errors():
+    with pytest.raises(ValueError, match="from character 9 on"):
+        split_dialogue("\n\nHuman: a\n\nAssistant: x", "\n\nHuman: b\n\nAssistant: x")
+    with pytest.raises(ValueError, match="must end with an assistant turn"):
+        split_dialogue(HELLO + " x\n\nHuman: y", HELLO + " x")
+    # The shorter dialogue is a beginning of the longer one.
+    with pytest.raises(ValueError, match="same up to the last assistant turn"):
+        split_dialogue("\n\nHuman: a\n\nAssistant: x", "\n\nHuman: a\n\nAssistant: x\n\nHuman: b\n\nAssistant: x")
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ("[1]", "must be a JSON object"),
+        ("{", "not valid JSON"),
+        ('{"prompt": "p", "chosen": "a"}', "'chosen' and 'rejected'"),
+        ('{"prompt": "p", "chosen": "a", "rejected": "b", "tie": 1}', "'tie' must be true or false"),
+        ('{"prompt": "p", "responses": ["a", "b"], "ranking": [0, 0]}', "permutation"),
+        ('{"prompt": "p", "responses": ["a", "b"], "ranking": [0, 1], "gold": [1]}', "one value per response"),
+        ('{"chosen": "no roles", "rejected": "at all"}', "must end with an assistant turn"),
+        ('{"prompt": "p", "chosen": "a", ', "not valid JSON .*column 32"),  # of 31 characters
+        ("[" * 100_000, "nested too deeply"),
+        ('{"prompt": "p", "chosen": "\\ud800", "rejected": "b"}', "without lone surrogates"),
+        ('{"prompt": "p", "responses": ["a", "a"], "ranking": [0, 1]}', "two that differ"),
+        ('{"prompt": "p", "chosen": "a", "rejected": "b", "gold": [1.0, NaN]}', r"'gold' must .* got \(1.0, nan\)"),
+        ('{"prompt": "p", "chosen": "a", "rejected": "b", "gold": [1, null]}', r"'gold' must .* got \(1, None\)"),
+        ('{"prompt": "p", "chosen": "a", "rejected": "b", "gold": [1, "x"]}', r"'gold' must .* got \(1, 'x'\)"),
+        ('{"prompt": "p", "chosen": "a", "rejected": "b", "prompts": "x"}', "got 'prompts'"),
+        (
+            '{"prompt": "p", "chosen": "a", "rejected": "b", "completions": 1}',
+            "got 'completions'",
+        ),
+    ],
+)
+def test_a_malformed_line_is_named_or_skipped_and_counted(tmp_path, record, message):
+    good = json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"})
+    path = tmp_path / "d.jsonl"
+    path.write_text(f"{good}\n\n{record}\n{good}\n")
+    with pytest.raises(ValueError, match=rf"(?s)d\.jsonl, line 3: .*{message}"):
+        read_rankings(path)
+    rankings, malformed = read_rankings(path, skip_malformed=True)
+    assert (len(rankings), len(malformed)) == (2, 1)
+    rankings, malformed = read_rankings(path, limit=2, skip_malformed=True)
+    assert (len(rankings), len(malformed)) == (2, 1), "a limit of good records"
+
+
+def test_compressed_files_limits_and_empty_files(tmp_path):
+    line = json.dumps({"prompt": "ä", "chosen": "a", "rejected": "b"}) + "\n"
+    with gzip.open(tmp_path / "d.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.write(line * 5)
+    rankings, _ = read_rankings(tmp_path / "d.jsonl.gz", limit=3)
+    assert [ranking.prompt for ranking in rankings] == ["ä"] * 3
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match="at least one record"):
+        read_rankings(tmp_path / "empty.jsonl")
+    with pytest.raises(ValueError, match="must be a JSONL file"):
+        read_rankings(tmp_path / "absent.jsonl")
+
+
+@pytest.fixture
+def hh_path() -> Path:
+    path = os.environ.get("TEXTENV_HH_DATA", "")
+    if not Path(path).is_file():
+        pytest.skip("TEXTENV_HH_DATA does not name a file of HH dialogues (JSONL, may be .gz).")
+    return Path(path)
+
+
+def test_real_dialogues_are_split_without_loss(hh_path):
+    rankings, malformed = read_rankings(hh_path, skip_malformed=True)
+    assert len(rankings) > 0.95 * (len(rankings) + len(malformed))
+    with gzip.open(hh_path, "rt") if hh_path.suffix == ".gz" else hh_path.open() as file:
+        dialogues = {json.loads(line)["chosen"] for line in file}
+    assert all(ranking.prompt + ranking.responses[0] in dialogues for ranking in rankings)
+    assert all(ranking.prompt.endswith("\n\nAssistant:") for ranking in rankings)
+
+
+def test_a_malformed_line_in_a_folder_of_files_is_skipped_or_named_with_its_file(tmp_path):
+    good = json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}) + "\n"
+    (tmp_path / "a.jsonl").write_text(good)
+    (tmp_path / "b.jsonl").write_text(good + '{"prompt": "x", \n')
+    with pytest.raises(ValueError, match=r"b\.jsonl, line 2: not valid JSON"):
+        read_rankings(tmp_path)
+    rankings, malformed = read_rankings(tmp_path, skip_malformed=True)
+    assert (len(rankings), len(malformed)) == (2, 1)
+
+
+def test_optional_fields_that_are_none_are_absent_and_other_fields_stay_as_they_are():
+    record = {
+        "prompt": "p",
+        "chosen": "a",
+        "rejected": "b",
+        "tie": None,
+        "margin": None,
+        "ranking": None,
+        "answer": None,
+    }
+    assert ranking_of(record) == ranking_of({"prompt": "p", "chosen": "a", "rejected": "b", "answer": None})
+    assert ranking_of(record).columns == {"answer": None}

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from reward_models.benchmark.layout import FINISH, Layout, Pairs, Texts
-from reward_models.benchmark.scorer import Refused, Scorer
+from reward_models.benchmark.layout import FINISH, Inputs, Layout, Pairs
+from reward_models.benchmark.model import BenchmarkedModel, Refused
 from textenv.stats import Rate, correct, mean_ci95, rate, spearman
 
 MATCHED = 0.1
@@ -62,7 +62,7 @@ def within_prompt_spearman(
     return [float(np.nan_to_num(spearman(scores[g], others[g]))) for g in groups if np.ptp(others[g]) > 0]
 
 
-def response_only(layout: Layout, scorer: Scorer, **interval: int) -> Mapping[str, Rate | Refused | None]:
+def response_only(layout: Layout, scorer: BenchmarkedModel, **interval: int) -> Mapping[str, Rate | Refused | None]:
     """Accuracy without the prompt: ``blank`` (its text gone), ``swapped`` (that of another item, with its columns).
 
     What is left of the accuracy is answered without reading the prompt. ``swapped`` is None with a single prompt.
@@ -71,7 +71,7 @@ def response_only(layout: Layout, scorer: Scorer, **interval: int) -> Mapping[st
     return {name: accuracy(layout.pairs, texts, scorer, **interval) for name, texts in altered.items()}
 
 
-def accuracy(pairs: Pairs, texts: Texts | None, scorer: Scorer, **interval: int) -> Rate | Refused | None:
+def accuracy(pairs: Pairs, texts: Inputs | None, scorer: BenchmarkedModel, **interval: int) -> Rate | Refused | None:
     """Accuracy on altered texts."""
     scores = None if texts is None else scorer.attempt(texts)
     if not isinstance(scores, np.ndarray):
@@ -79,14 +79,14 @@ def accuracy(pairs: Pairs, texts: Texts | None, scorer: Scorer, **interval: int)
     return rate(correct(pairs.margins(scores)), pairs.cluster, **interval)
 
 
-def blanked(texts: Texts) -> Texts:
+def blanked(texts: Inputs) -> Inputs:
     """The same texts with empty prompts; of a chat, the last message is left, empty."""
     return texts._replace(
         prompts=["" if isinstance(prompt, str) else [{**prompt[-1], "content": ""}] for prompt in texts.prompts]
     )
 
 
-def swapped(layout: Layout, seed: int) -> Texts | None:
+def swapped(layout: Layout, seed: int) -> Inputs | None:
     """Every prompt, with its columns, replaced by another one, the same for all of its responses."""
     _, donors, prompt = np.unique(layout.prompt, return_index=True, return_inverse=True)
     if len(donors) < 2:
@@ -96,4 +96,4 @@ def swapped(layout: Layout, seed: int) -> Texts | None:
     following[order] = np.roll(order, -1)  # one cycle through all prompts: none stays
     source = layout.texts.select(donors[following[prompt]])
     kept = {FINISH: layout.texts.columns[FINISH]}
-    return Texts(source.prompts, layout.texts.responses, source.columns | kept)
+    return Inputs(source.prompts, layout.texts.responses, source.columns | kept)

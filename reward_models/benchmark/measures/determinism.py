@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from reward_models.benchmark.layout import Texts
-from reward_models.benchmark.scorer import Scorer
+from reward_models.benchmark.layout import Inputs
+from reward_models.benchmark.model import BenchmarkedModel
 from reward_models.scorers.transformer import TransformerRewardModel, score_head
 from textenv.lm import length_buckets
 from textenv.lm.batch import length_mask
@@ -37,7 +37,7 @@ class Determinism(NamedTuple):
         return self.worst <= TOLERANCE
 
 
-def determinism(texts: Texts, scorer: Scorer, *, unit: float, seed: int, limit: int = VARIED) -> Determinism:
+def determinism(texts: Inputs, scorer: BenchmarkedModel, *, unit: float, seed: int, limit: int = VARIED) -> Determinism:
     """Score up to ``limit`` texts, all at once, then in other company. ``unit``: a standard deviation of the scores."""
     rng = np.random.default_rng(seed)
     count = min(limit, len(texts.responses))
@@ -63,7 +63,7 @@ def takes_left_padding(model: TransformerRewardModel) -> bool:
 
 
 @torch.no_grad()
-def left_padded_scores(model: TransformerRewardModel, texts: Texts) -> Float[np.ndarray, " N"]:
+def left_padded_scores(model: TransformerRewardModel, texts: Inputs) -> Float[np.ndarray, " N"]:
     """Scores from rows padded on the left, with mask and positions from the lengths."""
     ragged = model.encode(texts.prompts, texts.responses)
     out = torch.zeros(len(ragged.lengths))

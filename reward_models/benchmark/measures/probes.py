@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from reward_models.benchmark.layout import FINISH, Layout, Texts
+from reward_models.benchmark.layout import FINISH, Inputs, Layout
 from reward_models.benchmark.measures.robustness import edit_prompt
-from reward_models.benchmark.scorer import Refused, Scorer
+from reward_models.benchmark.model import BenchmarkedModel, Refused
 from textenv.stats import cluster_sums
 
 PRAISE = "What a wonderful question! You are so smart and kind. I hope this helps. Have a great day! "
@@ -31,7 +31,7 @@ class Probe(NamedTuple):
 
 
 def probes(
-    layout: Layout, scores: Float[np.ndarray, " N"], scorer: Scorer, praise: str = PRAISE
+    layout: Layout, scores: Float[np.ndarray, " N"], scorer: BenchmarkedModel, praise: str = PRAISE
 ) -> Mapping[str, Probe | Refused]:
     """Empty, EOS only (where the model has one), the prompt copied, praise, and the best word over and over."""
     _, donors, prompt = np.unique(layout.prompt, return_index=True, return_inverse=True)
@@ -50,7 +50,7 @@ def probes(
         responses["EOS only"] = [eos] * len(donors)
     out: dict[str, Probe | Refused] = {}
     for name, texts in responses.items():
-        found = scorer.attempt(Texts(asked.prompts, texts, asked.columns))
+        found = scorer.attempt(Inputs(asked.prompts, texts, asked.columns))
         if isinstance(found, Refused):
             out[name] = found
             continue

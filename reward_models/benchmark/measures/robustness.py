@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from reward_models.benchmark.layout import Layout, Texts
-from reward_models.benchmark.scorer import Refused, Scorer
+from reward_models.benchmark.layout import Inputs, Layout
+from reward_models.benchmark.model import BenchmarkedModel, Refused
 from textenv.stats import correct, within_prompt_sd
 
 Edit = Callable[[str, np.random.Generator], str]
@@ -63,7 +63,7 @@ def edit_prompt(prompt: Any, edit: Edit, rng: np.random.Generator) -> Any:
     return turn[1] + edit(turn[2], rng) + turn[3] if turn else edit(prompt, rng)
 
 
-def edited(layout: Layout, edit: Edit, seed: int, *, whole: bool = False) -> Texts:
+def edited(layout: Layout, edit: Edit, seed: int, *, whole: bool = False) -> Inputs:
     """The texts with edited prompts, the same edit for all responses of a prompt. ``whole``: edit all of the text."""
     rng, done = np.random.default_rng(seed), {}
     for number, prompt in zip(layout.prompt, layout.texts.prompts, strict=True):
@@ -73,7 +73,12 @@ def edited(layout: Layout, edit: Edit, seed: int, *, whole: bool = False) -> Tex
 
 
 def robustness(
-    layout: Layout, scores: Float[np.ndarray, " N"], scorer: Scorer, *, seed: int, paraphrase: Edit | None = None
+    layout: Layout,
+    scores: Float[np.ndarray, " N"],
+    scorer: BenchmarkedModel,
+    *,
+    seed: int,
+    paraphrase: Edit | None = None,
 ) -> Mapping[str, Robustness | Refused]:
     """Every edit, and ``paraphrase`` (of a whole prompt) where the world has one."""
     altered = {name: edited(layout, edit, seed) for name, edit in EDITS.items()}

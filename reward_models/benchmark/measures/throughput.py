@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from reward_models.benchmark.layout import Texts
-from reward_models.benchmark.scorer import Scorer
+from reward_models.benchmark.layout import Inputs
+from reward_models.benchmark.model import BenchmarkedModel
 
 TIMED = 512
 """Texts that are timed."""
@@ -29,7 +29,13 @@ class Throughput(NamedTuple):
 
 
 def throughput(
-    texts: Texts, scorer: Scorer, *, memory_growth: float | None, seed: int, limit: int = TIMED, repeats: int = REPEATS
+    texts: Inputs,
+    scorer: BenchmarkedModel,
+    *,
+    memory_growth: float | None,
+    seed: int,
+    limit: int = TIMED,
+    repeats: int = REPEATS,
 ) -> Throughput:
     """Median of ``repeats`` passes over up to ``limit`` texts. ``memory_growth``: measured over the first scoring."""
     count = min(limit, len(texts.responses))
@@ -44,7 +50,7 @@ def throughput(
     return Throughput(count / median, tokens / median, unit, memory_growth)
 
 
-def count_tokens(texts: Texts, model: Any) -> tuple[int, str]:
+def count_tokens(texts: Inputs, model: Any) -> tuple[int, str]:
     """Tokens that the model reads of these texts; words without ``encode``."""
     encode = getattr(model, "encode", None)
     if callable(encode):

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from reward_models.benchmark import BenchmarkConfig, Item, compare, load_suite, run
-from reward_models.benchmark.layout import Texts
+from reward_models.benchmark import BenchmarkConfig, compare, load_suite, run
+from reward_models.benchmark.layout import Inputs
+from reward_models.benchmark.model import Refused
 from reward_models.benchmark.page import signed_margins, write_page
 from reward_models.benchmark.report import markdown_table
-from reward_models.benchmark.scorer import Refused
 from reward_models.benchmark.suites import Pool, _ranked
 from reward_models.evaluation import measure_scores
-from reward_models.preferences import load_rankings
+from reward_models.preferences import Ranking, load_rankings
 from reward_models.scorers.transformer import TransformerRewardModel
 from tests.conftest import tiny_model
 from tests.reward_models.benchmark.models import CONFIG, Callable, length, noise
@@ -85,7 +85,7 @@ def test_a_model_of_noise_is_right_half_the_time_and_so_is_gold_on_shuffled_labe
 
 def test_a_model_that_was_told_the_labels_is_flagged_as_a_leak():
     suite = load_suite("embedded", BenchmarkConfig(limit=160, pool=4, annotators=1))
-    known = {(item.prompt, text): -rank for item in suite.items for text, rank in zip(item.responses, item.ranks)}
+    known = {(item.prompt, text): -rank for item in suite.items for text, rank in zip(item.responses, item.levels)}
 
     def leaky(prompts, completions, **columns):
         return [float(known.get(pair, 0.0)) for pair in zip(prompts, completions, strict=True)]
@@ -190,8 +190,8 @@ def test_the_progress_ends_where_it_said_it_would(suite):
 
 
 def test_items_without_a_cluster_are_grouped_by_prompt():
-    assert Item("p", ("a", "b"), (0, 1)).group == "p"
-    assert Item("p", ("a", "b"), (0, 1), cluster="7").group == "7"
+    assert Ranking("p", ("a", "b"), (0, 1)).group == "p"
+    assert Ranking("p", ("a", "b"), (0, 1), cluster="7").group == "7"
 
 
 def flat(value):
@@ -217,7 +217,9 @@ def test_copies_of_the_records_change_no_figure_and_narrow_no_interval():
     config = BenchmarkConfig(gold_temperature=0.5, bins=5, resamples=200)  # five pairs an item: bins hold whole copies
     model = Callable(noise(), 2.0)
     suite = load_suite(records, config)
-    pool = Pool(Texts(["p"] * 4 + ["q"] * 4, list("abcdabcd"), {"finish_reason": ["eos"] * 8}), rng.normal(size=(2, 4)))
+    pool = Pool(
+        Inputs(["p"] * 4 + ["q"] * 4, list("abcdabcd"), {"finish_reason": ["eos"] * 8}), rng.normal(size=(2, 4))
+    )
     tripled = pool._replace(texts=pool.texts.select([*range(8)] * 3), gold=np.tile(pool.gold, (3, 1)))
     once = flat(run(model, suite._replace(pool=pool), config).to_json())
     thrice = flat(run(model, suite._replace(items=suite.items * 3, pool=tripled), config).to_json())
@@ -294,7 +296,7 @@ def test_margins_are_signed_and_in_deviations_within_a_prompt():
 
 def test_annotators_of_different_prompts_do_not_err_together():
     # Two answers of equal gold: a coin decides each time, and 60 prompts have not one coin.
-    texts = Texts([f"p{x}" for x in range(60) for _ in range(2)], ["a", "b"] * 60, {"finish_reason": ["eos"] * 120})
+    texts = Inputs([f"p{x}" for x in range(60) for _ in range(2)], ["a", "b"] * 60, {"finish_reason": ["eos"] * 120})
     pool = Pool(texts, np.zeros((60, 2)))
     items = [_ranked(pool, x, slice(0, 2), BenchmarkConfig(), 1, category="")[0] for x in range(60)]
     assert 18 < sum(item.responses[0] == "a" for item in items) < 42  # 30 ± 3 standard errors
@@ -342,3 +344,28 @@ def test_prompts_that_a_transformer_cuts_are_counted_said_and_shown(tmp_path, ca
     assert other.truncated_prompts is None
     write_page(tmp_path / "r.html", [cut, other])
     assert '<th scope="row">prompts cut on the left</th><td>2 of 3</td><td>–</td>' in (tmp_path / "r.html").read_text()
+
+
+def test_a_hub_id_may_hold_a_dot_and_a_file_that_is_not_there_is_no_hub_id(monkeypatch):
+    asked = []
+    record = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    monkeypatch.setattr("textenv.data.records._load_dataset", lambda name, *which: asked.append(name) or [record])
+    assert load_suite("org/data-1.5").items == [Ranking("p", ("a", "b"))]
+    assert asked == ["org/data-1.5"]
+    for absent in ("runs/absent.jsonl.gz", "runs/absent.csv", "./absent-1.5", "embeded"):
+        with pytest.raises(ValueError, match="data must be 'embedded'"):
+            load_suite(absent)
+
+
+def test_training_and_the_benchmark_read_the_same_rankings_with_everything_in_them():
+    records = [
+        {"prompt": "p", "responses": ["a", "b", "c"], "ranking": [2, [0, 1]], "gold": [1, 2, 3], "category": "x"},
+        {"prompt": "p", "chosen": "a", "rejected": "b", "tie": True, "margin": 2.0, "answer": 7},
+    ]
+    (ranking, pair) = load_rankings(records)
+    assert load_suite(records).items == [ranking, pair]
+    assert ranking == Ranking("p", ("c", "a", "b"), (0, 1, 1), gold=(3, 1, 2), category="x")
+    assert (pair.ranks, pair.margin, pair.columns) == ((0, 0), 2.0, {"answer": 7})
+    for read in (load_rankings, load_suite):
+        with pytest.raises(ValueError, match="record 1: 'tie' belongs to a pair"):
+            read([{**records[0], "tie": True}])

@@ -278,7 +278,7 @@ def test_settings_that_contradict_are_refused(options, message):
 
 @pytest.mark.parametrize(
     ("ranking", "message"),
-    [(Ranking("p", ("a", "b"), 1.0), "margins need loss"), (Ranking("p", ("a", "b"), 0.0, (0, 0)), "ties need loss")],
+    [(Ranking("p", ("a", "b"), margin=1.0), "margins need loss"), (Ranking("p", ("a", "b"), (0, 0)), "ties need loss")],
 )
 def test_a_listwise_loss_reads_neither_margins_nor_ties(ranking, message):
     with pytest.raises(ValueError, match=message):

@@ -6,9 +6,10 @@ import math
 import numpy as np
 import pytest
 
-from reward_models.benchmark import Item, run
+from reward_models.benchmark import run
 from reward_models.benchmark.layout import lay_out
 from reward_models.benchmark.measures.bias import blanked, length_bias, swapped, within_prompt_spearman
+from reward_models.preferences import Ranking
 from tests.reward_models.benchmark.models import CONFIG, length
 
 
@@ -88,7 +89,7 @@ def test_swapped_prompts_are_never_their_own(suite):
 
 def test_length_bias_is_the_one_done_by_hand():
     lengths = [(21, 19), (30, 10), (10, 30), (10, 10)]  # 2 of 21 is less than a tenth, 2 of 19 more
-    items = [Item(f"p{i}", ("a" * a, "b" * b), (0, 1), gold=(1.0, 0.0)) for i, (a, b) in enumerate(lengths)]
+    items = [Ranking(f"p{i}", ("a" * a, "b" * b), (0, 1), gold=(1.0, 0.0)) for i, (a, b) in enumerate(lengths)]
     # The scores: wrong, right, tied, right.
     scores = np.array([0.0, 1.0, 1.0, 0.0, 5.0, 5.0, 1.0, 0.0])
     found = length_bias(lay_out(items), scores, resamples=20, seed=0)
@@ -104,8 +105,8 @@ def test_length_bias_is_the_one_done_by_hand():
 def test_without_its_prompt_a_response_keeps_how_it_ended_and_a_chat_keeps_nothing():
     chat = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "why ?"}]
     items = [
-        Item("p", ("a", "b"), (0, 1), finish_reasons=("eos", "length"), columns={"answer": 1}),
-        Item(chat, ("c", "d"), (0, 1), finish_reasons=("length", "length"), columns={"answer": 2}),
+        Ranking("p", ("a", "b"), (0, 1), finish_reasons=("eos", "length"), columns={"answer": 1}),
+        Ranking(chat, ("c", "d"), (0, 1), finish_reasons=("length", "length"), columns={"answer": 2}),
     ]
     layout = lay_out(items)
     other = swapped(layout, seed=0)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 
 import textenv
-from reward_models.benchmark.layout import Texts
+from reward_models.benchmark.layout import Inputs
 from textenv.lm import Responses
 from textenv.protocols import RewardModel
 from textenv.scoring import Finished, call_reward_model
@@ -25,7 +25,7 @@ class Refused(NamedTuple):
     """It raised something else than a ValueError: it broke rather than refused."""
 
 
-class Scorer:
+class BenchmarkedModel:
     """A reward model with its name, what it says of its own scale, and how much it has been asked."""
 
     def __init__(
@@ -52,7 +52,7 @@ class Scorer:
         """The model's tokenizer, or None."""
         return getattr(self.model, "tokenizer", None)
 
-    def __call__(self, texts: Texts, chunk: int = CHUNK) -> Float[np.ndarray, " N"]:
+    def __call__(self, texts: Inputs, chunk: int = CHUNK) -> Float[np.ndarray, " N"]:
         """One finite score a text.
 
         Raises:
@@ -72,7 +72,7 @@ class Scorer:
         if self._on_progress is not None:
             self._on_progress(max(self._done, self._expected), max(self._done, self._expected))
 
-    def attempt(self, texts: Texts) -> Float[np.ndarray, " N"] | Refused:
+    def attempt(self, texts: Inputs) -> Float[np.ndarray, " N"] | Refused:
         """Scores of altered texts, or why the model did not give them: the report says so and goes on."""
         try:
             return self(texts)
@@ -82,7 +82,7 @@ class Scorer:
             return Refused(f"{type(error).__name__}: {error}", crashed=True)
 
 
-def _finished(texts: Texts) -> Finished:
+def _finished(texts: Inputs) -> Finished:
     """The texts as the environment's scorer takes them; tokens play no part in a reward model's score."""
     none, lengths = torch.zeros(len(texts.responses), 0, dtype=torch.int64), torch.zeros(len(texts.responses)).long()
     return Finished(Responses(none, lengths, none, lengths), texts.prompts, texts.responses, texts.columns, None)
