@@ -29,31 +29,27 @@ from agents.core.learner import MicroBatch
 from agents.core.losses import Loss, ppo_policy_loss, value_loss
 from agents.core.returns import Advantages, generalized_advantages, whiten
 from agents.core.rollout import Rollout
+from textenv.settings import Fraction, Positive, PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True)
 class PPOConfig(CriticConfig):
     """Settings of PPO. The KL coefficient is the environment's ``kl_coef``."""
 
-    epochs: int = 4
+    epochs: PositiveInt = 4
     """Passes over each batch. More passes reuse samples that are further from the current policy."""
-    minibatches: int = 4
+    minibatches: PositiveInt = 4
     """Optimiser steps per pass."""
-    clip_range: float = 0.2
+    clip_range: Positive = 0.2
     """ε of the surrogate: how far a ratio may move from 1 before its gradient stops."""
-    value_clip_range: float | None = None
+    value_clip_range: Positive | None = None
     """Keeps the new value within this distance of the old one; None does not clip."""
-    gamma: float = 1.0
+    gamma: Fraction = 1.0
     """Discount per token."""
-    lam: float = 0.95
+    lam: Fraction = 0.95
     """λ of GAE: 1 trusts the returns, 0 the value function."""
     whiten_advantages: bool = True
     """Shift and scale the advantages to mean 0 and variance 1 over the real tokens of a batch."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not (0 <= self.gamma <= 1 and 0 <= self.lam <= 1):
-            raise ValueError(f"gamma and lam must lie in [0, 1], with gamma (={self.gamma}), lam (={self.lam}).")
 
 
 @final

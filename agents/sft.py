@@ -18,9 +18,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
+from annotated_types import Ge
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -41,18 +42,11 @@ _PLAIN = TokenRule()
 class SFTConfig(TrainingConfig):
     """How to fine-tune. The fields of the optimisation are those of every training here."""
 
-    max_length: int | None = None
+    max_length: Annotated[int, Ge(2), "It takes one token to see and one to learn."] | None = None
     """Most tokens of prompt + completion (with EOS), ≥ 2; None: what the model's positions allow. A longer example
     loses the left of its prompt; a completion that is too long by itself loses its end, and with it its EOS."""
     completion_only: bool = True
     """Learn completion tokens only. False learns every token but the first one: what trains a base model."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.max_length is not None and self.max_length < 2:
-            raise ValueError(
-                f"max_length (={self.max_length}) must be ≥ 2: one token to see and one to learn. Raise it."
-            )
 
 
 class SFTResult(NamedTuple):

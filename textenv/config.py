@@ -2,11 +2,11 @@
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
+
+from textenv.settings import Count, NonNegative, Positive, PositiveInt, check_settings
 
 KLSource = Literal["auto", "reported", "policy", "reference"]
 
@@ -36,26 +36,26 @@ class TaskConfig:
     prompts: Any
     """Start states: a registered name, a JSONL file or a folder, ``{"dataset": …, "column": …}``,
     ``"module:function"``, or a list of strings or records."""
-    reference: str
+    reference: Annotated[str, "Register an object under a name, and give the name."]
     """The SFT model (name or path) that the KL is measured against; its tokenizer and LM head define the vocabulary."""
-    reward_model: str | Mapping[str, Any]
+    reward_model: Annotated[str | Mapping[str, Any], "Register a callable: textenv.register_reward_model('mine', f)."]
     """Scores finished texts: a registered name, ``"module:callable"``, a sequence classifier (folder, hub id), or a
     JSON object (``reward_models.scorers.spec``)."""
-    max_prompt_tokens: int
+    max_prompt_tokens: PositiveInt
     """Width of the prompt part of an observation, in tokens."""
-    max_new_tokens: int
+    max_new_tokens: PositiveInt
     """Length budget of a response, in tokens, EOS included. Spending it ends the episode ("length")."""
-    min_new_tokens: int = 0
+    min_new_tokens: Count = 0
     """Ending tokens are masked before this many tokens."""
-    kl_coef: float = 0.05
+    kl_coef: Annotated[NonNegative, "Use 0 to switch the KL off."] = 0.05
     """β: reward paid for each nat of KL. Higher holds the policy nearer to the reference."""
     kl_source: KLSource = "auto"
     """Who tells the policy's log-probabilities: "reported", "policy", "auto"; "reference" pays β·log π_ref instead."""
-    temperature: float = 1.0
+    temperature: Annotated[Positive, "1 leaves the distribution as it is."] = 1.0
     """Of policy and reference alike; > 0."""
     stop_tokens: Sequence[str] = ()
     """More tokens that end a response, besides EOS."""
-    missing_eos_penalty: float | None = None
+    missing_eos_penalty: NonNegative | None = None
     """Subtracted when a response spends its budget without ending."""
     gold: str | Mapping[str, Any] | None = None
     """A reward model reported as ``info["gold_score"]`` and never part of the reward: a world's own judge."""
@@ -63,7 +63,7 @@ class TaskConfig:
     """"dict": ids, mask and lengths. "tokens": one ``Box`` of ids with −1 on padding."""
     device: str = "cpu"
     """Where the reference and the reward model run."""
-    score_batch_size: int = 64
+    score_batch_size: PositiveInt = 64
     """Rows in one forward pass of the reference."""
 
     @classmethod
@@ -93,38 +93,9 @@ class TaskConfig:
         return cls(**options)
 
     def __post_init__(self) -> None:
-        for name in ("max_prompt_tokens", "max_new_tokens", "min_new_tokens", "score_batch_size"):
-            self._check_type(name, Integral, "a whole number")
-        for name in ("kl_coef", "temperature", "missing_eos_penalty"):
-            self._check_type(name, Real, "a number")
-        self._check_type("reference", str, "a name")
-        for name in ("reward_model", "gold"):
-            self._check_type(name, (str, Mapping), "a name or a JSON object")
-        for name in ("max_prompt_tokens", "max_new_tokens", "score_batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be ≥ 1, with {name} (={getattr(self, name)}). Raise it.")
-        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+        check_settings(self)
+        if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(
-                "min_new_tokens must lie between 0 and max_new_tokens, with "
-                f"min_new_tokens (={self.min_new_tokens}), max_new_tokens (={self.max_new_tokens})."
+                f"min_new_tokens must be max_new_tokens ({self.max_new_tokens}) or less, got {self.min_new_tokens}. "
+                "Lower it."
             )
-        if not (math.isfinite(self.kl_coef) and self.kl_coef >= 0):
-            raise ValueError(
-                f"kl_coef must be finite and ≥ 0, with kl_coef (={self.kl_coef}). Use 0 for no KL penalty."
-            )
-        if self.kl_source not in get_args(KLSource):
-            raise ValueError(f"kl_source must be one of {get_args(KLSource)}, with kl_source (={self.kl_source!r}).")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be > 0, with temperature (={self.temperature}). 1 changes nothing.")
-        if isinstance(self.stop_tokens, str) or not all(isinstance(token, str) for token in self.stop_tokens):
-            raise ValueError(f"stop_tokens must be a list of strings, with stop_tokens (={self.stop_tokens!r}).")
-        if self.obs_mode not in ("dict", "tokens"):
-            raise ValueError(f"obs_mode must be 'dict' or 'tokens', with obs_mode (={self.obs_mode!r}).")
-
-    def _check_type(self, name: str, kind: type | tuple[type, ...], words: str) -> None:
-        value = getattr(self, name)
-        optional = name in ("gold", "missing_eos_penalty")
-        if (value is None and optional) or (isinstance(value, kind) and not isinstance(value, bool)):
-            return
-        first = " Register a callable first: textenv.register_reward_model('mine', f)." if callable(value) else ""
-        raise ValueError(f"{name} must be {words}, with {name} (={value!r}).{first}")

@@ -15,6 +15,8 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Float
 
+from textenv.settings import NonNegative, Positive, check_settings
+
 
 def kl_k1(logprobs: Float[np.ndarray, "*S"], ref_logprobs: Float[np.ndarray, "*S"]) -> Float[np.ndarray, "*S"]:
     """log π − log π_ref a token, in nats."""
@@ -69,17 +71,14 @@ class AdaptiveKL:
     ``e = clip(KL / target − 1, −0.2, 0.2)``, ``β ← β · (1 + e · episodes / horizon)``.
     """
 
-    kl_coef: float
-    target: float
+    kl_coef: NonNegative
+    target: Positive
     """Nats an episode."""
-    horizon: float = 10_000.0
+    horizon: Positive = 10_000.0
     """Episodes over which an error of 0.2 changes β by 20 %; larger is slower."""
 
     def __post_init__(self) -> None:
-        if not (self.target > 0 and self.horizon > 0):
-            raise ValueError(
-                f"target and horizon must be > 0, with target (={self.target}), horizon (={self.horizon})."
-            )
+        check_settings(self)
 
     def update(self, kl: float, episodes: int) -> float:
         error = float(np.clip(kl / self.target - 1.0, -0.2, 0.2))

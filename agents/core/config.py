@@ -3,46 +3,44 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from textenv.settings import Count, NonNegative, Positive, PositiveInt, check_settings
+
 
 @dataclass(frozen=True, kw_only=True)
 class LearnerConfig:
     """Settings that every algorithm has. The KL coefficient is the environment's ``kl_coef``."""
 
-    batch_size: int = 256
+    batch_size: PositiveInt = 256
     """Episodes per update; a multiple of the environment's slots. More is slower and less noisy."""
-    group_size: int = 1
+    group_size: PositiveInt = 1
     """Responses to each prompt; the environment's slots must be a multiple. More means fewer prompts per batch."""
-    epochs: int = 1
+    epochs: PositiveInt = 1
     """Passes over each batch. More reuses samples further from the policy that drew them."""
-    minibatches: int = 1
+    minibatches: PositiveInt = 1
     """Optimiser steps per pass."""
-    micro_batch_size: int | None = None
+    micro_batch_size: PositiveInt | None = None
     """Episodes per forward pass; None takes the whole minibatch. Lower saves memory; the gradient is the same."""
-    learning_rate: float = 1e-3
+    learning_rate: NonNegative = 1e-3
     """Learning rate of Adam. The default suits the small worlds here; use about 1e-5 for a pretrained model."""
-    lr_decay_episodes: int | None = None
+    lr_decay_episodes: PositiveInt | None = None
     """Episodes over which the learning rate falls linearly to 0; None keeps it constant."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Positive = 1.0
     """Gradients with a larger norm are scaled down to this one."""
-    entropy_coef: float = 0.0
+    entropy_coef: NonNegative = 0.0
     """Weight of the entropy bonus. The KL penalty already keeps the policy from collapsing."""
-    kl_target: float | None = None
+    kl_target: Positive | None = None
     """KL per episode, in nats, that an adaptive controller steers towards; None keeps the coefficient fixed."""
-    kl_horizon: float = 10_000.0
+    kl_horizon: Positive = 10_000.0
     """Episodes over which the adaptive controller changes the coefficient; larger is slower."""
-    seed: int = 0
+    seed: Count = 0
     """Seed of the prompts, the sampled tokens and the minibatches."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "group_size", "epochs", "minibatches", "max_grad_norm"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be > 0, with {name} (={getattr(self, name)}).")
-        if self.learning_rate < 0:
-            raise ValueError(f"learning_rate must be ≥ 0, with learning_rate (={self.learning_rate}).")
+        check_settings(self)
         if self.minibatches > self.batch_size:
             raise ValueError(
-                f"minibatches (={self.minibatches}) must not exceed batch_size (={self.batch_size}): each needs "
-                "an episode."
+                f"minibatches must be batch_size ({self.batch_size}) or less, got {self.minibatches}. Each needs an "
+                "episode."
             )
 
     @property
@@ -55,7 +53,7 @@ class LearnerConfig:
 class CriticConfig(LearnerConfig):
     """Settings of algorithms that learn a value function."""
 
-    value_coef: float = 0.1
+    value_coef: NonNegative = 0.1
     """Weight of the value loss relative to the policy loss; it matters while they share a trunk."""
     per_token_kl: bool = False
     """Charge each token its own KL instead of charging the sum at the last token."""

@@ -1,8 +1,10 @@
 """What RLOO and GRPO share: several responses to each prompt, each judged against the others."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -10,25 +12,24 @@ from agents.core.actor import Evaluated
 from agents.core.config import LearnerConfig
 from agents.core.learner import MicroBatch
 from agents.core.losses import Loss, ppo_policy_loss
+from textenv.settings import Positive
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroupConfig(LearnerConfig):
     """Settings of algorithms that compare the responses to one prompt."""
 
-    group_size: int = 4
+    group_size: Annotated[int, Ge(2), "The responses to one prompt are compared."] = 4
     """Responses per prompt, 2 or more. More give a better baseline and fewer prompts per batch."""
-    clip_range: float = 0.2
-    """ε of the surrogate: how far a ratio may leave 1 before its gradient stops."""
+    clip_range: Positive = 0.2
+    """ε of the surrogate: how far a ratio may move from 1 before its gradient stops."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.group_size < 2:
-            raise ValueError(f"group_size must be ≥ 2, with group_size (={self.group_size}): responses are compared.")
         if self.batch_size % self.group_size:
             raise ValueError(
-                f"batch_size must be a multiple of group_size, with batch_size (={self.batch_size}), group_size "
-                f"(={self.group_size}). Change one of them."
+                f"batch_size must be a multiple of group_size ({self.group_size}), got {self.batch_size}. "
+                "Change one of them."
             )
 
 

@@ -18,10 +18,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from rich.console import Console
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging as hf_logging
@@ -36,6 +37,7 @@ from textenv.data.records import write_json, write_jsonl
 from textenv.evaluation import evaluate
 from textenv.lm import LanguageModel, load_language_model
 from textenv.lm.load import wrap_language_model
+from textenv.settings import Count, NonNegative, PositiveInt, check_settings
 from textenv.tasks import assistant
 from textenv.training.progress import progress_bar
 
@@ -59,22 +61,22 @@ class DemoConfig:
 
     run_dir: Path = Path("runs/demo")
     """Where models, data and the report go. A run of the same settings is continued; nothing there is removed."""
-    seed: int = 0
+    seed: Count = 0
     """Of everything: initial weights, data, annotators, sampling."""
-    base_examples: int = 40_000
+    base_examples: PositiveInt = 40_000
     """Texts of the base corpus."""
-    demonstrations: int = 600
+    demonstrations: PositiveInt = 600
     """Demonstrations for SFT: few, so that it leaves head-room."""
-    rankings: int = 8_000
+    rankings: PositiveInt = 8_000
     """Rankings to train the reward model on. The 2,000 training prompts are gone through in turn, each time with new
     answers."""
-    responses_per_prompt: int = 4
+    responses_per_prompt: Annotated[int, Ge(2), "A ranking needs two answers."] = 4
     """K: answers ranked together; also the n of best-of-n."""
-    ppo_updates: int = 60
+    ppo_updates: PositiveInt = 60
     """PPO updates, of ``ppo.batch_size`` episodes each."""
-    kl_coef: float = 0.2
+    kl_coef: Annotated[NonNegative, "Use 0 to switch the KL off."] = 0.2
     """β: what a nat of KL costs, in units of the reward model's spread within a prompt."""
-    eval_split: str = "test"
+    eval_split: Literal["validation", "test"] = "test"
     """Held-out prompts: "validation" to choose settings, "test" to report."""
     base: SFTConfig = field(
         default_factory=lambda: SFTConfig(learning_rate=3e-3, epochs=3, batch_size=32, completion_only=False)
@@ -90,15 +92,7 @@ class DemoConfig:
     )
 
     def __post_init__(self) -> None:
-        if self.eval_split not in ("validation", "test"):
-            raise ValueError(f"eval_split must be 'validation' or 'test', with eval_split (={self.eval_split!r}).")
-        for name in ("base_examples", "demonstrations", "rankings", "ppo_updates"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be ≥ 1, with {name} (={getattr(self, name)}).")
-        if self.responses_per_prompt < 2:
-            raise ValueError(
-                f"responses_per_prompt must be ≥ 2, with responses_per_prompt (={self.responses_per_prompt})."
-            )
+        check_settings(self)
 
 
 class Run:

@@ -5,15 +5,15 @@ answers from ``assistant-sft`` and has simulated annotators rank four of them; t
 the same in the exact world, where best-of-n is then computed by enumeration.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import gymnasium
 import numpy as np
 import torch
+from annotated_types import Ge
 from jaxtyping import Float
 
 import textenv
@@ -24,6 +24,7 @@ from reward_models.preferences import Ranking, read_rankings
 from textenv.data.records import looks_like_path
 from textenv.lm import LanguageModel, TokenRule, pad_left, sample_responses
 from textenv.protocols import RewardModel
+from textenv.settings import Count, Positive, PositiveInt, check_settings
 from textenv.tasks import assistant
 from textenv.tasks.assistant.phrases import CLOSERS, OPENERS
 from textenv.tasks.assistant.world import PHRASINGS
@@ -43,40 +44,30 @@ MICRO_RANKINGS = 300
 class BenchmarkConfig:
     """What to measure, and how finely."""
 
-    limit: int | None = None
+    limit: Annotated[PositiveInt | None, "Leave it out to use everything."] = None
     """Use only the first so many records of a file, or prompts of a world."""
-    seed: int = 0
+    seed: Count = 0
     """Of sampling, annotators, edits and the bootstrap: equal seeds give equal reports, times and memory apart."""
     skip_malformed: bool = False
     """Leave malformed records out and count them, instead of stopping at the first."""
-    gold_temperature: float | None = None
+    gold_temperature: Annotated[Positive | None, "Leave it out where it is unknown."] = None
     """For a file whose records carry "gold": temperature τ of the annotators, who prefer a to b with probability
     σ((gold_a − gold_b)/τ). Without it the limits of accuracy and NLL stay unknown."""
-    bins: int = 10
+    bins: PositiveInt = 10
     """Bins of equal mass in the reliability diagram and the ECE."""
-    resamples: int = 2000
+    resamples: PositiveInt = 2000
     """Of the bootstrap. More steady the ends of intervals."""
-    responses: int = 4
+    responses: Annotated[int, Ge(2), "A ranking needs two answers."] = 4
     """Answers that an annotator of a world ranks; equal ones are merged."""
-    annotators: int = 4
+    annotators: PositiveInt = 4
     """Rankings of the same answers, where a world simulates annotators. More lessen the noise of labels."""
-    pool: int = 32
+    pool: PositiveInt = 32
     """Answers a prompt for best-of-n in a world: n goes up to it."""
 
     def __post_init__(self) -> None:
-        for name, least in (("bins", 1), ("resamples", 1), ("responses", 2), ("annotators", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be ≥ {least}, with {name} (={getattr(self, name)}).")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit must be ≥ 1, with limit (={self.limit}). Leave it out for everything.")
-        temperature = self.gold_temperature
-        if temperature is not None and not (math.isfinite(temperature) and temperature > 0):
-            raise ValueError(
-                f"gold_temperature must be finite and > 0, with gold_temperature (={temperature}). Leave "
-                "it out where it is not known."
-            )
+        check_settings(self)
         if self.pool < self.responses:
-            raise ValueError(f"pool (={self.pool}) must be ≥ responses (={self.responses}), which are taken from it.")
+            raise ValueError(f"pool must be responses ({self.responses}) or more, got {self.pool}. Raise it.")
 
 
 class Pool(NamedTuple):

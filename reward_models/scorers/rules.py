@@ -11,10 +11,10 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal, get_type_hints
+from typing import Any, ClassVar, Literal
 
-from reward_models.scorers.values import check_value
 from textenv import registry
+from textenv.settings import Count, check_settings
 
 LengthUnit = Literal["words", "characters", "tokens"]
 
@@ -26,9 +26,7 @@ class Rule:
     name: ClassVar[str]
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for field, value in asdict(self).items():
-            check_value(field, value, hints[field], f" of rule {self.name!r}")
+        check_settings(self, f" of rule {self.name!r}")
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[str], **columns: Any) -> list[float]:
         return [self._score(completion) for completion in completions]
@@ -72,15 +70,13 @@ class RegexCount(Rule):
     name: ClassVar[str] = "regex_count"
     pattern: str
     score: float = 1.0
-    maximum: int | None = None
-    """Matches that count at most, ≥ 0."""
+    maximum: Count | None = None
+    """Matches that count at most."""
     ignore_case: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _compiled(self.pattern, self.ignore_case)
-        if self.maximum is not None and self.maximum < 0:
-            raise ValueError(f"maximum of rule 'regex_count' must be ≥ 0, with maximum (={self.maximum}). Raise it.")
 
     def _score(self, completion: str) -> float:
         count = sum(1 for _ in _compiled(self.pattern, self.ignore_case).finditer(completion))
@@ -123,17 +119,16 @@ class LengthRange(Length):
     """``score`` for a length in ``[minimum, maximum]``, less ``slope`` for each unit outside."""
 
     name: ClassVar[str] = "length_range"
-    minimum: int = 0
-    maximum: int | None = None
+    minimum: Count = 0
+    maximum: Count | None = None
     """None: as long as you like."""
     slope: float = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.minimum < 0 or (self.maximum is not None and self.maximum < self.minimum):
+        if self.maximum is not None and self.maximum < self.minimum:
             raise ValueError(
-                "minimum must be ≥ 0 and must not exceed maximum in rule 'length_range', with "
-                f"minimum (={self.minimum}), maximum (={self.maximum})."
+                f"minimum of rule {self.name!r} must be maximum ({self.maximum}) or less, got {self.minimum}. Lower it."
             )
 
     def _score(self, completion: str) -> float:

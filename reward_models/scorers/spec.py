@@ -25,10 +25,10 @@ from reward_models.scorers.ensemble import Combine, Ensemble
 from reward_models.scorers.remote import HTTPRewardModel
 from reward_models.scorers.rules import RULES
 from reward_models.scorers.transformer import load_reward_model
-from reward_models.scorers.values import check_value
 from reward_models.scorers.weighted import Part, WeightedSum
 from textenv import registry
 from textenv.protocols import RewardModel
+from textenv.settings import check_value
 
 Spec = str | Mapping[str, Any]
 """A registered name, a path, a hub id, or a JSON object."""

@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Float
 
 from reward_models.identity import joint_identity
-from reward_models.scorers.values import fits
 from textenv.protocols import RewardModel
 from textenv.scoring import score_texts
+from textenv.settings import fits
 
 
 class Part(NamedTuple):

@@ -14,8 +14,9 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple
 
+from annotated_types import Ge, Lt
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -29,6 +30,7 @@ from reward_models.training.examples import Examples, Featurize, table
 from reward_models.training.lora import LoRA
 from reward_models.training.losses import centre_penalty, plackett_luce_nll, ranking_nll
 from textenv.lm import LanguageModel
+from textenv.settings import Count, NonNegative, PositiveInt
 from textenv.training.loop import Objective, OnProgress, TrainingConfig, fit, remove_checkpoints
 from textenv.training.trainable import BestWeights, load_trainable, save_trainable, trainable_weights
 
@@ -44,13 +46,13 @@ class RewardConfig(TrainingConfig):
     loss: RankingLoss = "pairwise"
     """What a ranking of K responses is worth: ``pairwise``, the mean over its C(K, 2) pairs (InstructGPT), or
     ``listwise``, the Plackett–Luce likelihood of the whole order. The same for K = 2."""
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, Ge(0), Lt(0.5), "At a half, labels say nothing."] = 0.0
     """Share of pairs taken to be labelled the wrong way round, in [0, 0.5). Higher keeps scores closer together. Needs
     the pairwise loss."""
-    tie_strength: float = 0.0
+    tie_strength: NonNegative = 0.0
     """Davidson's ν, ≥ 0: how readily equally good responses are tied, P(tie) = ν/(2 + ν). 0 counts a tie as half a win
     each way. Ties need the pairwise loss."""
-    center_coef: float = 0.0
+    center_coef: NonNegative = 0.0
     """Weight of the squared mean score of each prompt's responses, ≥ 0: draws scores to 0, which comparisons leave
     free. Around 0.01 is usual."""
     normalize: bool = True
@@ -62,41 +64,29 @@ class RewardConfig(TrainingConfig):
     """Train the last linear layer alone, on features computed once: much faster, and less to overfit."""
     feature_file: str | None = None
     """Where a frozen trunk's features are kept (SQLite), for later runs on the same texts; None keeps none."""
-    lora_rank: int = 0
+    lora_rank: Count = 0
     """Rank of low-rank adapters on every linear layer, ≥ 0; merged when saved. 0 trains the weights themselves."""
-    lora_alpha: float = 16.0
+    lora_alpha: NonNegative = 16.0
     """Adapters are scaled by lora_alpha / lora_rank. Higher lets them change the model faster."""
-    eval_steps: int | None = None
+    eval_steps: Annotated[PositiveInt | None, "Use None to evaluate after each epoch alone."] = None
     """Optimizer steps between evaluations on held-out rankings, ≥ 1, besides the one after every epoch."""
-    early_stopping_patience: int | None = None
+    early_stopping_patience: Annotated[PositiveInt | None, "Use None to train to the end."] = None
     """Stop after this many evaluations (≥ 1) without a lower held-out NLL, and keep the weights of the best one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.loss not in get_args(RankingLoss):
-            raise ValueError(f"loss must be one of {get_args(RankingLoss)}, with loss (={self.loss!r}).")
-        if not 0 <= self.label_smoothing < 0.5:
-            raise ValueError(
-                f"label_smoothing must be in [0, 0.5), with label_smoothing (={self.label_smoothing}). At a half, "
-                "labels say nothing."
-            )
-        for name in ("tie_strength", "center_coef", "lora_rank", "lora_alpha"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be finite and ≥ 0, with {name} (={getattr(self, name)}).")
-        for name in ("eval_steps", "early_stopping_patience"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be ≥ 1, with {name} (={getattr(self, name)}). Use None for none.")
         if self.loss == "listwise" and (self.label_smoothing or self.tie_strength):
             raise ValueError(
-                "label_smoothing and tie_strength need loss='pairwise', with loss (='listwise'), label_smoothing "
-                f"(={self.label_smoothing}), tie_strength (={self.tie_strength})."
+                "label_smoothing and tie_strength need loss='pairwise', got loss='listwise' with label_smoothing="
+                f"{self.label_smoothing}, tie_strength={self.tie_strength}. Set both to 0, or use the pairwise loss."
             )
         if self.feature_file is not None and not self.freeze_trunk:
             raise ValueError(
-                f"feature_file (={self.feature_file!r}) needs freeze_trunk. A trunk that learns has no fixed features."
+                f"feature_file needs freeze_trunk, got {self.feature_file!r} without it. A trunk that learns has no "
+                "fixed features."
             )
         if self.freeze_trunk and self.lora_rank:
-            raise ValueError(f"freeze_trunk must be off with lora_rank (={self.lora_rank}) > 0. Choose one of the two.")
+            raise ValueError(f"freeze_trunk must be off with LoRA, got lora_rank={self.lora_rank}. Choose one of them.")
 
 
 class RewardResult(NamedTuple):

@@ -1,10 +1,13 @@
 """The one next-token distribution: what is sampled is what is scored."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from textenv.settings import Count, Positive, check_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,18 +18,15 @@ class TokenRule:
     place here: they would make the sampled distribution differ from the scored one.
     """
 
-    temperature: float = 1.0
-    """Divides the logits; > 0. Higher is more random."""
-    min_new_tokens: int = 0
+    temperature: Annotated[Positive, "Use deterministic prediction for greedy decoding."] = 1.0
+    """Divides the logits. Higher is more random."""
+    min_new_tokens: Count = 0
     """Ending tokens are forbidden before this many response tokens."""
     stop_ids: tuple[int, ...] = ()
     """Tokens that end a response (EOS first)."""
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ValueError(
-                f"temperature (={self.temperature}) must be > 0. Use deterministic prediction for greedy decoding."
-            )
+        check_settings(self)
 
     def allowed(self, steps: Int[Tensor, " n"], vocabulary: int) -> Bool[Tensor, "n V"] | None:
         """Which tokens may be chosen as response token number ``steps`` (from 0); None when all may, always."""

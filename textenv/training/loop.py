@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import math
 import random
 import shutil
 import tempfile
@@ -16,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 from transformers.utils import logging as hf_logging
 
 from textenv.data.records import write_json
+from textenv.settings import Below1, Count, NonNegative, Positive, PositiveInt, check_settings
 from textenv.training.interrupt import deferred_interrupt
 from textenv.training.trainable import BestWeights
 
@@ -46,47 +46,33 @@ class TrainingConfig:
     Dropout is off in every model of this package and stays off in training.
     """
 
-    learning_rate: float = 1e-4
+    learning_rate: Positive = 1e-4
     """Peak step size of AdamW, > 0. Higher learns faster, then diverges."""
-    epochs: int = 1
+    epochs: PositiveInt = 1
     """Passes over the data, ≥ 1. More fits the data better, then overfits it."""
-    batch_size: int = 32
+    batch_size: PositiveInt = 32
     """Examples in one forward pass, ≥ 1. Higher is faster and takes more memory."""
-    gradient_accumulation_steps: int = 1
+    gradient_accumulation_steps: PositiveInt = 1
     """Forward passes in one optimizer step, ≥ 1. The gradient is that of one large batch, however it is split."""
-    warmup_ratio: float = 0.05
+    warmup_ratio: Annotated[Below1, "It is a share of the steps."] = 0.05
     """Share of the steps, in [0, 1), in which the learning rate rises from 0 to its peak."""
     lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Course of the learning rate after the warm-up: to 0 along a line or a cosine, or constant."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegative = 0.0
     """Decoupled weight decay, ≥ 0, on matrices only (not on biases and norms)."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: NonNegative = 1.0
     """Gradients with a larger norm are scaled down to it; 0 never does."""
-    adam_beta2: float = 0.999
+    adam_beta2: Below1 = 0.999
     """Memory of AdamW's squared gradients, in [0, 1). Lower follows changes faster."""
-    seed: int = 0
+    seed: Count = 0
     """Order of the examples. The same seed gives the same weights, bit for bit on a CPU."""
-    logging_steps: int | None = None
+    logging_steps: Annotated[PositiveInt | None, "Use None for the default."] = None
     """Optimizer steps between entries of the history, ≥ 1; None: about 50 entries a run."""
-    save_steps: int | None = None
+    save_steps: Annotated[PositiveInt | None, "Use None for the default."] = None
     """Optimizer steps between checkpoints in the output folder, ≥ 1; None: only when interrupted."""
 
     def __post_init__(self) -> None:
-        lowest = {"epochs": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "weight_decay": 0, "max_grad_norm": 0}
-        for name, low in lowest.items():
-            if not low <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} (={getattr(self, name)}) must be ≥ {low} and finite. Change it.")
-        if not 0 <= self.adam_beta2 < 1:
-            raise ValueError(f"adam_beta2 (={self.adam_beta2}) must be in [0, 1). Lower it.")
-        for name in ("logging_steps", "save_steps"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} (={getattr(self, name)}) must be ≥ 1. Use None for the default.")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate (={self.learning_rate}) must be > 0 and finite. Change it.")
-        if not 0 <= self.warmup_ratio < 1:
-            raise ValueError(f"warmup_ratio (={self.warmup_ratio}) must be in [0, 1). It is a share of the steps.")
-        if self.lr_schedule not in ("linear", "cosine", "constant"):
-            raise ValueError(f"lr_schedule (={self.lr_schedule!r}) must be 'linear', 'cosine' or 'constant'.")
+        check_settings(self)
 
     @property
     def window(self) -> int:

@@ -133,7 +133,7 @@ def test_the_command_writes_a_table_a_page_and_a_json_a_model(capsys, tmp_path):
         (["nothing-of-this-name"], "reward model must be"),
         ([], "one or more models"),
         (["assistant-gold", "--data", "absent.jsonl"], "absent.jsonl"),
-        (["assistant-gold", "--limit", "0"], r"limit (=0)"),
+        (["assistant-gold", "--limit", "0"], "limit must be 1 or more, got 0"),
     ],
 )
 def test_what_a_user_can_mend_is_one_line(capsys, arguments, message):

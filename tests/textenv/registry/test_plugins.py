@@ -85,7 +85,7 @@ def test_a_module_that_imports_textenv_at_its_top_is_told_to_keep_its_plug_in_el
             " textenv.register('half/Half-v0', prompts='half', reference='r', reward_model='m', max_prompt_tokens=0,"
             " max_new_tokens=1)",
             None,
-            "ValueError: max_prompt_tokens must be ≥ 1",
+            "ValueError: max_prompt_tokens must be 1 or more",
         ),
     ],
     ids=["import", "exit", "attribute", "module", "arguments", "registration"],
