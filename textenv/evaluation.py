@@ -21,7 +21,7 @@ class Agent(Protocol):
 
 
 class Evaluation(NamedTuple):
-    """Finished episodes of one agent, one entry an episode."""
+    """Finished episodes of one agent, one entry per episode."""
 
     prompts: list[str]
     responses: list[str]
@@ -70,10 +70,14 @@ def evaluate(
     if isinstance(env, str):
         made = gymnasium.make_vec(env, num_envs=num_envs, **options).unwrapped
         if not isinstance(made, TextVectorEnv):
-            raise ValueError(f"evaluate needs a text environment, with id (={env!r}) of {type(made).__name__}.")
+            raise ValueError(
+                f"evaluate needs a text environment, got {env!r}, a {type(made).__name__}. Name an id of textenv."
+            )
         env = made
     elif options:
-        raise ValueError(f"options go with an id, with options (={sorted(options)}) for an environment already made.")
+        raise ValueError(
+            f"options go with an id, got {sorted(options)} for an environment already made. Leave them out."
+        )
     ids = np.arange(len(env.task.prompts.ids)) if prompt_ids is None else np.asarray(prompt_ids)
     run = _play if hasattr(agent, "respond") else _step
     parts = []
@@ -93,7 +97,7 @@ def _play(agent: Any, env: TextVectorEnv, ids: np.ndarray, deterministic: bool) 
 
 
 def _step(agent: Any, env: TextVectorEnv, ids: np.ndarray, deterministic: bool) -> dict[str, Any]:
-    """Step until the first episode of every slot has ended; what the others play meanwhile is thrown away."""
+    """Step until the first episode of every slot has ended; later episodes are discarded."""
     env.require_same_step("an agent without respond")
     observation, _ = env.reset(options={"prompt_id": ids})
     rows: list[dict[str, Any] | None] = [None] * env.num_envs

@@ -1,4 +1,4 @@
-"""Rules to hold a reward model against: what scores well here without understanding anything.
+"""Rules to compare a reward model with: they score well on some data without understanding anything.
 
 textenv rm-bench my-model reward_models.benchmark.baselines:longer --compare
 """
@@ -7,10 +7,10 @@ from typing import Any
 
 
 def longer(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-    """Characters of the response."""
+    """The number of characters of the response."""
     return [float(len(completion)) for completion in completions]
 
 
 def shorter(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-    """Minus the characters of the response."""
+    """Minus the number of characters of the response."""
     return [-float(len(completion)) for completion in completions]

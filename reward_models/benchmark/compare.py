@@ -1,4 +1,4 @@
-"""Two reward models on the same items: is one of them better?"""
+"""Compare two reward models on the same items, pair by pair."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -21,15 +21,15 @@ class Comparison(NamedTuple):
     interval: tuple[float, float]
     """95 % paired bootstrap over clusters (prompts)."""
     se: float
-    """Of the difference, over clusters."""
+    """Standard error of the difference, over clusters."""
     only_first: int
     """Pairs that only the first orders right."""
     only_second: int
     tied: int
-    """Pairs to which one of the models, or both, gives equal scores: half a point each, and nobody's for McNemar."""
+    """Pairs to which at least one model gives equal scores. They count one half, and not at all for McNemar."""
     mcnemar_p: float
-    """Two-sided exact p-value (McNemar 1947). It takes pairs as independent; trust the interval where responses of a
-    prompt are many."""
+    """Two-sided exact p-value (McNemar 1947). It takes pairs as independent; with many responses per prompt, trust the
+    interval instead."""
     pairs: int
 
 
@@ -65,8 +65,8 @@ def _paired(
     )
     if not same:
         raise ValueError(
-            f"a comparison needs two reports on the same items, with items (={len(first)}) and (={len(second)}) that "
-            "differ. Run both models with the same data, limit and seed."
+            f"a comparison needs two reports on the same items, got {len(first)} and {len(second)} items that differ. Run "
+            "both models with the same data, limit and seed."
         )
     margins: list[tuple[float, float, int]] = []
     clusters: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Asking a reward model: finite scores or an error, columns that it wants, and a count of texts for progress."""
+"""The reward model under test: asks it for scores, refuses those that are not finite, and counts texts for progress."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,19 +14,19 @@ from textenv.protocols import RewardModel
 from textenv.scoring import Finished, call_reward_model
 
 CHUNK = 512
-"""Texts a call: often enough for a progress bar, enough for any batch."""
+"""Texts per call: small enough for a moving progress bar, large enough for any batch."""
 
 
 class Refused(NamedTuple):
-    """The model would not score an altered text (an empty prompt, say); that is a finding, not an error."""
+    """The model would not score an altered text (an empty prompt, say); that is a result, not an error."""
 
     reason: str
     crashed: bool
-    """It raised something else than a ValueError: it broke rather than refused."""
+    """It raised something other than a ValueError: it broke rather than refused."""
 
 
 class BenchmarkedModel:
-    """A reward model with its name, what it says of its own scale, and how much it has been asked."""
+    """A reward model with its name, its declared scale, and the number of texts that it has scored."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class BenchmarkedModel:
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """``model``: a callable, or a registered name, ``module:callable``, folder or hub id. ``expected`` texts in
-        all; ``on_progress`` is told how many are done, and that number."""
+        all; ``on_progress`` is called with the number done and the number expected."""
         self.model: RewardModel = textenv.reward_model(model) if isinstance(model, str) else model
         self.name = name or (model if isinstance(model, str) else getattr(model, "__name__", type(model).__name__))
         self._done, self._expected, self._on_progress = 0, expected, on_progress
@@ -53,7 +53,7 @@ class BenchmarkedModel:
         return getattr(self.model, "tokenizer", None)
 
     def __call__(self, texts: Inputs, chunk: int = CHUNK) -> Float[np.ndarray, " N"]:
-        """One finite score a text.
+        """One finite score per text.
 
         Raises:
             ValueError: a score is not finite or missing (names the prompt), or the model refuses a text.
@@ -68,7 +68,7 @@ class BenchmarkedModel:
         return np.concatenate(parts)
 
     def finish(self) -> None:
-        """Say that nothing more will be asked."""
+        """Tell the progress bar that nothing more will be scored."""
         if self._on_progress is not None:
             self._on_progress(max(self._done, self._expected), max(self._done, self._expected))
 

@@ -5,8 +5,8 @@ With ``d = √KL(π ‖ π_ref)`` and gains over the reference:
 * best-of-n  ``R(d) = d (α − β d)``, highest at ``d = α / 2β``;
 * RL         ``R(d) = d (α − β log d)``, highest at ``d = exp(α/β − 1)``.
 
-α is the slope of early gains (for RL at d = 1), β how fast they are used up. Both forms are linear in (α, β) and are
-fitted by least squares.
+α is the slope of early gains (for RL the slope at d = 1), β how fast they fade. Both forms are linear in (α, β) and
+are fitted by least squares.
 """
 
 import math
@@ -52,14 +52,14 @@ def fit_bend(form: Form, d: Sequence[float] | Any, gains: Sequence[float] | Any)
     d, gains = np.asarray(d, dtype=np.float64), np.asarray(gains, dtype=np.float64)
     if len(np.unique(d[d > 0])) < 2 or not (np.isfinite(d).all() and np.isfinite(gains).all()) or (d < 0).any():
         raise ValueError(
-            f"a form is fitted to finite points, two or more of them at different d > 0, with d (={d.tolist()}), gains "
-            f"(={gains.tolist()}). Measure more points."
+            f"a form needs finite points, two or more of them at different d > 0, got d {d.tolist()} and gains "
+            f"{gains.tolist()}. Measure more points."
         )
     columns = np.stack(_columns(form, d), axis=1)
     (alpha, beta), *_ = np.linalg.lstsq(columns, gains, rcond=None)
-    spread = float(np.sum((gains - gains.mean()) ** 2))
+    total = float(np.sum((gains - gains.mean()) ** 2))
     left = float(np.sum((gains - columns @ np.array([alpha, beta])) ** 2))
-    return Bend(form, float(alpha), float(beta), 1 - left / spread if spread else math.nan)
+    return Bend(form, float(alpha), float(beta), 1 - left / total if total else math.nan)
 
 
 def _columns(form: Form, d: Float[np.ndarray, " D"]) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, " D"]]:

@@ -47,7 +47,7 @@ class BenchmarkConfig:
     limit: Annotated[PositiveInt | None, "Leave it out to use everything."] = None
     """Use only the first so many records of a file, or prompts of a world."""
     seed: Count = 0
-    """Of sampling, annotators, edits and the bootstrap: equal seeds give equal reports, times and memory apart."""
+    """Seed of sampling, annotators, edits and bootstrap. Equal seeds give equal figures, except speed and memory."""
     skip_malformed: bool = False
     """Leave malformed records out and count them, instead of stopping at the first."""
     gold_temperature: Annotated[Positive | None, "Leave it out where it is unknown."] = None
@@ -56,13 +56,13 @@ class BenchmarkConfig:
     bins: PositiveInt = 10
     """Bins of equal mass in the reliability diagram and the ECE."""
     resamples: PositiveInt = 2000
-    """Of the bootstrap. More steady the ends of intervals."""
+    """Resamples of the bootstrap. More make the ends of its intervals steadier, and take longer."""
     responses: Annotated[int, Ge(2), "A ranking needs two answers."] = 4
-    """Answers that an annotator of a world ranks; equal ones are merged."""
+    """Answers that each simulated annotator ranks; equal ones are merged."""
     annotators: PositiveInt = 4
-    """Rankings of the same answers, where a world simulates annotators. More lessen the noise of labels."""
+    """Rankings of the same answers, where a world simulates annotators. More of them reduce the noise of the labels."""
     pool: PositiveInt = 32
-    """Answers a prompt for best-of-n in a world: n goes up to it."""
+    """Answers per prompt for best-of-n in a world, and so the largest n."""
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -85,11 +85,11 @@ class Suite(NamedTuple):
     skipped: int = 0
     """Malformed records that were left out."""
     temperature: float | None = None
-    """Of simulated annotators, in units of gold; None where the labels are people's."""
+    """Temperature of the simulated annotators, in units of gold; None where people made the labels."""
     pool: Pool | None = None
-    """For best-of-n by estimation."""
+    """For estimating best-of-n from samples."""
     world: ExactWorld | None = None
-    """For best-of-n by enumeration."""
+    """For enumerating best-of-n."""
     paraphrase: Edit | None = None
     praise: str = PRAISE
 
@@ -112,7 +112,8 @@ def load_suite(data: Suite | Sequence[Mapping[str, Any]] | str | Path, config: B
     items, malformed = read_rankings(data, limit=config.limit, skip_malformed=config.skip_malformed)
     if config.gold_temperature is not None and not all(item.gold for item in items):
         raise ValueError(
-            f"gold_temperature (={config.gold_temperature}) needs the field 'gold' in every record. Leave it out."
+            f"gold_temperature needs the field 'gold' in every record, got {config.gold_temperature} without it. "
+            "Leave it out."
         )
     name = Path(data).name if isinstance(data, str | Path) else "records"
     return Suite(name, items, len(malformed), config.gold_temperature)
@@ -152,7 +153,7 @@ def embedded(name: str, config: BenchmarkConfig) -> Suite:
 
 
 def micro(config: BenchmarkConfig) -> Suite:
-    """The exact world. Its six prompts are all there are, so every ranking of fresh answers is a cluster of its own."""
+    """The exact world. It has only six prompts, so each fresh set of answers is a cluster of its own."""
     env = gymnasium.make("textenv/Micro-v0")
     world = exact_world(env)
     count = config.responses * MICRO_RANKINGS

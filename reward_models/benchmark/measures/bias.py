@@ -23,8 +23,8 @@ class LengthBias(NamedTuple):
     gold_spearman: float
     """The same of the true scores: how much of it is deserved. NaN where gold is not known."""
     chosen_longer: float
-    """Share of pairs whose preferred response is the longer one, equals one half: the labels' own taste, and the
-    accuracy of the rule "longer is better"."""
+    """Share of pairs whose preferred response is the longer one, equal lengths counting one half: the labels' own
+    preference for length, and the accuracy of the rule "longer is better"."""
     accuracy_longer: Rate | None
     """Accuracy where the preferred response is longer by more than ``MATCHED``."""
     accuracy_shorter: Rate | None

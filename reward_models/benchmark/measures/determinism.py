@@ -16,7 +16,7 @@ from textenv.lm.batch import length_mask
 
 BATCHES = (1, 8, 64)
 VARIED = 256
-"""Texts that are scored in other company."""
+"""Texts that are scored again in other batches."""
 TOLERANCE = 1e-3
 """Standard deviations within a prompt; float32 arithmetic in another order stays far below."""
 
@@ -38,7 +38,7 @@ class Determinism(NamedTuple):
 
 
 def determinism(texts: Inputs, scorer: BenchmarkedModel, *, unit: float, seed: int, limit: int = VARIED) -> Determinism:
-    """Score up to ``limit`` texts, all at once, then in other company. ``unit``: a standard deviation of the scores."""
+    """Score up to ``limit`` texts all at once, then in other batches. ``unit``: a standard deviation of the scores."""
     rng = np.random.default_rng(seed)
     count = min(limit, len(texts.responses))
     texts = texts.select(np.sort(rng.permutation(len(texts.responses))[:count]))

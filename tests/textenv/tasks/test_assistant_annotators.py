@@ -84,5 +84,5 @@ def test_annotators_see_that_an_answer_was_cut_off():
 
 
 def test_bad_temperatures_are_refused(rng):
-    with pytest.raises(ValueError, match="temperature must be > 0"):
+    with pytest.raises(ValueError, match="temperature must be above 0"):
         assistant.rank([0.0, 1.0], rng, 0.0)

@@ -41,5 +41,5 @@ def sample_rankings(
 
 def _checked(temperature: float) -> float:
     if not temperature > 0:
-        raise ValueError(f"temperature must be > 0, with temperature (={temperature}). Use a small one for no noise.")
+        raise ValueError(f"temperature must be above 0, got {temperature}. Use a small one for no noise.")
     return temperature
