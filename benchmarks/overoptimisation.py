@@ -34,7 +34,7 @@ from agents.demo.judge import assistant_env, gold_of
 from agents.ppo import PPO, PPOConfig
 from benchmarks.overoptimisation_summary import summarise
 from benchmarks.record import write_result
-from reward_models.benchmark.measures.best_of_n import best_of_n, kl_bound
+from reward_models.benchmark.measures.best_of_n import expected_best, kl_bound
 from reward_models.benchmark.suites import Pool, sample_pool
 from reward_models.scorers.ensemble import combined
 from reward_models.training.start import start_reward_model
@@ -181,8 +181,8 @@ def sampled_best_of_n(scores: np.ndarray, gold: np.ndarray) -> list[dict[str, fl
     units = within_prompt_sd(scores.ravel(), prompt), within_prompt_sd(gold.ravel(), prompt)
     points = []
     for n in (2**k for k in range(POOL.bit_length())):
-        proxy_gain = best_of_n(scores, scores, n) - scores.mean(1)
-        gold_gain = best_of_n(scores, gold, n) - gold.mean(1)
+        proxy_gain = expected_best(scores, scores, n) - scores.mean(1)
+        gold_gain = expected_best(scores, gold, n) - gold.mean(1)
         points.append(
             {
                 "n": n,

@@ -65,8 +65,8 @@ def _paired(
     )
     if not same:
         raise ValueError(
-            f"a comparison needs two reports on the same items, got {len(first)} and {len(second)} items that differ. Run "
-            "both models with the same data, limit and seed."
+            f"a comparison needs two reports on the same items, got {len(first)} and {len(second)} items that differ. "
+            "Run both models with the same data, limit and seed."
         )
     margins: list[tuple[float, float, int]] = []
     clusters: dict[str, int] = {}

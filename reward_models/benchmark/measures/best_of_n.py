@@ -50,8 +50,10 @@ def subset_weights(total: int, n: int) -> Float[np.ndarray, " N"]:
     return np.array([math.comb(i, n - 1) / math.comb(total, n) for i in range(total)])
 
 
-def best_of_n(scores: Float[np.ndarray, "X N"], values: Float[np.ndarray, "X N"], n: int) -> Float[np.ndarray, " X"]:
-    """Unbiased estimate, a prompt, of the expected ``values`` of the sample with the highest of n ``scores``."""
+def expected_best(
+    scores: Float[np.ndarray, "X N"], values: Float[np.ndarray, "X N"], n: int
+) -> Float[np.ndarray, " X"]:
+    """Unbiased estimate, for each prompt, of the expected ``values`` of the sample with the highest of n ``scores``."""
     weights = subset_weights(scores.shape[1], n)
     out = np.empty(len(scores))
     for x, (score, value) in enumerate(zip(scores, values, strict=True)):
@@ -95,10 +97,10 @@ def sampled_curve(
     discrete = len(np.unique(scores)) <= MAX_LEVELS
     points = []
     for n in sizes:
-        value = best_of_n(scores, gold, n)
+        value = expected_best(scores, gold, n)
         gold_gain = mean((value - gold.mean(1)) / gold_unit)
-        gain = mean((best_of_n(scores, scores, n) - scores.mean(1)) / unit)
-        oracle = float(np.mean(best_of_n(gold, gold, n) - gold.mean(1))) / gold_unit
+        gain = mean((expected_best(scores, scores, n) - scores.mean(1)) / unit)
+        oracle = float(np.mean(expected_best(gold, gold, n) - gold.mean(1))) / gold_unit
         kl = float(np.mean([_observed_kl(row, n) for row in scores])) if discrete else kl_bound(n)
         points.append(Point(n, kl, "levels" if discrete else "bound", *mean(value), *gold_gain, *gain, oracle))
     return points

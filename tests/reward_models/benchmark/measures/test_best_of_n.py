@@ -25,7 +25,7 @@ def world():
 def test_the_estimate_is_the_mean_over_all_subsets(rng, n):
     scores = np.array([[3.0, 1.0, 2.0, 2.0, 2.0, 0.0], [1.0, 1.0, 1.0, 1.0, 1.0, 1.0]])  # with ties
     values = rng.normal(size=(2, 6))
-    for score, value, estimate in zip(scores, values, bon.best_of_n(scores, values, n), strict=True):
+    for score, value, estimate in zip(scores, values, bon.expected_best(scores, values, n), strict=True):
         subsets = [list(chosen) for chosen in itertools.combinations(range(6), n)]
         # Lots are drawn among the best of a subset.
         brute = np.mean([np.mean(value[s][score[s] == score[s].max()]) for s in subsets])
@@ -41,7 +41,7 @@ def test_the_estimate_is_unbiased_where_taking_the_best_of_groups_agrees_with_th
     # The maximum of n uniform numbers has mean n / (n + 1).
     scores = rng.random((4000, 8))
     for n in (2, 4, 8):
-        found = bon.best_of_n(scores, scores, n)
+        found = bon.expected_best(scores, scores, n)
         assert found.mean() == pytest.approx(n / (n + 1), abs=4 * found.std() / math.sqrt(4000))
 
 
