@@ -139,4 +139,4 @@ def test_ppo_ends_turns_on_either_token_and_counts_both(text_options, tmp_path):
     last = rollout.tokens.response_ids.gather(1, rollout.tokens.response_lengths[:, None] - 1).squeeze(1).numpy()
     assert {EOS, GREEN} <= set(last.tolist())
     by_hand = np.isin(last, [EOS, GREEN])
-    assert [reason == "eos" for reason in rollout.finish_reasons] == by_hand.tolist()
+    assert rollout.ended.tolist() == by_hand.tolist()
