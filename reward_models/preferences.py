@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from textenv.data.records import check_text, json_object, raw_records
+from textenv.data.datasets import raw_records
+from textenv.data.records import check_text, json_object
 
 ASSISTANT, HUMAN = "\n\nAssistant:", "\n\nHuman:"
 FIELDS = ("prompt", "responses", "ranking", "chosen", "rejected", "tie", "margin", "category", "gold", "finish_reasons")

@@ -1,6 +1,8 @@
 """Which way imports run: textenv ← reward_models ← agents ← benchmarks."""
 
 import ast
+import graphlib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,35 @@ def test_a_package_imports_only_what_stands_to_its_left(path):
     imported = imported_packages(path, top_level_only=COMMANDS in path.parents)
     assert not imported & later, f"{path} imports {imported & later}"
     assert "tests" not in imported
+
+
+MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Files of the packages that a file imports, at its top or inside a function."""
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules |= {name if name in MODULES else str(node.module) for name in inside}
+    return modules & MODULES.keys()
+
+
+def test_no_files_import_each_other_in_a_circle():
+    graph = {name: imported_modules(path) for name, path in MODULES.items()}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(f"an import circle: {' → '.join(error.args[1])}")
+
+
+def test_no_folder_holds_more_than_a_dozen_loose_modules():
+    loose = Counter(path.parent for path in FILES if path.name != "__init__.py" and path.parent.name != "benchmarks")
+    crowded = {str(folder.relative_to(ROOT)): count for folder, count in loose.items() if count > 12}
+    assert not crowded
 
 
 HEAVY = {"torch", "transformers", "stable_baselines3", "matplotlib", "accelerate", "rich", "tyro", "yaml", "datasets"}

@@ -15,7 +15,8 @@ from gymnasium.envs.registration import parse_env_id
 
 from textenv import registry
 from textenv.config import REQUIRED, TaskConfig, hint
-from textenv.data.records import check_dataset, looks_like_path
+from textenv.data.datasets import check_dataset
+from textenv.data.records import looks_like_path
 
 if TYPE_CHECKING:
     from textenv.registry.yaml_file import Keys, YamlFile

@@ -16,7 +16,8 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec
 
 from textenv.config import REQUIRED, TaskConfig, hint
-from textenv.data.records import PromptSet, as_prompt_set, check_dataset, looks_like_path, read_dataset
+from textenv.data.datasets import check_dataset, read_dataset
+from textenv.data.records import PromptSet, as_prompt_set, looks_like_path
 from textenv.protocols import RewardModel
 
 if TYPE_CHECKING:

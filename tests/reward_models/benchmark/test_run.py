@@ -349,7 +349,7 @@ def test_prompts_that_a_transformer_cuts_are_counted_said_and_shown(tmp_path, ca
 def test_a_hub_id_may_hold_a_dot_and_a_file_that_is_not_there_is_no_hub_id(monkeypatch):
     asked = []
     record = {"prompt": "p", "chosen": "a", "rejected": "b"}
-    monkeypatch.setattr("textenv.data.records._load_dataset", lambda name, *which: asked.append(name) or [record])
+    monkeypatch.setattr("textenv.data.datasets._load_dataset", lambda name, *which: asked.append(name) or [record])
     assert load_suite("org/data-1.5").items == [Ranking("p", ("a", "b"))]
     assert asked == ["org/data-1.5"]
     for absent in ("runs/absent.jsonl.gz", "runs/absent.csv", "./absent-1.5", "embeded"):

@@ -11,7 +11,8 @@ from gymnasium.envs.registration import EnvSpec
 
 import textenv
 from textenv import registry
-from textenv.data.records import atomic_path, read_dataset, read_jsonl, write_json, write_jsonl
+from textenv.data.datasets import read_dataset
+from textenv.data.records import atomic_path, read_jsonl, write_json, write_jsonl
 
 
 def test_records_survive_writing_and_reading_and_a_folder_is_read_in_order(tmp_path):
@@ -106,7 +107,7 @@ def temporary_id():
         ({"reference": {"name": "x"}}, "reference must be a string"),
         ({"prompts": []}, "at least one prompt"),
         ({"prompts": ["a", ""]}, "prompt number 1"),
-        ({"prompts": {"dataset": "org/name", "colum": "question"}}, r"key \(='colum'\). Did you mean 'column'"),
+        ({"prompts": {"dataset": "org/name", "colum": "question"}}, r"got 'colum'. Did you mean 'column'"),
         ({"prompts": {"column": "question"}}, "a data set must be named"),
         ({"prompts": {"dataset": 3}}, "dataset of a data set must be a string"),
         ({"prompts": len}, r"must be a JSON value.*register_prompts"),
@@ -269,16 +270,16 @@ def test_json_lines_need_no_package_and_take_a_column_too(tmp_path, monkeypatch)
     [
         (
             {"dataset": "one", "column": "questoin"},
-            r"column \(='questoin'\).*Did you mean 'question'.*Columns:.*answer",
+            r"one of question, answer .*got 'questoin'. Did you mean 'question'",
         ),
-        ({"dataset": "one"}, r"column \(='prompt'\)"),
-        ({"dataset": "one", "column": "question", "split": "test"}, r"split \(='test'\).*Splits: train"),
-        ({"dataset": "splits", "column": "question", "split": "val"}, r"split \(='val'\).*Splits: train, test"),
+        ({"dataset": "one"}, r"got 'prompt'\. Name another column"),
+        ({"dataset": "one", "column": "question", "split": "test"}, r"one of train .*got 'test'"),
+        ({"dataset": "splits", "column": "question", "split": "val"}, r"one of train, test .*got 'val'"),
         (
             {"dataset": "parquet", "column": "question", "split": "val"},
-            r"parquet'.*split \(='val'\).*Loading it failed",
+            r"parquet' \(split 'val', .*Loading it failed",
         ),
-        ({"dataset": "nothing"}, r"existing path or a hub id, with dataset"),
+        ({"dataset": "nothing"}, r"existing path or a hub id, got"),
         ({"dataset": "empty"}, r"what save_to_disk wrote.*empty'.*Loading it failed"),
     ],
     ids=str,
@@ -291,7 +292,7 @@ def test_a_data_set_that_cannot_be_read_is_an_error_that_names_the_value(saved, 
 
 def test_without_the_package_a_data_set_is_an_error_that_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ValueError, match=r"dataset \(='org/name'\).*pip install 'textenv\[data\]'"):
+    with pytest.raises(ValueError, match=r"data set 'org/name' needs.*pip install 'textenv\[data\]'"):
         textenv.prompt_set({"dataset": "org/name", "column": "question"})
 
 
@@ -310,7 +311,7 @@ def test_a_hub_data_set_is_asked_for_with_config_split_and_revision(monkeypatch)
     assert textenv.prompt_set(source).prompts == ("red", "green", "blue")
     assert asked == [(("org/name", "en"), {"split": "test", "revision": "v1"})]
     with pytest.raises(
-        ValueError, match=r"dataset \(='org/none'\).*Loading it failed: Dataset 'org/none' doesn't exist"
+        ValueError, match=r"got 'org/none' .*Loading it failed: Dataset 'org/none' doesn't exist"
     ):
         textenv.prompt_set({"dataset": "org/none"})
 

@@ -1,0 +1,121 @@
+"""Data sets: JSON lines, folders, and what the `datasets` package reads. Errors name the data set and the reason."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from textenv.config import hint
+from textenv.data.records import jsonl_lines, looks_like_path, parse_records
+
+
+def read_dataset(
+    dataset: str,
+    *,
+    column: str = "prompt",
+    split: str | None = None,
+    config: str | None = None,
+    revision: str | None = None,
+) -> list[dict[str, Any]]:
+    """Records of a data set, with ``column`` as their ``"prompt"``; its other columns keep their names.
+
+    Args:
+        dataset: a JSONL file, a folder (of JSONL or parquet files, or what ``save_to_disk`` wrote), or a hub id.
+        column: where the prompts stand.
+        split: default the only split, else "train".
+        config: which configuration, where a data set has several.
+        revision: commit or tag of a hub data set; pins what an experiment read.
+
+    Raises:
+        ValueError: no such data set, split or column, or the ``datasets`` package is missing.
+    """
+    rows = list(read_records(dataset, split=split, config=config, revision=revision).values())
+    names = list(dict.fromkeys(key for row in rows for key in row))
+    if column not in names:
+        raise ValueError(
+            f"a column must be one of {', '.join(names)} in data set {dataset!r}, got {column!r}. "
+            f"{hint(column, names)}Name another column."
+        )
+    return [{**{key: value for key, value in row.items() if key != column}, "prompt": row.get(column)} for row in rows]
+
+
+def read_records(
+    dataset: str | Path, *, split: str | None = None, config: str | None = None, revision: str | None = None
+) -> dict[str, dict[str, Any]]:
+    """Records of a data set as they are, each under its place (``"<file>, line <number>"``, or ``"<data set>, record
+    <number>"``): a JSONL file (``.gz`` too), a folder (of JSONL or parquet files, or what ``save_to_disk`` wrote), or a
+    hub id; the other arguments are those of :func:`read_dataset`.
+
+    Raises:
+        ValueError: no such data set or split, a line that is no JSON object, or the ``datasets`` package is missing.
+    """
+    return parse_records(raw_records(dataset, split=split, config=config, revision=revision))
+
+
+def raw_records(
+    dataset: str | Path, *, split: str | None = None, config: str | None = None, revision: str | None = None
+) -> Iterator[tuple[str, Any]]:
+    """What :func:`read_records` reads, one by one, lines of JSONL as they are (:func:`jsonl_lines`)."""
+    path = Path(dataset)
+    jsonl = path.is_file() or str(dataset).endswith((".jsonl", ".jsonl.gz"))
+    jsonl = jsonl or (path.is_dir() and any([*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")]))
+    if jsonl and split is None and config is None:
+        yield from jsonl_lines(path)
+        return
+    rows = _load_dataset(str(dataset), split, config, revision)
+    yield from ((f"{dataset}, record {number}", dict(row)) for number, row in enumerate(rows, start=1))
+
+
+def check_dataset(source: Mapping[str, Any]) -> None:
+    """Refuse a mapping that does not name a data set: unknown keys, missing ``dataset``, values that are no strings."""
+    names = ("dataset", "column", "split", "config", "revision")
+    for name, value in source.items():
+        if name not in names:
+            raise ValueError(
+                f"a data set must have keys among {', '.join(names)}, got {name!r}. {hint(str(name), names)}"
+                "Other columns of its records reach the reward model by their own names."
+            )
+        if not isinstance(value, str) and not (value is None and name not in ("dataset", "column")):
+            raise ValueError(f"{name} of a data set must be a string, got {value!r}.")
+    if "dataset" not in source:
+        raise ValueError(f"a data set must be named, got keys {sorted(source)}. Give {{'dataset': folder or hub id}}.")
+
+
+def _load_dataset(dataset: str, split: str | None, config: str | None, revision: str | None) -> Any:
+    """A ``datasets.Dataset``, whole."""
+    path = Path(dataset)
+    if looks_like_path(dataset) and not path.exists():
+        raise ValueError(f"a data set must be an existing path or a hub id, got {dataset!r}. Check the path.")
+    try:
+        import datasets  # pyright: ignore[reportMissingImports]  (optional)
+        from datasets.exceptions import DatasetsError  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ValueError(
+            f"data set {dataset!r} needs the package `datasets`. Install it: pip install 'textenv[data]'. JSONL files "
+            "need nothing."
+        ) from error
+    from textenv.data.hub import hub_or_cache  # huggingface_hub takes a while to import
+
+    saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+    with hub_or_cache(dataset) as unreachable:
+        try:
+            if saved:
+                loaded: Any = datasets.load_from_disk(dataset)
+            else:
+                loaded = datasets.load_dataset(dataset, config, split=split, revision=revision)
+        except (OSError, ValueError, DatasetsError) as error:
+            raise ValueError(
+                "a data set must be a JSONL file, a folder of JSONL or parquet files, what save_to_disk wrote, or a "
+                f"hub id, got {dataset!r} (split {split!r}, config {config!r}). Loading it failed: "
+                f"{error}{unreachable}"
+            ) from error
+    if saved and not isinstance(loaded, dict):
+        loaded = {str(loaded.split or "train"): loaded}
+    if not isinstance(loaded, dict):
+        return loaded
+    wanted = split or (next(iter(loaded)) if len(loaded) == 1 else "train")
+    if wanted not in loaded:
+        raise ValueError(
+            f"a split must be one of {', '.join(map(str, loaded))} in data set {dataset!r}, got {wanted!r}. Name "
+            "another split."
+        )
+    return loaded[wanted]
