@@ -1,7 +1,7 @@
-"""How do agents compare on the exact world and on the embedded one, with confidence intervals?
+"""How do agents compare in the exact world and in the embedded one, with confidence intervals?
 
-Every agent trains on as many episodes, with three seeds; measured are the regret ratio where the optimum is known, and
-gold, reward-model score, KL, wall-clock and tokens everywhere. In the embedded world on held-out test prompts.
+Every agent trains on the same number of episodes, with three seeds. Measured are the regret ratio where the optimum is
+known, and gold, reward-model score, KL, wall-clock time and tokens everywhere; in the embedded world on test prompts.
 
 Command: ``python -m benchmarks.agents`` (about half an hour on one core; finished cells are not run again).
 """
@@ -17,7 +17,7 @@ from agents.experiments.run import Cell, markdown, run_experiment, summarise
 from benchmarks.record import write_result
 from textenv.registry.experiment import AgentPlan
 
-DECAY = {"lr_decay_episodes": 0}  # replaced by the run's episodes
+DECAY = {"lr_decay_episodes": 0}  # stands for the number of episodes of the run
 LEARNER = {"epochs": 4, "minibatches": 4, **DECAY}
 GROUP = {"epochs": 2, "minibatches": 4, "group_size": 4, **DECAY}
 SB3 = {"gamma": 1.0, "vf_coef": 0.1, "linear_decay": True}
@@ -58,7 +58,7 @@ SETTINGS = {
 
 
 def cells(seeds: list[int], env_ids: list[str]) -> list[Cell]:
-    """Agents × ids × seeds, seed by seed, so that an unfinished run has whole comparisons."""
+    """Agents × ids × seeds, seed by seed, so that an unfinished run has complete comparisons."""
     out = []
     for env_id in env_ids:
         agents, episodes, evaluation = SETTINGS[env_id]

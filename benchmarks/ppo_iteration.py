@@ -1,6 +1,6 @@
-"""How far is one PPO iteration from the bare work that it cannot avoid?
+"""How close is one PPO iteration to the minimum of work that it has to do?
 
-Both sides run in one process, in turn, on the same models and token counts:
+Both sides run in one process, alternately, on the same models and token counts:
 
 * **floor**: a plain cached decoding loop, one forward of the reference and one of the reward model over prompt and
   response, and 16 bare forward + backward + Adam steps over minibatches of the same rows. No values, no advantages, no
@@ -63,7 +63,7 @@ def make_models(folder: Path, sizes: dict[str, int]) -> None:
 
 
 class Floor:
-    """The bare work, on plain transformers."""
+    """The minimum of work, on plain transformers."""
 
     def __init__(self, folder: Path, vocabulary: int) -> None:
         def load(kind: Any, name: str) -> Any:
@@ -110,7 +110,7 @@ def timed(function: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def measure(name: str, repeats: int) -> dict[str, Any]:
-    """Seconds by phase of both sides, in turn, ``repeats`` times; medians and the median ratio."""
+    """Seconds by phase of both sides, run alternately ``repeats`` times; medians and the median ratio."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         make_models(folder, SIZES[name])

@@ -1,8 +1,8 @@
-"""What the environment costs beside the models, and what importing the package costs.
+"""What does the environment cost on top of its models, and what does importing the package cost?
 
 Plays batches of 64 sampled episodes in ``textenv/Assistant-v0`` and splits the time of a rollout into model calls
-(decoding, reference, reward model) and the rest (buffers, checks, text, infos). The gold judge is a model call here: it
-is a world's own and no bookkeeping.
+(decoding, reference, reward model) and the rest (buffers, checks, text, infos). The gold judge counts as a model call:
+it belongs to the world and is no bookkeeping.
 
 Command: ``python -m benchmarks.rollout_cost``.
 """
@@ -43,7 +43,7 @@ class Clock:
 
 
 def bookkeeping(episodes: int, repeats: int) -> dict[str, float]:
-    """Seconds a rollout of ``episodes``, and the share that is no model call."""
+    """Seconds per rollout of ``episodes``, and the share of them outside model calls."""
     env = gymnasium.make_vec("textenv/Assistant-v0", num_envs=episodes)
     assert isinstance(env, TextVectorEnv)
     agent = LanguageModelAgent(registry.language_model("assistant-sft"), env.task)
@@ -63,7 +63,7 @@ def bookkeeping(episodes: int, repeats: int) -> dict[str, float]:
 
 
 def import_seconds(repeats: int) -> float:
-    """Median wall-clock time of ``import textenv`` in a fresh interpreter, its start not counted."""
+    """Median wall-clock time of ``import textenv`` in a fresh interpreter, without the start of the interpreter."""
     code = "import time; t = time.perf_counter(); import textenv; print(time.perf_counter() - t)"
     runs = [
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

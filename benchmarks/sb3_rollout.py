@@ -1,13 +1,13 @@
-"""What does the KV cache save when Stable-Baselines3 collects, and what does the environment cost beside the models?
+"""What does the KV cache save for Stable-Baselines3, and what does the environment cost on top of the models?
 
 Stock ``PPO.collect_rollouts`` with :class:`agents.sb3.CausalLMPolicy`, 64 environments, 16 prompt + 32 response tokens,
-GPT-2 of 6 layers × 384 (vocabulary 1,024), in turn with the cache and without, in one process. Two cases:
+GPT-2 of 6 layers × 384 (vocabulary 1,024), alternately with and without the cache, in one process. Two cases:
 
 * **together**: every episode spends its whole budget (EOS is masked), so all slots begin and end at the same step;
-* **apart**: one token in 24 ends an episode, so slots begin anew at different steps and stand at different lengths.
+* **apart**: one token in 24 ends an episode, so slots restart at different steps and have different lengths.
 
 The reward counts words; the KL takes one pass of a reference of the same size, on both sides. Bookkeeping is the time
-in the environment that is neither of the two. The bytes of action masks in a rollout buffer of sb3-contrib stand beside
+in the environment outside these two. The bytes of action masks in a rollout buffer of sb3-contrib are compared with
 those of :mod:`agents.sb3.masks`.
 
 Command: ``python -m benchmarks.sb3_rollout`` (about five minutes on one core).
@@ -56,7 +56,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def make_agent(folder: Path, case: str) -> PPO:
-    """An agent about to collect rollouts of 32 steps a slot."""
+    """An agent that is ready to collect rollouts of 32 steps per slot."""
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(2, SIZES["vocab_size"], (EPISODES, PROMPT), generator=generator).tolist()
     textenv.register_reward_model("response-words", response_words)
@@ -90,7 +90,7 @@ def collect(agent: PPO, *, use_cache: bool, step_clock: Clock, model_clock: Cloc
 
 
 def compare(folder: Path, case: str, repeats: int, model_clock: Clock) -> dict[str, Any]:
-    """Medians over ``repeats`` pairs of rollouts, with the cache and without, in turn."""
+    """Medians over ``repeats`` pairs of rollouts, alternately with and without the cache."""
     step_clock = Clock()
     agent = make_agent(folder, case)
     assert agent.env is not None
@@ -112,7 +112,7 @@ def compare(folder: Path, case: str, repeats: int, model_clock: Clock) -> dict[s
 
 
 def mask_bytes(vocabulary: int) -> dict[str, int]:
-    """What one rollout's action masks take in the stock buffer and in ours; half of the steps forbid one token."""
+    """Bytes of one rollout's action masks in the stock buffer and in ours; half of the steps forbid one token."""
     box = spaces.Box(0, vocabulary - 1, (PROMPT + RESPONSE,), np.int64)
     stock = MaskableRolloutBuffer(RESPONSE, box, spaces.Discrete(vocabulary), device="cpu", n_envs=EPISODES)
     shared = SharedMasks(RESPONSE, box, spaces.Discrete(vocabulary), device="cpu", n_envs=EPISODES)

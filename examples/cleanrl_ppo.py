@@ -1,8 +1,8 @@
-"""PPO of a language model in one file, in the manner of CleanRL: nothing of ``agents`` is used.
+"""PPO of a language model in one file, in the style of CleanRL, without any of ``agents``.
 
-What differs from PPO on any other environment stands in three places: the policy reads tokens (−1 is padding) and
-answers at the last real one; ``report_logprobs`` tells the environment what the policy thought of its action, so that
-the reward contains the KL to the reference; and the discount is 1, since only the last token is paid.
+It differs from PPO on any other environment in three places: the policy reads tokens (−1 is padding) and answers at the
+last real one; ``report_logprobs`` tells the environment the log-probability of each action, so that the reward contains
+the KL to the reference; and the discount is 1, since only the last token is paid.
 
 Command: ``python examples/cleanrl_ppo.py`` (half a minute on one core; prints the regret ratio on the exact world,
 1 at the reference and 0 at the optimum).
@@ -28,23 +28,23 @@ class Args:
     num_envs: int = 256
     """Episodes side by side."""
     num_steps: int = 8
-    """Tokens a slot in each rollout."""
+    """Tokens per slot in each rollout."""
     updates: int = 30
-    """Rollouts in all."""
+    """Number of rollouts."""
     epochs: int = 4
     """Passes over each rollout."""
     minibatch_size: int = 512
     """Tokens in one optimiser step."""
     learning_rate: float = 1.5e-3
-    """Of Adam; falls linearly to 0."""
+    """Learning rate of Adam; falls linearly to 0."""
     gae_lambda: float = 0.95
-    """λ of the advantages."""
+    """λ of the advantage estimate (GAE)."""
     clip_coef: float = 0.2
-    """How far a ratio may leave 1."""
+    """How far a ratio may move from 1 before its gradient stops."""
     vf_coef: float = 0.1
     """Weight of the value loss."""
     max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
+    """Gradients with a larger norm are scaled down to this one."""
 
 
 class Agent(nn.Module):

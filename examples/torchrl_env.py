@@ -1,7 +1,7 @@
 """A language model rolled out through TorchRL.
 
 ``attach_policy`` lets the environment compute the policy's log-probabilities, so that the reward contains the KL to the
-reference although TorchRL hands over actions only. (The policy here is a copy of the reference, whose KL is 0.)
+reference although TorchRL passes on nothing but actions. (The policy here is a copy of the reference, whose KL is 0.)
 
 Command: ``python examples/torchrl_env.py`` (``pip install torchrl``; seconds).
 """

@@ -1,6 +1,6 @@
 """Evaluate any agent on any id: every prompt answered, every answer scored, means with confidence intervals."""
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
@@ -10,14 +10,19 @@ from textenv.stats import Mean, mean_ci95
 from textenv.vector import TextVectorEnv
 
 
+@runtime_checkable
 class Agent(Protocol):
-    """Stable-Baselines3's verb. An agent that also has ``respond(observation, deterministic) -> Sampled`` (whole
-    responses) is evaluated through ``play``, many times faster. One whose responses have no known log-probability says
-    so by ``knows_logprobs = False``."""
+    """Whatever predicts as Stable-Baselines3's models do.
+
+    An agent that also has ``respond(observation, deterministic) -> Sampled``, for whole responses, is evaluated through
+    ``play``, many times faster. One whose responses have no known log-probability sets ``knows_logprobs = False``.
+    """
 
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[Any, Any]: ...
+    ) -> tuple[Any, Any]:
+        """The next token of each observation, and the state to pass to the next call."""
+        ...
 
 
 class Evaluation(NamedTuple):
@@ -52,7 +57,7 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    agent: Any,
+    agent: Agent,
     env: TextVectorEnv | str,
     *,
     prompt_ids: Any = None,
@@ -63,7 +68,7 @@ def evaluate(
     """Answer the prompts ``prompt_ids`` (default: every prompt of the environment, once) and score the answers.
 
     Args:
-        agent: has ``predict(observation, deterministic=…)`` or ``respond(observation, deterministic)``.
+        agent: one of this package, a model of Stable-Baselines3, or anything else that predicts as they do.
         env: a vector environment, or an id to make one of, with ``options`` for ``gymnasium.make_vec``.
         num_envs: slots, when ``env`` is an id.
     """
@@ -96,7 +101,7 @@ def _play(agent: Any, env: TextVectorEnv, ids: np.ndarray, deterministic: bool) 
     return {**infos.get("final_info", infos), "reward": rewards}
 
 
-def _step(agent: Any, env: TextVectorEnv, ids: np.ndarray, deterministic: bool) -> dict[str, Any]:
+def _step(agent: Agent, env: TextVectorEnv, ids: np.ndarray, deterministic: bool) -> dict[str, Any]:
     """Step until the first episode of every slot has ended; later episodes are discarded."""
     env.require_same_step("an agent without respond")
     observation, _ = env.reset(options={"prompt_id": ids})

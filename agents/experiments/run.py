@@ -1,7 +1,7 @@
-"""Agents × environments × seeds: every cell trained, measured and kept; what is finished is not run again.
+"""Agents × environments × seeds: every cell is trained, measured and kept; finished cells are not run again.
 
-A cell is one agent in one environment with one seed. It has a folder: ``checkpoint/`` while a learner trains, and
-``result.json`` when it is done, written at once. Ctrl-C ends after the running update; the same command goes on there.
+A cell is one agent in one environment with one seed. Its folder has a ``checkpoint/`` while a learner trains, and a
+``result.json`` when the cell is finished. Ctrl-C stops after the running update; the same command continues from there.
 
 Command: ``textenv run experiment.yaml``.
 """
@@ -38,9 +38,9 @@ FIGURES = {
     "seconds": "seconds",
     "tokens": "tokens trained on",
 }
-"""What is measured of a cell, where it is known, and its title in a table."""
+"""What is measured in a cell, where it is known, and its heading in a table."""
 MAX_EXACT = 64
-"""Environments with at most so many prompts are enumerated, if their responses can be."""
+"""Environments with at most this many prompts are enumerated, if their responses can be."""
 
 
 class Cell(NamedTuple):
@@ -58,7 +58,7 @@ class Cell(NamedTuple):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the result depends on; a result of other settings is not taken for this cell's."""
+        """What the result depends on; a result with other settings does not count as this cell's."""
         settings = {
             "env_id": self.env_id,
             "agent": self.plan.name,
@@ -93,7 +93,7 @@ def run_experiment(cells: Iterable[Cell], output: str | Path, console: Console |
     folders = [cell.folder for cell in cells]
     if len(set(folders)) < len(folders):
         twice = next(folder for folder in folders if folders.count(folder) > 1)
-        raise ValueError(f"every cell must have a folder of its own, with folder (={twice!r}) twice. Rename an agent.")
+        raise ValueError(f"every cell must have a folder of its own, got {twice!r} twice. Rename an agent.")
     results = []
     for number, cell in enumerate(cells, 1):
         folder = output / cell.folder
@@ -107,10 +107,10 @@ def run_experiment(cells: Iterable[Cell], output: str | Path, console: Console |
 
 
 def finished_result(folder: Path, cell: Cell) -> dict[str, Any] | None:
-    """The result in a folder, if it is there.
+    """The result in a folder; None if the cell has not finished.
 
     Raises:
-        ValueError: the folder holds what other settings made.
+        ValueError: the folder belongs to a cell with other settings.
     """
     for name in ("result.json", "cell.json"):
         path = folder / name
@@ -119,8 +119,8 @@ def finished_result(folder: Path, cell: Cell) -> dict[str, Any] | None:
             if content["settings"] != cell.settings:
                 changed = [key for key, value in cell.settings.items() if content["settings"].get(key) != value]
                 raise ValueError(
-                    f"a folder must hold one cell, with folder (={str(folder)!r}) of other settings "
-                    f"({', '.join(changed)} changed). Name another output, or delete that folder."
+                    f"a folder must hold one cell, got {str(folder)!r} with other settings ({', '.join(changed)} "
+                    "changed). Name another output, or delete that folder."
                 )
             if name == "result.json":
                 return content
@@ -134,7 +134,7 @@ def run_cell(cell: Cell, folder: Path, advance: Advance | None = None) -> dict[s
     start = time.perf_counter()
     trained = train(cell, folder, advance)
     seconds = time.perf_counter() - start
-    if trained.curve and "rollout_seconds" in trained.curve[0]:  # of all sittings, where a run was interrupted
+    if trained.curve and "rollout_seconds" in trained.curve[0]:  # includes the time before an interruption
         seconds = sum(log["rollout_seconds"] + log["update_seconds"] for log in trained.curve)
     figures = measure(trained, cell) | {"seconds": seconds, "tokens": float(trained.tokens)}
     keys = ("episodes", "reward", "rm_score", "gold_score", "kl")
@@ -152,11 +152,11 @@ def train(cell: Cell, folder: Path, advance: Advance | None) -> Trained:
 
 
 def measure(trained: Trained, cell: Cell) -> dict[str, float]:
-    """Means over the prompts of the evaluation environment; the regret ratio where the world can be enumerated."""
+    """Means over the prompts of the evaluation environment, and the regret ratio where the world can be enumerated."""
     env = make_env(cell.env_id, 64, **cell.evaluation)
     env.reset(seed=cell.seed)
     count = len(env.task.prompts.ids)
-    repeats = -(-256 // count)  # a few prompts are answered often, many once
+    repeats = -(-256 // count)  # at least 256 answers: few prompts are answered often, many once
     summary = evaluate(trained.agent, env, prompt_ids=np.tile(np.arange(count), repeats)).summary()
     means = {key: value.mean if isinstance(value, Mean) else value for key, value in summary.items()}
     figures = {key: means[key] for key in FIGURES if key in means}
@@ -170,7 +170,7 @@ def measure(trained: Trained, cell: Cell) -> dict[str, float]:
 
 
 def summarise(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row an agent and environment: mean and half the width of the 95 % interval over seeds of every figure."""
+    """One row per agent and environment: for every figure the mean over seeds and half of its 95 % interval."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for result in results:
         settings = result["settings"]
@@ -184,7 +184,7 @@ def summarise(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def tables(rows: list[dict[str, Any]]) -> dict[str, tuple[list[str], list[list[str]]]]:
-    """For each environment the header and the cells of its table, as text."""
+    """Environment id → the header and the cells of its table, as text."""
     out: dict[str, tuple[list[str], list[list[str]]]] = {}
     for env_id in dict.fromkeys(row["env_id"] for row in rows):
         group = [row for row in rows if row["env_id"] == env_id]
@@ -197,7 +197,7 @@ def tables(rows: list[dict[str, Any]]) -> dict[str, tuple[list[str], list[list[s
 
 
 def shown(figure: Mapping[str, float] | None) -> str:
-    """``mean ± ci95`` with digits to match."""
+    """``mean ± ci95``, rounded to suit its size."""
     if figure is None:
         return "–"
     mean, ci95 = figure["mean"], figure["ci95"]
@@ -207,7 +207,7 @@ def shown(figure: Mapping[str, float] | None) -> str:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The tables as Markdown, one section an environment."""
+    """The tables as Markdown, one section per environment."""
     parts = []
     for env_id, (header, body) in tables(rows).items():
         lines = [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *body)]

@@ -1,4 +1,4 @@
-"""Stable-Baselines3 on text environments: a language model as a policy, and N episodes as one of its environments."""
+"""Stable-Baselines3 on text environments: a language model as its policy, and N episodes as its environment."""
 
 from agents.sb3.env import CausalLMPolicy, TextVecEnv, TokenEmbedding, TokenSpace, make_vec_env
 

@@ -26,7 +26,7 @@ from textenv.vector import TextVectorEnv
 __all__ = ["CausalLMPolicy", "TextVecEnv", "TokenEmbedding", "TokenSpace", "make_vec_env"]
 
 WHOLE = ("reset", "step", "play", "close")
-"""Methods of the environment that move all slots: they have their own verbs here."""
+"""Methods of the environment that move all slots; they have methods of their own here."""
 
 
 def make_vec_env(env_id: str, num_envs: int, *, seed: int | None = None, **options: Any) -> VecMonitor:
@@ -38,18 +38,18 @@ def make_vec_env(env_id: str, num_envs: int, *, seed: int | None = None, **optio
 
 
 class TextVecEnv(VecEnv):
-    """A :class:`textenv.vector.TextVectorEnv` in Stable-Baselines3's interface: what ``DummyVecEnv`` of N single
-    environments returns, batched natively.
+    """A :class:`textenv.vector.TextVectorEnv` in Stable-Baselines3's interface: it returns what a ``DummyVecEnv`` of N
+    single environments would, batched natively.
 
-    A policy of this package needs no ``report_logprobs``: the environment takes what the policy decided last. Others
-    are treated by the environment's ``kl_source``. Attributes and methods belong to all slots at once.
+    A policy of this package needs no ``report_logprobs``: the environment reads the policy's last decision. For other
+    policies ``kl_source`` decides. Attributes and methods belong to all slots at once.
     """
 
     def __init__(self, env: gymnasium.vector.VectorEnv) -> None:
         if not isinstance(env, TextVectorEnv):
             raise ValueError(
-                f"TextVecEnv takes a text environment itself, with env (={env}). Make it with gymnasium.make_vec, and "
-                "put Stable-Baselines3's wrappers around TextVecEnv."
+                f"env must be an unwrapped text environment, got {env}. Make it with gymnasium.make_vec, and put "
+                "Stable-Baselines3's wrappers around TextVecEnv."
             )
         env.require_same_step("Stable-Baselines3")
         self.env = env
@@ -71,7 +71,7 @@ class TextVecEnv(VecEnv):
         return self.env.spec
 
     def reset(self) -> Any:
-        """Start an episode in every slot, with the seeds and options set before, which are used once."""
+        """Start an episode in every slot, using up the seeds and options that were set before."""
         for number, options in enumerate(self._options):
             same = np.array([other == options for other in self._options])
             if same.argmax() == number:  # the first slot of those with these options
@@ -90,8 +90,8 @@ class TextVecEnv(VecEnv):
             return
         if decision.rule != self.task.rule:
             raise ValueError(
-                f"policy and environment must draw tokens by one rule, with policy (={decision.rule}), environment "
-                f"(={self.task.rule}). Make the environment with the options of the policy's, or pass policy_kwargs."
+                f"the policy must draw tokens by the environment's rule, {self.task.rule}, got {decision.rule}. Make "
+                "the environment with the options that the policy was made for, or pass policy_kwargs."
             )
         self.env.report_logprobs(decision.logprobs.cpu().numpy())
 
@@ -112,7 +112,7 @@ class TextVecEnv(VecEnv):
         return self.env.action_masks()
 
     def render(self, mode: str | None = None) -> str | None:  # type: ignore[override]
-        """The text of every slot, a line each (``render_mode="ansi"``)."""
+        """The text of every slot, one per line (``render_mode="ansi"``)."""
         texts = self.env.render()
         return None if texts is None else "\n".join(texts)
 
@@ -122,16 +122,16 @@ class TextVecEnv(VecEnv):
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
         if not hasattr(self.env, attr_name) or len(self._slots(indices)) < self.num_envs:
             raise ValueError(
-                f"an attribute must exist, and is set for all slots, with attribute (={attr_name!r}), indices "
-                f"(={indices}). Call set_attr(name, value) without indices."
+                f"an attribute must exist and is set for all slots at once, got {attr_name!r} and indices {indices}. "
+                "Call set_attr(name, value) without indices."
             )
         setattr(self.env, attr_name, value)
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        """Call a method once; an answer with an entry a slot is taken apart, any other stands for every slot."""
+        """Call a method once. A result with one entry per slot is split; any other is repeated for every slot."""
         if method_name in WHOLE:
             raise ValueError(
-                f"a method must leave the episodes alone, with method (={method_name!r}). Call it directly."
+                f"env_method takes methods that do not move the episodes, got {method_name!r}. Call it directly."
             )
         answer = getattr(self.env, method_name)(*args, **kwargs)
         split = isinstance(answer, np.ndarray | tuple | list) and len(answer) == self.num_envs

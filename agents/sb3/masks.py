@@ -1,12 +1,12 @@
 """Action masks for sb3-contrib's ``MaskablePPO`` (``pip install 'textenv[sb3]'``).
 
-:class:`agents.sb3.CausalLMPolicy` already draws from the allowed tokens only, so plain PPO needs no masks. These
-classes are for masks of your own, and for stock maskable policies::
+:class:`agents.sb3.CausalLMPolicy` already draws from the allowed tokens only, so plain PPO needs no masks. The classes
+here are for masks of your own and for stock maskable policies::
 
     MaskablePPO(MaskableCausalLMPolicy, env, rollout_buffer_class=SharedMasksDict)
 
-The stock buffers keep a float32 for every token of every step, ``4 · n_steps · n_envs · V`` bytes, and copy it once
-more: 820 MB each for 32 steps of 64 environments with 100,000 tokens. The buffers here keep each different mask once.
+The stock buffers keep a float32 for every token of every step, ``4 · n_steps · n_envs · V`` bytes, and copy them:
+820 MB per copy for 32 steps of 64 environments with 100,000 tokens. The buffers here keep each distinct mask once.
 """
 
 from collections.abc import Mapping
@@ -31,14 +31,14 @@ from agents.sb3.training import SB3Algorithm
 
 
 class MaskableCausalLMPolicy(CausalLMPolicy, MaskableActorCriticPolicy):  # type: ignore[override]
-    """A causal language model for ``MaskablePPO``: the given masks on top of the environment's own rule.
+    """A causal language model for ``MaskablePPO``: the given masks apply on top of the environment's own rule.
 
-    The reported log-probabilities are those of the masked distribution, so the KL is that of the policy that acts.
+    The reported log-probabilities are those of the masked distribution, so the KL is that of the acting policy.
     """
 
 
 class _Shared(BaseBuffer):
-    """Stores every different mask once, as bits, and its number for each step."""
+    """Stores each distinct mask once, as bits, and its index for each step."""
 
     action_masks: Int[np.ndarray, "S N 1"]
 

@@ -1,11 +1,12 @@
 """A Hugging Face causal language model as a Stable-Baselines3 policy.
 
-Stable-Baselines3 hands a policy two spaces and an environment a batch of actions; nothing else passes between them. So
+Stable-Baselines3 gives the policy two spaces, and gives the environment a batch of actions; nothing else passes between
+them. Therefore
 
-* the action space (:class:`TokenSpace`) tells the policy the reference's name and the rule by which tokens are drawn;
-* the policy leaves its last :class:`Decision` where the environment (:class:`agents.sb3.TextVecEnv`) finds it, and the
-  environment takes it if it is about the observation it gave and the very actions it got. Neither holds the other, so
-  wrappers, ``set_env``, ``load`` and ``evaluate_policy`` need nothing, and nothing of it can be pickled.
+* the action space (:class:`TokenSpace`) tells the policy the name of the reference and the rule for drawing tokens;
+* the policy leaves its last :class:`Decision` where the environment (:class:`agents.sb3.TextVecEnv`) finds it. The
+  environment takes it if it is about the observation that it gave and the actions that it received. Neither holds the
+  other, so wrappers, ``set_env``, ``load`` and ``evaluate_policy`` work unchanged, and pickles contain none of it.
 """
 
 import threading
@@ -27,7 +28,7 @@ from textenv.lm import Responses, ScalarHead, TokenRule, rows
 from textenv.lm.prefix import PrefixCache, prefix_outputs
 
 EXACT_FLOATS = 2**24
-"""Stable-Baselines3 passes actions through float32, which is exact below this number."""
+"""Stable-Baselines3 passes actions through float32, which is exact up to this number."""
 
 
 class TokenSpace(spaces.Discrete):
@@ -41,12 +42,12 @@ class TokenSpace(spaces.Discrete):
 
 
 class Decision(NamedTuple):
-    """What a policy did last."""
+    """The last decision of a policy."""
 
     observation: PyTorchObs
     actions: Int[Tensor, " N"]
     logprobs: Float[Tensor, " N"]
-    """Of the actions, under the distribution they were drawn from."""
+    """Log-probabilities of the actions, under the distribution that they were drawn from."""
     rule: TokenRule
 
 
@@ -54,7 +55,7 @@ _last = threading.local()
 
 
 def take_decision(observation: Any, actions: Int[np.ndarray, " N"]) -> Decision | None:
-    """The last decision of this thread, once, if it took these actions on this observation; else None."""
+    """The last decision of this thread if it took these actions on this observation, else None; given out once."""
     decision: Decision | None = getattr(_last, "decision", None)
     if decision is None or not np.array_equal(decision.actions.cpu().numpy(), actions):
         return None
@@ -75,8 +76,8 @@ class CausalLMPolicy(ActorCriticPolicy):
     ``prompt_width`` (default: the environment's, see :class:`TokenSpace`), ``use_cache`` (keys and values are kept
     between the steps of a rollout), ``optimizer_class``, ``optimizer_kwargs``.
 
-    The model is a copy of its own, found again by name when an agent is loaded: a saved agent holds weights, no module.
-    Dropout is off. Observations of both modes are read as integers; no features are extracted.
+    The policy trains its own copy of the model, which is found by name when an agent is loaded: a saved agent holds
+    weights, not the module. Dropout is off. Observations of both modes are read as integers; no features are extracted.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class CausalLMPolicy(ActorCriticPolicy):
         optimizer_kwargs: dict[str, Any] | None = None,
     ) -> None:
         if use_sde:
-            raise ValueError("tokens are discrete, with use_sde (=True). Leave use_sde off.")
+            raise ValueError("use_sde must be off, since tokens are discrete, got True. Leave it out.")
         if optimizer_kwargs is None:
             optimizer_kwargs = {"eps": 1e-5} if issubclass(optimizer_class, torch.optim.Adam) else {}
         # Past ActorCriticPolicy's own constructor, which would build a perceptron on float features.
@@ -148,7 +149,7 @@ class CausalLMPolicy(ActorCriticPolicy):
     def set_training_mode(self, mode: bool) -> None:
         super().set_training_mode(mode)
         if mode:
-            self._cache.forget()  # the memory is wanted for training
+            self._cache.forget()  # frees the memory for training
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {
@@ -173,7 +174,7 @@ class CausalLMPolicy(ActorCriticPolicy):
     def _outputs(
         self, obs: PyTorchObs, action_masks: Any = None
     ) -> tuple[CategoricalDistribution, Float[Tensor, "B 1"]]:
-        """The next token under the rule and given masks, and values; from the cache where no gradient is wanted."""
+        """The distribution of the next token under the rule and the masks, and values; cached unless with gradient."""
         batch = self._read(obs)
         ids, lengths = rows(batch).input_ids, batch.total_lengths
         if self.use_cache and not torch.is_grad_enabled():
@@ -191,7 +192,7 @@ class CausalLMPolicy(ActorCriticPolicy):
         ids = obs["input_ids"] if isinstance(obs, dict) else obs
         if ids.is_floating_point():
             raise ValueError(
-                f"observations must be integers, with dtype (={ids.dtype}). Do not normalise them: use "
+                f"observations must be integers, got {ids.dtype}. Do not normalise them: use "
                 "VecNormalize(..., norm_obs=False)."
             )
         return observation_tokens(obs, self.prompt_width)
@@ -200,8 +201,8 @@ class CausalLMPolicy(ActorCriticPolicy):
 class TokenEmbedding(BaseFeaturesExtractor):
     """Learned embeddings of all token columns, side by side: small vocabularies in a stock policy (perceptron, DQN).
 
-    A column means one place (the prompt ends in column P, the response starts there), so nothing is pooled. Padding is
-    zeros. Features: ``(P + T) · dim``.
+    A column always means the same position (the response starts in column P), so nothing is pooled. Padding is embedded
+    as zeros. Features: ``(P + T) · dim``.
     """
 
     def __init__(self, observation_space: spaces.Space, dim: int = 16) -> None:
@@ -211,7 +212,7 @@ class TokenEmbedding(BaseFeaturesExtractor):
         self.embedding = nn.Embedding(int(box.high.max()) + 1, dim)
 
     def forward(self, observations: PyTorchObs) -> Float[Tensor, "B F"]:
-        """Stable-Baselines3 has made floats of the ids, which is exact below 2²⁴."""
+        """Stable-Baselines3 has turned the ids into floats, which are exact up to 2²⁴."""
         if isinstance(observations, dict):
             ids, real = observations["input_ids"], observations["attention_mask"] > 0
         else:
@@ -223,20 +224,20 @@ def _given(name: str, value: Any, default: Any) -> Any:
     value = default if value is None else value
     if value is None:
         raise ValueError(
-            f"a policy must know {name}, with {name} (=None) and an action space that does not tell it. Make the "
-            f"environment with agents.sb3.make_vec_env, or pass policy_kwargs={{'{name}': ...}}."
+            f"{name} must be given where the action space does not carry it, got None. Make the environment with "
+            f"agents.sb3.make_vec_env, or pass policy_kwargs={{'{name}': ...}}."
         )
     return value
 
 
 def _masked(logprobs: Float[Tensor, "B V"], masks: Any) -> Float[Tensor, "B V"]:
-    """The distribution over the tokens that ``masks`` (True = allowed) leave, yet to be normalised."""
+    """The distribution restricted to the tokens that ``masks`` allow (True), not normalised."""
     allowed = torch.as_tensor(masks, device=logprobs.device).reshape(logprobs.shape).bool()
     left = (allowed & (logprobs > -torch.inf)).any(1)
     if not left.all():
         raise ValueError(
-            f"an action mask must allow a token, with mask of row {int(left.int().argmin())} allowing (=0) of "
-            f"{logprobs.shape[1]} tokens. Mend action_masks()."
+            f"an action mask must allow at least one token, got none of {logprobs.shape[1]} in row "
+            f"{int(left.int().argmin())}. Fix action_masks()."
         )
     return logprobs.masked_fill(~allowed, -torch.inf)
 
@@ -244,8 +245,11 @@ def _masked(logprobs: Float[Tensor, "B V"], masks: Any) -> Float[Tensor, "B V"]:
 def _check_vocabulary(name: str, vocabulary: int, actions: int) -> None:
     if vocabulary != actions:
         raise ValueError(
-            f"policy and environment must share one vocabulary, with policy {name!r} (={vocabulary}) and actions "
-            f"(={actions}). Start the policy from the environment's reference."
+            f"the policy must have the environment's vocabulary, got {vocabulary} tokens in {name!r} and {actions} "
+            "actions. Start the policy from the environment's reference."
         )
     if actions > EXACT_FLOATS:
-        raise ValueError(f"Stable-Baselines3 keeps token ids exact up to {EXACT_FLOATS}, with actions (={actions}).")
+        raise ValueError(
+            f"actions must number {EXACT_FLOATS} or fewer for Stable-Baselines3, which stores them as floats, got "
+            f"{actions}. Use a learner of this package."
+        )

@@ -87,7 +87,7 @@ def test_an_interrupted_cell_goes_on_where_it_stopped_and_ends_as_if_it_had_not(
 def test_a_folder_of_other_settings_is_not_taken_for_this_cell(file):
     cell = cells(file)[-1]
     run_experiment([cell], file.parent / "out")
-    with pytest.raises(ValueError, match=r"of other settings \(total_episodes changed\)"):
+    with pytest.raises(ValueError, match=r"with other settings \(total_episodes changed\)"):
         run_experiment([cell._replace(total_episodes=64)], file.parent / "out")
 
 

@@ -120,12 +120,12 @@ def test_a_mask_that_forbids_everything_is_an_error(vec_env, monkeypatch):
     masks = np.ones((5, 12), dtype=bool)
     masks[3] = False
     monkeypatch.setattr(env.unwrapped.env, "action_masks", lambda: masks)
-    with pytest.raises(ValueError, match=r"mask of row 3 allowing \(=0\) of 12 tokens. Mend"):
+    with pytest.raises(ValueError, match=r"got none of 12 in row 3\. Fix"):
         maskable(env).learn(1)
     ruled = vec_env(**RULED)
     only_endings = np.tile(np.isin(np.arange(12), [0, 9]), (5, 1))
     monkeypatch.setattr(ruled.unwrapped.env, "action_masks", lambda: only_endings)
-    with pytest.raises(ValueError, match=r"mask of row 0 allowing \(=0\)"):
+    with pytest.raises(ValueError, match=r"got none of \d+ in row 0\."):
         maskable(ruled).learn(1)
 
 

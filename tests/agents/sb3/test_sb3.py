@@ -133,7 +133,7 @@ def test_attributes_and_methods_reach_the_environment_through_wrappers(vec_env):
         lambda: env.set_attr("kl_coef", 1.0, indices=[0]),
         lambda: env.env_method("reset"),
     ):
-        with pytest.raises(ValueError, match=r"for all slots|leave the episodes alone"):
+        with pytest.raises(ValueError, match=r"for all slots|do not move the episodes"):
             wrong()
 
 
@@ -572,7 +572,7 @@ def test_a_policy_with_another_vocabulary_is_refused(vec_env):
 
     make = lambda: wrap_language_model(AutoModelForCausalLM.from_config(config), word_tokenizer())  # noqa: E731
     textenv.register_language_model("fifteen", make)
-    with pytest.raises(ValueError, match=r"policy 'fifteen' \(=15\) and actions \(=12\). Start the policy from"):
+    with pytest.raises(ValueError, match=r"got 15 tokens in 'fifteen' and 12 actions\. Start the policy from"):
         small(PPO, vec_env(), policy_kwargs={"model": "fifteen"})
 
 
@@ -584,7 +584,7 @@ def test_what_a_plain_environment_does_not_tell_must_be_given(vec_env, text_opti
         ({"model": "gpt2-a"}, "rule"),
         ({"model": "gpt2-a", "rule": TokenRule()}, "prompt_width"),
     ]:
-        with pytest.raises(ValueError, match=rf"know {name}, .*make_vec_env, or pass policy_kwargs=.*{name}"):
+        with pytest.raises(ValueError, match=rf"{name} must be given .*make_vec_env, or pass policy_kwargs=.*{name}"):
             small(PPO, plain, policy_kwargs=known)
     given = {"model": "gpt2-a", "rule": TokenRule(stop_ids=(0,)), "prompt_width": 7}
     small(PPO, plain, policy_kwargs=given).learn(13)
@@ -593,12 +593,12 @@ def test_what_a_plain_environment_does_not_tell_must_be_given(vec_env, text_opti
 def test_a_rule_that_differs_from_the_environments_is_an_error_before_the_step(vec_env, tmp_path):
     small(PPO, vec_env()).save(tmp_path / "agent.zip")
     loaded = PPO.load(tmp_path / "agent.zip", env=vec_env(temperature=0.5), device="cpu")
-    with pytest.raises(ValueError, match=r"one rule, with policy \(=.*temperature=1.0.*environment.*temperature=0.5"):
+    with pytest.raises(ValueError, match=r"environment's rule, .*temperature=0\.5.*, got .*temperature=1\.0"):
         loaded.learn(65)
 
 
 def test_other_misuse_gets_one_clear_error(vec_env):
-    with pytest.raises(ValueError, match=r"use_sde \(=True\)"):
+    with pytest.raises(ValueError, match="use_sde must be off"):
         CausalLMPolicy(vec_env().observation_space, vec_env().action_space, lambda _: 1e-3, use_sde=True)
     with pytest.raises(ValueError, match="norm_obs=False"):
         small(PPO, VecNormalize(vec_env(), norm_obs_keys=["input_ids"])).learn(65)

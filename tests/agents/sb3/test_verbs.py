@@ -3,12 +3,14 @@
 import gymnasium
 import numpy as np
 import pytest
+from stable_baselines3 import PPO as SB3PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from agents.baselines import RandomAgent, ReferenceAgent
 from agents.best_of_n import BestOfN
 from agents.ppo import PPO, PPOConfig
-from agents.sb3 import make_vec_env
+from agents.sb3 import CausalLMPolicy, make_vec_env
+from textenv.evaluation import Agent, evaluate
 
 
 def agents_of(options):
@@ -58,3 +60,11 @@ def test_best_of_n_refuses_to_go_on_without_its_state(text_options):
     observation, *_ = env.step(3)
     with pytest.raises(ValueError, match="Pass state"):
         agent.predict(observation)
+
+
+def test_our_agents_and_sb3s_models_are_agents_and_a_callable_is_none(text_options):
+    ours = agents_of({**text_options, "kl_coef": 0.0})
+    model = SB3PPO(CausalLMPolicy, make_vec_env("textenv/Text-v0", 2, **text_options), n_steps=2, batch_size=4)
+    assert all(isinstance(agent, Agent) for agent in (*ours.values(), model))
+    assert not isinstance(lambda observation: 0, Agent)
+    assert len(evaluate(model, "textenv/Text-v0", num_envs=2, **text_options).responses) == 4
