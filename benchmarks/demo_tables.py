@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.demo.report import figure_summary_picture
+from agents.demo.report import save_summary_picture
 from benchmarks.record import RESULTS
 
 STAGES = {"base": "base", "sft": "SFT", "best_of_4": "best-of-4", "ppo": "PPO"}
@@ -73,7 +73,7 @@ def main() -> None:
     runs = [run["summary"] for run in results["runs"].values()]
     print("\n".join([*stage_rows(runs), "", *seed_rows(runs)]))
     if arguments.picture is not None:
-        figure_summary_picture(arguments.picture, RESULTS.parents[1] / "docs" / "demo.png")
+        save_summary_picture(arguments.picture, RESULTS.parents[1] / "docs" / "demo.png")
 
 
 if __name__ == "__main__":

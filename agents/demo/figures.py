@@ -1,23 +1,17 @@
-"""The pictures of a report: learning curves, calibration, gold against √KL, gold by stage.
+"""The pictures of the demo's report: learning curves, gold against √KL, gold by stage.
 
-Every function takes plain values and returns a ``matplotlib.figure.Figure``, made without pyplot: no window, no
-current figure, and matplotlib's settings are as before once a picture is saved. Shapes and labels repeat what a colour
+Every function takes plain values and returns a ``matplotlib.figure.Figure``. Shapes and labels repeat what a colour
 says.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from io import BytesIO
-from pathlib import Path
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 
-from textenv.pages.figures import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, STYLE
-from textenv.stats import Bin
+from textenv.pages.figures import BLUE, GREEN, INK, ORANGE, PURPLE, STYLE, panel
 
 STAGE_NAMES = {"base": "Base", "sft": "SFT", "best_of_4": "Best of 4", "ppo": "PPO"}
 STAGE_COLOURS = {"base": "#8c8c8c", "sft": BLUE, "best_of_4": ORANGE, "ppo": GREEN}
@@ -34,7 +28,7 @@ def learning_curve(
     scale: float = 1.0,
     levels: Mapping[str, float] | None = None,
 ) -> Figure:
-    """One logged quantity, divided by ``scale``, against episodes; ``levels`` are stages' held-out means to compare."""
+    """One logged quantity, divided by ``scale``, against episodes; ``levels``: stages' held-out means, dashed."""
     figure, axes = panel(4.0, 3.0)
     axes.plot(*curve(updates, key, scale), color=STAGE_COLOURS["ppo"])
     for stage, level in (levels or {}).items():
@@ -45,26 +39,6 @@ def learning_curve(
         )  # fmt: skip
     axes.set(title=title, xlabel="episodes", ylabel=unit)
     axes.set_xlim(left=0)
-    return figure
-
-
-@matplotlib.rc_context(STYLE)
-def calibration(bins: Sequence[Bin]) -> Figure:
-    """Reliability diagram: observed against predicted agreement, with intervals and the diagonal."""
-    figure, axes = panel(4.6, 3.8)
-    axes.plot([0.5, 1.0], [0.5, 1.0], color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)))
-    predicted, observed, ci95, _ = (np.asarray(column) for column in zip(*bins, strict=True))
-    ci95 = np.nan_to_num(ci95, nan=1.0)  # the interval of a single prompt is unknown: draw all of it
-    low, high = np.clip(observed - ci95, 0.0, 1.0), np.clip(observed + ci95, 0.0, 1.0)
-    axes.errorbar(
-        predicted, observed, (observed - low, high - observed), color=STAGE_COLOURS["sft"], fmt="o", markersize=5,
-        elinewidth=1.2,
-    )  # fmt: skip
-    axes.annotate(
-        "perfectly calibrated", (0.93, 0.93), xytext=(-6, 6), textcoords="offset points", ha="right", fontsize=9
-    )
-    axes.set(xlabel="predicted agreement, σ(margin)", ylabel="observed agreement", xlim=(0.48, 1.02))
-    axes.set_ylim(min(0.4, low.min() - 0.02), 1.02)
     return figure
 
 
@@ -161,21 +135,3 @@ def curve(updates: Sequence[Mapping[str, float]], key: str, scale: float = 1.0) 
     points = [(log["episodes"], log[key] / scale) for log in updates if log.get(key) is not None]
     episodes, values = np.asarray(points, dtype=np.float64).reshape(-1, 2).T
     return episodes, values
-
-
-def panel(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure of ``width × height`` inches with one pair of axes."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
-
-
-@matplotlib.rc_context(STYLE)
-def save(figure: Figure, target: Path | BytesIO, image_format: str) -> None:
-    """Write a picture as ``svg`` or ``png``; equal data give equal bytes."""
-    if image_format == "svg":
-        figure.savefig(target, format="svg", metadata={"Date": None})
-        return
-    pixels = BytesIO()
-    figure.savefig(pixels, format="png", dpi=200)
-    # Flat colours: a palette keeps the picture and a third of its size.
-    Image.open(pixels).convert("RGB").quantize(256).save(target, format="png", optimize=True)

@@ -1,11 +1,7 @@
-"""The pictures and the page of an experiment: learning curves with their spread over seeds, and the tables."""
+"""The page of an experiment: a table for each environment, and learning curves with their range over seeds."""
 
-import base64
-import html
 import itertools
-from io import BytesIO
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import matplotlib
@@ -14,35 +10,21 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from agents.demo.figures import save
-from agents.demo.report_page import STYLE as PAGE_STYLE
 from agents.experiments.run import markdown, summarise, tables
 from textenv.data.records import write_json
-from textenv.pages.figures import STYLE
+from textenv.pages import write_page
+from textenv.pages.figures import STYLE, Picture, data_uri, save
+from textenv.pages.numbers import Cell
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#24292f", "#8c8c8c")
-"""Of learners (Okabe and Ito 2008)."""
+"""Colours of learners (Okabe and Ito 2008)."""
 DASHES = ((5, 2), (1, 1.5), (7, 2, 1, 2))
-"""Of agents that do not learn."""
+"""Lines of agents that do not learn."""
 CURVES = {"gold_score": "gold score", "rm_score": "reward-model score", "kl": "KL from the reference, nats"}
-
-PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Experiment</title><style>$style</style></head>
-<body>
-<h1>Agents compared</h1>
-<p>Means over seeds with 95 % intervals (Student's t). A regret ratio is 1 at the reference and 0 at the best policy
-there is; it is known where every response can be enumerated. Curves are means of the training episodes; bands span the
-seeds.</p>
-$sections
-</body>
-</html>
-""")
 
 
 class Curve:
-    """Training curves of one agent: a grid of episodes, and one row of values a seed."""
+    """Training curves of one agent: a grid of episodes, and one row of values per seed."""
 
     def __init__(self, results: list[dict[str, Any]], key: str, points: int = 60) -> None:
         logs = [[(log["episodes"], log[key]) for log in result["curve"] if key in log] for result in results]
@@ -63,7 +45,7 @@ def smoothed(values: Float[np.ndarray, " n"], window: int = 5) -> Float[np.ndarr
 
 @matplotlib.rc_context(STYLE)
 def learning_curves(results: list[dict[str, Any]]) -> Figure | None:
-    """What the agents of one environment reached, against episodes: a panel a quantity. None without curves."""
+    """What the agents of one environment reached, against episodes: one panel per quantity. None without curves."""
     keys = [key for key in CURVES if any(key in log for result in results for log in result["curve"])]
     if not keys:
         return None
@@ -90,7 +72,7 @@ def learning_curves(results: list[dict[str, Any]]) -> Figure | None:
 
 
 def draw_levels(axes: Axes, key: str, groups: dict[str, list[dict[str, Any]]]) -> None:
-    """Agents that do not learn, as lines across; one that lies far from the curves is written at the edge instead."""
+    """Agents that do not learn, as lines across; one far from the curves is named at the edge instead."""
     low, high = axes.get_ylim()
     for dashes, (agent, group) in zip(itertools.cycle(DASHES), groups.items()):
         if any(key not in result["figures"] for result in group):
@@ -106,7 +88,7 @@ def draw_levels(axes: Axes, key: str, groups: dict[str, list[dict[str, Any]]]) -
 
 
 def write_summary(results: list[dict[str, Any]], output: str | Path) -> Path:
-    """``summary.json``, ``summary.md``, one ``curves-….png`` an environment, and ``index.html``; returns the page."""
+    """``summary.json``, ``summary.md``, one ``curves-….png`` per environment, and ``index.html``; returns the page."""
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     rows = summarise(results)
@@ -115,28 +97,12 @@ def write_summary(results: list[dict[str, Any]], output: str | Path) -> Path:
     sections = []
     for env_id, (header, body) in tables(rows).items():
         figure = learning_curves([result for result in results if result["settings"]["env_id"] == env_id])
-        sections.append(f"<h2>{html.escape(env_id)}</h2>{html_table(header, body)}")
+        picture = None
         if figure is not None:
-            name = "curves-" + env_id.replace("/", "-") + ".png"
-            save(figure, output / name, "png")
-            sections.append(f"<figure>{embedded(figure, f'Learning curves in {env_id}')}</figure>")
+            save(figure, output / f"curves-{env_id.replace('/', '-')}.png", "png")
+            picture = Picture(data_uri(figure, "png"), f"Learning curves in {env_id}")
+        lines = [(Cell(agent), list(map(Cell, cells))) for agent, *cells in body]
+        sections.append({"title": env_id, "heads": list(map(Cell, header[1:])), "rows": lines, "picture": picture})
     page = output / "index.html"
-    page.write_text(PAGE.substitute(style=PAGE_STYLE, sections="\n".join(sections)), "utf-8")
+    write_page(page, Path(__file__).with_name("summary.html.j2"), sections=sections)
     return page
-
-
-def html_table(header: list[str], body: list[list[str]]) -> str:
-    head = "".join(f"<th scope=col>{html.escape(name)}</th>" for name in header)
-    lines = []
-    for agent, *cells in body:
-        values = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
-        lines.append(f"<tr><th scope=row>{html.escape(agent)}</th>{values}</tr>")
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
-
-
-def embedded(figure: Figure, description: str) -> str:
-    """A picture inside the page."""
-    target = BytesIO()
-    save(figure, target, "png")
-    data = base64.b64encode(target.getvalue()).decode("ascii")
-    return f'<img src="data:image/png;base64,{data}" alt="{html.escape(description)}" style="max-width:none">'

@@ -8,8 +8,8 @@ from typing import Any
 import textenv
 from reward_models.benchmark.compare import Comparison, compare
 from reward_models.benchmark.page import write_page
-from reward_models.benchmark.report import Report, markdown_table, plain
-from reward_models.benchmark.run import run
+from reward_models.benchmark.report import BenchmarkReport, markdown_table, plain
+from reward_models.benchmark.run import run_benchmark
 from reward_models.benchmark.suites import BenchmarkConfig, Suite, load_suite
 from textenv.data.records import atomic_path, write_json
 
@@ -34,15 +34,15 @@ def run_all(
     """
     config, output = config or BenchmarkConfig(), Path(output)
     if not models or len(set(models)) < len(models):
-        raise ValueError(f"a benchmark needs one or more models, each named once, with models (={list(models)}).")
+        raise ValueError(f"a benchmark needs one or more models, each named once, got {list(models)}.")
     for name in models:
         textenv.reward_model(name)  # a wrong name should not wait for the models before it
     suite = load_suite(data, config)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"output must be a folder to write to, with output (={str(output)!r}): {error}.") from error
-    reports: list[Report] = []
+        raise ValueError(f"output must be a folder that can be written, got {str(output)!r}: {error}.") from error
+    reports: list[BenchmarkReport] = []
     try:
         for number, (name, stem) in enumerate(zip(models, file_stems(models), strict=True)):
 
@@ -50,14 +50,16 @@ def run_all(
                 if advance is not None:
                     advance(number * total + done, len(models) * total, {"model": number + 1})
 
-            reports.append(run(name, suite, config, on_progress=progress))
+            reports.append(run_benchmark(name, suite, config, on_progress=progress))
             reports[-1].save(output / f"{stem}.json")
     finally:
         table = _write_together(reports, output, config, compare_to_first) if reports else ""
     return table
 
 
-def _write_together(reports: Sequence[Report], output: Path, config: BenchmarkConfig, compare_to_first: bool) -> str:
+def _write_together(
+    reports: Sequence[BenchmarkReport], output: Path, config: BenchmarkConfig, compare_to_first: bool
+) -> str:
     comparisons = _against_first(reports, config) if compare_to_first else []
     if comparisons:
         write_json(output / "comparisons.json", plain(comparisons))
@@ -74,5 +76,5 @@ def file_stems(names: Sequence[str]) -> list[str]:
     return [stem if stems.count(stem) == 1 else f"{stem}-{place + 1}" for place, stem in enumerate(stems)]
 
 
-def _against_first(reports: Sequence[Report], config: BenchmarkConfig) -> list[Comparison]:
+def _against_first(reports: Sequence[BenchmarkReport], config: BenchmarkConfig) -> list[Comparison]:
     return [compare(reports[0], other, resamples=config.resamples, seed=config.seed) for other in reports[1:]]

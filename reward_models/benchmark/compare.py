@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from reward_models.benchmark.report import Report, ScoredItem
+from reward_models.benchmark.report import BenchmarkReport, ScoredItem
 from reward_models.preferences import better_pairs
 from textenv.stats import bootstrap_interval, correct, mcnemar, standard_error
 
@@ -33,7 +33,7 @@ class Comparison(NamedTuple):
     pairs: int
 
 
-def compare(first: Report, second: Report, *, resamples: int = 2000, seed: int = 0) -> Comparison:
+def compare(first: BenchmarkReport, second: BenchmarkReport, *, resamples: int = 2000, seed: int = 0) -> Comparison:
     """Compare two reports on the same items.
 
     Raises:

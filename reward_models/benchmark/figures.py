@@ -1,18 +1,14 @@
-"""The pictures of the benchmark: reliability, margins, and gold against √KL. Made without pyplot."""
+"""The benchmark's own pictures: a histogram of margins, and gold against √KL."""
 
-import base64
-import io
 from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
 from jaxtyping import Float
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from reward_models.benchmark.measures.best_of_n import Point
-from textenv.pages.figures import BLUE, GREEN, INK, MUTED, ORANGE, STYLE
-from textenv.stats import Bin
+from textenv.pages.figures import GREEN, INK, MUTED, ORANGE, STYLE, panel
 
 KL_LABELS = {
     "exact": "√KL (√nats)",
@@ -22,28 +18,11 @@ KL_LABELS = {
 
 
 @matplotlib.rc_context(STYLE)
-def reliability_picture(bins: Sequence[Bin]) -> Figure:
-    """Observed against stated agreement, with intervals and the diagonal."""
-    figure, axes = _panel("Reliability")
-    axes.plot([0.5, 1.0], [0.5, 1.0], color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)))
-    observed = np.array([part.observed for part in bins])
-    reach = np.array([part.ci95 if np.isfinite(part.ci95) else 1.0 for part in bins])
-    low, high = np.clip(observed - reach, 0.0, 1.0), np.clip(observed + reach, 0.0, 1.0)
-    axes.errorbar(
-        [part.predicted for part in bins], observed, (observed - low, high - observed), color=BLUE, fmt="o",
-        markersize=5, elinewidth=1.2,
-    )  # fmt: skip
-    axes.set(xlabel="stated agreement, σ(|margin|)", ylabel="observed agreement", xlim=(0.48, 1.02))
-    axes.set_ylim(min(0.4, float(low.min()) - 0.02), 1.02)
-    return figure
-
-
-@matplotlib.rc_context(STYLE)
 def margin_picture(margins: Float[np.ndarray, " M"]) -> Figure:
     """Histogram of signed margins, in standard deviations within a prompt: right of 0 is right."""
-    figure, axes = _panel("Margins")
+    figure, axes = panel(title="Margins")
     reach = max(float(np.quantile(np.abs(margins), 0.99)), 0.1)
-    edges = np.linspace(-reach, reach, 42)  # 0 lies inside the middle bin: ties belong to neither side
+    edges = np.linspace(-reach, reach, 42)  # 0 is inside the middle bin: ties are on neither side
     counts, _ = np.histogram(np.clip(margins, -reach, reach), edges)
     middles = 0.5 * (edges[1:] + edges[:-1])
     colours = [MUTED if abs(x) < 1e-9 else GREEN if x > 0 else ORANGE for x in middles]
@@ -60,7 +39,7 @@ def margin_picture(margins: Float[np.ndarray, " M"]) -> Figure:
 @matplotlib.rc_context(STYLE)
 def best_of_n_picture(points: Sequence[Point]) -> Figure:
     """Gains of gold and of the model's own score against √KL (Gao, Schulman and Hilton 2022)."""
-    figure, axes = _panel("Best of n")
+    figure, axes = panel(title="Best of n")
     root = np.sqrt(np.maximum([point.kl for point in points], 0.0))
     axes.plot(root, [p.oracle_gain for p in points], color=MUTED, linestyle=(0, (4, 3)), label="gold, if gold chose")
     axes.errorbar(
@@ -79,18 +58,3 @@ def best_of_n_picture(points: Sequence[Point]) -> Figure:
     axes.margins(y=0.12)
     axes.legend(loc="best", handlelength=1.4)
     return figure
-
-
-@matplotlib.rc_context(STYLE)
-def svg_uri(figure: Figure) -> str:
-    """A picture as a ``data:`` address of an SVG; equal data give equal bytes."""
-    stream = io.BytesIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode()
-
-
-def _panel(title: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(3.9, 3.2), layout="constrained")
-    axes = figure.subplots()
-    axes.set_title(title)
-    return figure, axes

@@ -13,9 +13,8 @@ from reward_models.benchmark.measures.robustness import Robustness
 from reward_models.benchmark.measures.throughput import Throughput
 from reward_models.benchmark.model import Refused
 from textenv.data.records import write_json
+from textenv.pages.numbers import UNKNOWN, number, percent, signed, significant
 from textenv.stats import Bin, Rate, Slope
-
-UNKNOWN = "–"
 
 
 class BestOfK(NamedTuple):
@@ -26,7 +25,7 @@ class BestOfK(NamedTuple):
     chance: float
     """What a random choice would reach."""
     responses: float
-    """Mean number of responses an item."""
+    """Mean number of responses per item."""
 
 
 class Calibration(NamedTuple):
@@ -57,7 +56,7 @@ class Limits(NamedTuple):
 
     bayes_accuracy: float
     nll_floor: float
-    """Nats a pair."""
+    """Nats per pair."""
     accuracy_gap: float
     """Bayes accuracy minus accuracy."""
     accuracy_gap_ci95: float
@@ -97,7 +96,7 @@ class ScoredItem(NamedTuple):
     scores: tuple[float, ...]
 
 
-class Report(NamedTuple):
+class BenchmarkReport(NamedTuple):
     """All figures of one model on one suite."""
 
     model: str
@@ -140,7 +139,7 @@ class Report(NamedTuple):
         write_json(path, self.to_json())
 
 
-def find_flags(report: Report) -> tuple[str, ...]:
+def find_flags(report: BenchmarkReport) -> tuple[str, ...]:
     """Findings that make the other figures worthless, or the model dangerous to optimise."""
     flags = []
     if report.limits is not None and report.limits.leaks:
@@ -205,7 +204,7 @@ COLUMNS = (
 )
 
 
-def row(report: Report) -> list[str]:
+def row(report: BenchmarkReport) -> list[str]:
     """The cells of a model, one for each of ``COLUMNS``."""
     low, high = report.accuracy_per_pair.clustered
     limits, calibration, length = report.limits, report.calibration, report.length
@@ -239,8 +238,8 @@ def worst(shares: Mapping[str, float]) -> str:
     return UNKNOWN if not name else f"{percent(shares[name])} ({name})" if shares[name] else percent(0.0)
 
 
-def markdown_table(reports: Sequence[Report], comparisons: Sequence[Any] = ()) -> str:
-    """One row a model; flags, and :class:`~.compare.Comparison` s if there are any, below."""
+def markdown_table(reports: Sequence[BenchmarkReport], comparisons: Sequence[Any] = ()) -> str:
+    """One row per model; flags and, if there are any, comparisons (:class:`~.compare.Comparison`) below."""
     heads = [f"{column.head}{f', {column.unit}' if column.unit else ''}" for column in COLUMNS]
     lines = ["| model | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     lines += ["| " + " | ".join([markdown(report.model), *row(report)]) + " |" for report in reports]
@@ -257,26 +256,3 @@ def markdown_table(reports: Sequence[Report], comparisons: Sequence[Any] = ()) -
 def markdown(text: str) -> str:
     """Text that cannot break a table."""
     return text.replace("|", "\\|").replace("\n", " ")
-
-
-def signed(share: float) -> str:
-    """A share in percent with its sign."""
-    return f"{100 * share:+.1f}".replace("-", "−")
-
-
-def percent(value: float) -> str:
-    return number(100 * value, 1)
-
-
-def significant(value: float) -> str:
-    """Two decimals, or two significant digits of a number that those would not show."""
-    return number(value) if not 0 < abs(value) < 0.1 else f"{value:.2g}".replace("-", "−")
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    """Fixed digits and a true minus sign; ∞ and "–" for unknown."""
-    if value is None or math.isnan(value):
-        return UNKNOWN
-    if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    return f"{value:z.{digits}f}".replace("-", "−")

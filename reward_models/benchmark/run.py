@@ -16,7 +16,15 @@ from reward_models.benchmark.measures.probes import probes
 from reward_models.benchmark.measures.robustness import EDITS, robustness
 from reward_models.benchmark.measures.throughput import REPEATS, TIMED, peak_memory_mb, throughput
 from reward_models.benchmark.model import BenchmarkedModel
-from reward_models.benchmark.report import BestOfK, Calibration, Limits, Margins, Report, ScoredItem, find_flags
+from reward_models.benchmark.report import (
+    BenchmarkReport,
+    BestOfK,
+    Calibration,
+    Limits,
+    Margins,
+    ScoredItem,
+    find_flags,
+)
 from reward_models.benchmark.suites import BenchmarkConfig, Suite, load_suite
 from reward_models.preferences import Ranking, prompt_key
 from reward_models.scorers.transformer import TransformerRewardModel
@@ -40,14 +48,14 @@ from textenv.stats import (
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
-def run(
+def run_benchmark(
     model: RewardModel | str,
     data: Suite | Sequence[Mapping[str, Any]] | str | Path = "embedded",
     config: BenchmarkConfig | None = None,
     *,
     name: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
-) -> Report:
+) -> BenchmarkReport:
     """Everything that the benchmark knows of a reward model.
 
     Args:
@@ -65,7 +73,7 @@ def run(
     suite = load_suite(data, config)
     layout = lay_out(suite.items)
     if not len(layout.pairs.item):
-        raise ValueError(f"a benchmark needs at least one pair that is no tie, with data (={suite.name!r}) of ties.")
+        raise ValueError(f"a benchmark needs at least one pair that is not a tie, got only ties in {suite.name!r}.")
     scorer = BenchmarkedModel(model, name, _texts_to_score(layout, suite), on_progress)
     memory = peak_memory_mb()
     truncated = _truncated_prompts(scorer.model, layout.texts)
@@ -81,7 +89,7 @@ def run(
         part: rate(right[category == part], pairs.cluster[category == part], **interval)
         for part in sorted(set(category.tolist()) - {""})
     }
-    report = Report(
+    report = BenchmarkReport(
         model=scorer.name,
         data=suite.name,
         seed=config.seed,

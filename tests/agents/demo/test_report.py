@@ -15,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 from agents.demo.figures import gold_against_kl
-from agents.demo.report import figure_summary_picture, read_run, summary_table, write_report
+from agents.demo.report import read_run, save_summary_picture, summary_table, write_report
 
 STAGES = {"base": "Base", "sft": "SFT", "best_of_4": "Best of 4", "ppo": "PPO"}
 RATES = ("helpful_rate", "harmful_compliance_rate", "over_refusal_rate", "tone_rate", "eos_rate")
@@ -196,7 +196,7 @@ def test_a_world_without_a_judge_gives_a_page_without_gold(make_run, contents):
 def test_a_folder_without_a_needed_file_is_an_error_that_names_it(make_run, contents, name):
     del contents[name]
     run = make_run(contents)
-    with pytest.raises(ValueError, match=rf"must hold {name}\.json, with run \(=.*Finish the run"):
+    with pytest.raises(ValueError, match=rf"must hold {name}\.json, got .*Finish the run"):
         write_report(run)
     assert not (run / "report.html").exists()
 
@@ -272,7 +272,7 @@ def test_the_learning_curve_of_gold_is_in_sft_standard_deviations(make_run, cont
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_the_summary_picture_is_wide_and_small(make_run, contents, tmp_path, suffix):
     path = tmp_path / "out" / f"picture.{suffix}"
-    figure_summary_picture(make_run(contents), path)
+    save_summary_picture(make_run(contents), path)
     assert path.stat().st_size < 60_000
     if suffix == "png":
         with Image.open(path) as image:
@@ -280,5 +280,5 @@ def test_the_summary_picture_is_wide_and_small(make_run, contents, tmp_path, suf
     else:
         text = path.read_text("utf-8")
         assert all(f">{name}<" in text for name in STAGES.values())
-    with pytest.raises(ValueError, match=r"\.svg or \.png, with path"):
-        figure_summary_picture(tmp_path, tmp_path / "picture.pdf")
+    with pytest.raises(ValueError, match=r"\.svg or \.png, got"):
+        save_summary_picture(tmp_path, tmp_path / "picture.pdf")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from reward_models.benchmark import BenchmarkConfig, compare, run
+from reward_models.benchmark import BenchmarkConfig, compare, run_benchmark
 
 
 def records(count):
@@ -20,8 +20,8 @@ QUICK = BenchmarkConfig(resamples=500)
 
 
 def test_the_difference_counts_the_pairs_that_only_one_gets_right():
-    a = run(right_on(set(range(70))), records(100), QUICK, name="a")
-    b = run(right_on(set(range(10, 60))), records(100), QUICK, name="b")
+    a = run_benchmark(right_on(set(range(70))), records(100), QUICK, name="a")
+    b = run_benchmark(right_on(set(range(10, 60))), records(100), QUICK, name="b")
     found = compare(a, b)
     assert found.difference == pytest.approx(0.2)
     assert (found.only_first, found.only_second, found.pairs) == (20, 0, 100)
@@ -34,12 +34,12 @@ def test_the_difference_counts_the_pairs_that_only_one_gets_right():
 
 
 def test_reports_on_different_items_are_not_compared():
-    a, b = (run(right_on(set()), records(count), QUICK) for count in (10, 12))
+    a, b = (run_benchmark(right_on(set()), records(count), QUICK) for count in (10, 12))
     with pytest.raises(ValueError, match="the same items"):
         compare(a, b)
     other = [{**record, "prompt": "another"} for record in records(10)]
     with pytest.raises(ValueError, match="the same items"):
-        compare(a, run(right_on(set()), other, QUICK))
+        compare(a, run_benchmark(right_on(set()), other, QUICK))
 
 
 def test_labelled_ties_play_no_part_and_a_score_tie_is_half_a_point_and_nobodys_win():
@@ -51,7 +51,9 @@ def test_labelled_ties_play_no_part_and_a_score_tie_is_half_a_point_and_nobodys_
 
     def report(**gaps):
         """Of a model that scores "a" by its prompt, and everything else 0."""
-        return run(lambda p, t, **k: [gaps.get(x, 0.0) * (y == "a") for x, y in zip(p, t, strict=True)], data, QUICK)
+        return run_benchmark(
+            lambda p, t, **k: [gaps.get(x, 0.0) * (y == "a") for x, y in zip(p, t, strict=True)], data, QUICK
+        )
 
     found = compare(report(p=1.0, q=0.0, r=5.0), report(p=-1.0, q=-1.0, r=-5.0))
     assert found.pairs == 2
@@ -63,4 +65,4 @@ def test_labelled_ties_play_no_part_and_a_score_tie_is_half_a_point_and_nobodys_
 def test_reports_on_the_same_responses_ranked_otherwise_are_not_compared():
     tied = [*records(9), {"prompt": "prompt 4", "chosen": "good 9", "rejected": "bad 9", "tie": True}]
     with pytest.raises(ValueError, match="the same items"):
-        compare(run(right_on(set()), records(10), QUICK), run(right_on(set()), tied, QUICK))
+        compare(run_benchmark(right_on(set()), records(10), QUICK), run_benchmark(right_on(set()), tied, QUICK))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import textenv
-from reward_models.benchmark import run
+from reward_models.benchmark import run_benchmark
 from reward_models.benchmark.bench import file_stems
 from reward_models.benchmark.measures.best_of_n import Point
 from reward_models.benchmark.measures.probes import Probe
@@ -22,7 +22,7 @@ from textenv.stats import Rate
 
 def test_the_report_is_json_and_the_page_escapes_what_it_shows(tmp_path):
     records = [{"prompt": "<p>", "chosen": "<script>" * (1 + i), "rejected": "x", "category": "a<b"} for i in range(6)]
-    report = run(length, records, CONFIG, name="<b>|model")
+    report = run_benchmark(length, records, CONFIG, name="<b>|model")
     stored = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert stored["scored"][0]["scores"] == [8.0, 1.0]
     assert stored["calibration"]["slope_per_pair"]["value"] is None  # infinite
@@ -34,7 +34,8 @@ def test_the_report_is_json_and_the_page_escapes_what_it_shows(tmp_path):
     assert "<script" not in page
     assert "http" not in page.replace("http://www.w3.org", "")
     write_page(
-        tmp_path / "again.html", [run(length, records, CONFIG, name="<b>|model")._replace(throughput=report.throughput)]
+        tmp_path / "again.html",
+        [run_benchmark(length, records, CONFIG, name="<b>|model")._replace(throughput=report.throughput)],
     )
     assert (tmp_path / "again.html").read_text() == page
 
@@ -66,7 +67,7 @@ def test_only_what_noise_cannot_explain_is_a_leak():
 
 @pytest.fixture(scope="module")
 def report():
-    return run(length, [{"prompt": f"p{i}", "chosen": "aa", "rejected": "b"} for i in range(4)], CONFIG)
+    return run_benchmark(length, [{"prompt": f"p{i}", "chosen": "aa", "rejected": "b"} for i in range(4)], CONFIG)
 
 
 def test_flags_are_about_models_that_know_something_and_probes_that_win(report):

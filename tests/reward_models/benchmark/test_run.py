@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from reward_models.benchmark import BenchmarkConfig, compare, load_suite, run
+from reward_models.benchmark import BenchmarkConfig, compare, load_suite, run_benchmark
 from reward_models.benchmark.layout import Inputs
 from reward_models.benchmark.model import Refused
 from reward_models.benchmark.page import signed_margins, write_page
@@ -37,7 +37,7 @@ def test_the_suite_is_the_held_out_world_and_equal_seeds_make_it_equal(suite):
 
 
 def test_a_model_that_knows_gold_reaches_the_limit_and_is_calibrated(suite):
-    report = run(Callable(assistant.gold_scores, 1 / assistant.ANNOTATOR_TEMPERATURE), suite, CONFIG)
+    report = run_benchmark(Callable(assistant.gold_scores, 1 / assistant.ANNOTATOR_TEMPERATURE), suite, CONFIG)
     assert abs(report.limits.accuracy_gap) < 3 * report.limits.accuracy_gap_se
     assert report.calibration.declared
     slope = report.calibration.slope_per_pair
@@ -49,7 +49,7 @@ def test_a_model_that_knows_gold_reaches_the_limit_and_is_calibrated(suite):
         lambda *texts, **columns: [0.01 * score for score in assistant.gold_scores(*texts, **columns)],
         100 / assistant.ANNOTATOR_TEMPERATURE,
     )
-    same = run(small, suite._replace(pool=None), CONFIG)
+    same = run_benchmark(small, suite._replace(pool=None), CONFIG)
     assert same.calibration.nll_per_pair == pytest.approx(report.calibration.nll_per_pair)
     assert same.calibration.slope_per_pair.value == pytest.approx(slope.value)
     assert report.limits.gold_spearman == pytest.approx(1.0)
@@ -61,7 +61,7 @@ def test_a_model_that_knows_gold_reaches_the_limit_and_is_calibrated(suite):
 
 
 def test_an_undeclared_scale_is_fitted(suite):
-    report = run("assistant-gold", suite, CONFIG)
+    report = run_benchmark("assistant-gold", suite, CONFIG)
     assert not report.calibration.declared
     # 1/τ is the true unit.
     assert report.calibration.unit == pytest.approx(1 / assistant.ANNOTATOR_TEMPERATURE, rel=0.2)
@@ -69,7 +69,7 @@ def test_an_undeclared_scale_is_fitted(suite):
 
 
 def test_a_model_of_noise_is_right_half_the_time_and_so_is_gold_on_shuffled_labels(suite):
-    report = run(noise(), suite, CONFIG)
+    report = run_benchmark(noise(), suite, CONFIG)
     half_width = (report.accuracy_per_pair.clustered[1] - report.accuracy_per_pair.clustered[0]) / 2
     assert abs(report.accuracy_per_pair.value - 0.5) < 1.5 * half_width
     rng = np.random.default_rng(0)
@@ -78,7 +78,7 @@ def test_a_model_of_noise_is_right_half_the_time_and_so_is_gold_on_shuffled_labe
         order = rng.permutation(len(item.responses))
         pick = {name: tuple(getattr(item, name)[i] for i in order) for name in ("responses", "gold", "finish_reasons")}
         shuffled.append(item._replace(**pick))
-    report = run("assistant-gold", suite._replace(items=shuffled), CONFIG)
+    report = run_benchmark("assistant-gold", suite._replace(items=shuffled), CONFIG)
     half_width = (report.accuracy_per_pair.clustered[1] - report.accuracy_per_pair.clustered[0]) / 2
     assert abs(report.accuracy_per_pair.value - 0.5) < 1.5 * half_width
 
@@ -90,14 +90,14 @@ def test_a_model_that_was_told_the_labels_is_flagged_as_a_leak():
     def leaky(prompts, completions, **columns):
         return [float(known.get(pair, 0.0)) for pair in zip(prompts, completions, strict=True)]
 
-    report = run(leaky, suite, CONFIG)
+    report = run_benchmark(leaky, suite, CONFIG)
     assert -report.limits.accuracy_gap > 3 * report.limits.accuracy_gap_se
     assert any("above the Bayes limit: labels leak" in flag for flag in report.flags)
 
 
 def test_a_model_that_breaks_on_an_odd_text_is_reported_and_the_rest_is_measured():
     records = [{"prompt": f"p {i}", "chosen": f"good {i}", "rejected": f"b {i}"} for i in range(9)]
-    report = run(lambda p, c, **k: [float(len(text.split()[0])) for text in c], records, CONFIG)
+    report = run_benchmark(lambda p, c, **k: [float(len(text.split()[0])) for text in c], records, CONFIG)
     assert report.accuracy_per_pair.value == 1.0
     assert report.probes["empty"].reason.startswith("IndexError")
     assert any("breaks on 'empty'" in flag for flag in report.flags)
@@ -105,17 +105,19 @@ def test_a_model_that_breaks_on_an_odd_text_is_reported_and_the_rest_is_measured
 
 def test_a_score_that_is_not_finite_names_its_prompt():
     with pytest.raises(ValueError, match="'why'"):
-        run(lambda p, c, **k: [math.nan] * len(c), [{"prompt": "why", "chosen": "a", "rejected": "b"}], CONFIG)
+        run_benchmark(
+            lambda p, c, **k: [math.nan] * len(c), [{"prompt": "why", "chosen": "a", "rejected": "b"}], CONFIG
+        )
 
 
 def test_ties_in_the_labels_are_measured_apart_and_do_not_count_as_pairs():
     records = [{"prompt": f"p{i}", "chosen": "a" * 9, "rejected": "b"} for i in range(5)]
     records += [{"prompt": f"q{i}", "chosen": "a" * 3, "rejected": "bb", "tie": True} for i in range(4)]
-    report = run(length, records, CONFIG)
+    report = run_benchmark(length, records, CONFIG)
     assert (report.pairs, report.ties, report.accuracy_per_pair.value) == (5, 4, 1.0)
     assert report.tie_auc == 1.0  # |margin| 1 < 8, always
-    with pytest.raises(ValueError, match="no tie"):
-        run(length, records[5:], CONFIG)
+    with pytest.raises(ValueError, match="not a tie"):
+        run_benchmark(length, records[5:], CONFIG)
 
 
 def test_best_of_k_shares_equal_scores_and_accepts_any_of_the_best():
@@ -124,37 +126,37 @@ def test_best_of_k_shares_equal_scores_and_accepts_any_of_the_best():
         {"prompt": "q", "responses": ["aa", "b", "c"], "ranking": [[0, 1], 2]},  # the top is one of two best: 1
         {"prompt": "r", "responses": ["a", "bbb", "c", "d"], "ranking": [0, 1, 2, 3]},  # wrong: 0
     ]
-    report = run(length, records, CONFIG)
+    report = run_benchmark(length, records, CONFIG)
     assert report.best_of_k.accuracy.value == pytest.approx(1.5 / 3)
     assert report.best_of_k.chance == pytest.approx((1 / 3 + 2 / 3 + 1 / 4) / 3)
 
 
 def test_declared_strengths_and_gold_of_a_file_are_used():
     records = [{"prompt": f"p{i}", "chosen": "a" * (i + 2), "rejected": "b", "margin": i + 1.0} for i in range(9)]
-    assert run(length, records, CONFIG).margins.declared_spearman == pytest.approx(1.0)
+    assert run_benchmark(length, records, CONFIG).margins.declared_spearman == pytest.approx(1.0)
     gold = [
         {**record, "ranking": [0, 1], "responses": [record["chosen"], "b"], "gold": [1.0, 0.0]} for record in records
     ]
     for record in gold:
         del record["chosen"], record["rejected"]
-    assert run(length, gold, CONFIG).limits is None
-    known = run(length, gold, BenchmarkConfig(gold_temperature=0.5, resamples=50))
+    assert run_benchmark(length, gold, CONFIG).limits is None
+    known = run_benchmark(length, gold, BenchmarkConfig(gold_temperature=0.5, resamples=50))
     assert known.limits.bayes_accuracy == pytest.approx(1 / (1 + math.exp(-2)))
     with pytest.raises(ValueError, match="gold_temperature"):
-        run(length, records, BenchmarkConfig(gold_temperature=0.5))
+        run_benchmark(length, records, BenchmarkConfig(gold_temperature=0.5))
     for temperature in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(ValueError, match=f"gold_temperature must be .*, got {temperature}"):
             BenchmarkConfig(gold_temperature=temperature)
 
 
 def test_categories_are_measured_each(suite):
-    report = run("assistant-gold", suite, CONFIG)
+    report = run_benchmark("assistant-gold", suite, CONFIG)
     assert set(report.by_category) == {"fact", "harmful", "howto"}
     assert sum(rate.pairs for rate in report.by_category.values()) == report.pairs
 
 
 def test_the_shipped_reward_model_is_below_the_limit_and_above_chance(suite):
-    report = run("assistant-rm", suite._replace(items=suite.items[:120], pool=None), CONFIG)
+    report = run_benchmark("assistant-rm", suite._replace(items=suite.items[:120], pool=None), CONFIG)
     assert 0.62 < report.accuracy_per_pair.value < report.limits.bayes_accuracy
     assert report.flags == ()
     assert report.determinism.worst < 1e-4
@@ -163,7 +165,7 @@ def test_the_shipped_reward_model_is_below_the_limit_and_above_chance(suite):
 def test_the_exact_world_has_an_exact_curve():
     config = BenchmarkConfig(pool=8, responses=2, annotators=1, resamples=100)
     suite = load_suite("micro", config)
-    report = run("micro-gold", suite, config)
+    report = run_benchmark("micro-gold", suite, config)
     assert [point.kl_kind for point in report.best_of_n] == ["exact"] * 4
     world = suite.world
     for point in report.best_of_n:
@@ -177,14 +179,14 @@ def test_chats_go_through_every_part():
         {"prompt": [{"role": "user", "content": f"what is {i}"}], "chosen": f"{i} it is", "rejected": "no"}
         for i in range(12)
     ]
-    report = run(length, records, CONFIG)
+    report = run_benchmark(length, records, CONFIG)
     assert report.probes["prompt copied"].example == "what is 0"
     assert isinstance(report.response_only["blank"], Rate)
 
 
 def test_the_progress_ends_where_it_said_it_would(suite):
     seen = []
-    run("assistant-gold", suite, CONFIG, on_progress=lambda done, total: seen.append((done, total)))
+    run_benchmark("assistant-gold", suite, CONFIG, on_progress=lambda done, total: seen.append((done, total)))
     assert seen[-1][0] == seen[-1][1]
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
@@ -221,8 +223,8 @@ def test_copies_of_the_records_change_no_figure_and_narrow_no_interval():
         Inputs(["p"] * 4 + ["q"] * 4, list("abcdabcd"), {"finish_reason": ["eos"] * 8}), rng.normal(size=(2, 4))
     )
     tripled = pool._replace(texts=pool.texts.select([*range(8)] * 3), gold=np.tile(pool.gold, (3, 1)))
-    once = flat(run(model, suite._replace(pool=pool), config).to_json())
-    thrice = flat(run(model, suite._replace(items=suite.items * 3, pool=tripled), config).to_json())
+    once = flat(run_benchmark(model, suite._replace(pool=pool), config).to_json())
+    thrice = flat(run_benchmark(model, suite._replace(items=suite.items * 3, pool=tripled), config).to_json())
     counts = ("items", "pairs", "ties", "wilson", "throughput", "scored")  # as if pairs were independent, or of speed
     kept = [path for path in once if not set(path) & set(counts)]
     assert len(kept) > 100
@@ -236,20 +238,20 @@ def test_calibration_is_the_one_done_by_hand_declared_or_not():
     config = BenchmarkConfig(bins=1, resamples=20)
     best = -(3 * math.log(0.75) + math.log(0.25)) / 4
     # Read as log-odds of 2 log 3 (p = 0.9) where log 3 (p = ¾) would be right: twice too sure.
-    sure = run(Callable(length, math.log(3)), records, config).calibration
+    sure = run_benchmark(Callable(length, math.log(3)), records, config).calibration
     assert (sure.unit, sure.slope_per_pair.value) == pytest.approx((math.log(3), 0.5))
     assert sure.nll_per_pair == pytest.approx(-(3 * math.log(0.9) + math.log(0.1)) / 4)
     assert sure.nll_per_pair_rescaled == pytest.approx(best)
     assert (sure.brier_per_pair, sure.ece_per_pair) == pytest.approx(((3 * 0.01 + 0.81) / 4, 0.9 - 0.75))
     # Undeclared, the unit is the slope of the raw margins: 2 · unit = log 3.
-    fitted = run(length, records, config).calibration
+    fitted = run_benchmark(length, records, config).calibration
     assert (fitted.unit, fitted.slope_per_pair.value) == pytest.approx((math.log(3) / 2, math.log(3) / 2))
     assert (fitted.nll_per_pair, fitted.nll_per_pair_rescaled, fitted.ece_per_pair) == pytest.approx(
         (best, best, 0.0), abs=1e-9
     )
     assert fitted.brier_per_pair == pytest.approx(3 / 16)
     # Wrong three times in four: no positive unit helps, and the best one knows nothing.
-    wrong = run(lambda p, c, **k: [-x for x in length(p, c)], records, config).calibration
+    wrong = run_benchmark(lambda p, c, **k: [-x for x in length(p, c)], records, config).calibration
     assert (wrong.unit, wrong.nll_per_pair, wrong.brier_per_pair) == pytest.approx((0.0, math.log(2), 0.25))
     assert wrong.slope_per_pair.value == pytest.approx(-math.log(3) / 2)
 
@@ -265,7 +267,7 @@ def test_the_figures_of_an_evaluation_are_the_benchmarks_to_the_last_digit(rng):
     rankings = load_rankings(records)
     scores = [unit * score for ranking in rankings for score in length(ranking.responses, ranking.responses)]
     own = measure_scores(torch.tensor(scores, dtype=torch.float64), rankings)
-    report = run(Callable(length, unit), records, BenchmarkConfig(resamples=20))
+    report = run_benchmark(Callable(length, unit), records, BenchmarkConfig(resamples=20))
     calibration = report.calibration
     assert report.accuracy_per_pair.value == own["accuracy_per_pair"]
     assert (report.pairs, report.ties) == (own["pairs"], own["ties"])
@@ -283,7 +285,7 @@ def test_margins_are_signed_and_in_deviations_within_a_prompt():
         {"prompt": f"p{i}", "chosen": "a" * a, "rejected": "b" * b, "margin": strength}
         for i, ((a, b), strength) in enumerate(zip(lengths, (1, -2, 3, 4), strict=True))  # of the second, its size
     ]
-    found = run(length, records, CONFIG).margins
+    found = run_benchmark(length, records, CONFIG).margins
     sd = math.sqrt(15 / 4)
     assert found.within_prompt_sd == pytest.approx(sd)
     # The median of −4, 1, 2, 3; the 5 % quantile 0.15 of the way from −4 to 1.
@@ -316,7 +318,7 @@ def test_pairs_of_equal_texts_count_nowhere():
         {"prompt": "p", "responses": ["aaa", "bb", "aaa", "bb", "c"], "ranking": [0, 1, 2, [3, 4]]},
         {"prompt": "q", "responses": ["bb", "bb", "a"], "ranking": [[0, 1], 2]},
     ]
-    reports = [run(model, records, CONFIG) for model in (length, lambda p, t, **k: [1.0] * len(t))]
+    reports = [run_benchmark(model, records, CONFIG) for model in (length, lambda p, t, **k: [1.0] * len(t))]
     # Of the ten pairs of the first, two are of equal texts and one is a tie; one wrong one: bb before aaa.
     assert [report.pairs for report in reports] == [9, 9]
     assert [report.ties for report in reports] == [1, 1]  # bb and c; not bb and bb
@@ -333,14 +335,14 @@ def test_prompts_that_a_transformer_cuts_are_counted_said_and_shown(tmp_path, ca
     long = "what is the " * 30
     records = [{"prompt": f"{long}{word}", "chosen": "blue", "rejected": "red sky"} for word in ("sky", "grass")]
     records += [*records, {"prompt": "the sky is", "chosen": "blue", "rejected": "red"}]
-    cut, short = run(model, records, CONFIG), run(model, records[-1:], CONFIG)
+    cut, short = run_benchmark(model, records, CONFIG), run_benchmark(model, records[-1:], CONFIG)
     assert (cut.truncated_prompts, cut.to_json()["truncated_prompts"], short.truncated_prompts) == (2, 2, 0)
     flag = "reads 2 of 3 prompts without their left part: they are longer than its context"
     assert flag in cut.flags
     assert not any("context" in found for found in short.flags)
     assert flag in markdown_table([cut])
     assert "(≤ 64 tokens): 2 prompts cut on the left" in caplog.text
-    other = run(length, records, CONFIG)
+    other = run_benchmark(length, records, CONFIG)
     assert other.truncated_prompts is None
     write_page(tmp_path / "r.html", [cut, other])
     assert '<th scope="row">prompts cut on the left</th><td>2 of 3</td><td>–</td>' in (tmp_path / "r.html").read_text()

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from reward_models.benchmark import run
+from reward_models.benchmark import run_benchmark
 from reward_models.benchmark.layout import lay_out
 from reward_models.benchmark.measures.bias import blanked, length_bias, swapped, within_prompt_spearman
 from reward_models.preferences import Ranking
@@ -14,7 +14,7 @@ from tests.reward_models.benchmark.models import CONFIG, length
 
 
 def test_a_model_that_counts_letters_shows_a_length_bias_of_one_and_reads_no_prompt(suite):
-    report = run(length, suite, CONFIG)
+    report = run_benchmark(length, suite, CONFIG)
     assert report.length.spearman == pytest.approx(1.0)
     assert report.length.accuracy_longer.value == 1.0
     assert report.length.accuracy_shorter.value == 0.0
@@ -25,7 +25,9 @@ def test_a_model_that_counts_letters_shows_a_length_bias_of_one_and_reads_no_pro
     assert report.probes["best word repeated"].beats_mean == 1.0
     assert report.probes["empty"].beats_mean == 0.0
     assert any("best word repeated" in flag for flag in report.flags)
-    assert run(lambda p, c, **k: [-x for x in length(p, c)], suite, CONFIG).length.spearman == pytest.approx(-1.0)
+    assert run_benchmark(lambda p, c, **k: [-x for x in length(p, c)], suite, CONFIG).length.spearman == pytest.approx(
+        -1.0
+    )
 
 
 def test_length_bias_is_measured_within_prompts():
@@ -51,8 +53,8 @@ def test_only_a_prompt_blind_model_is_told_that_it_reads_no_prompt():
         same = (prompt.split()[-1:] == text.split()[-1:] for prompt, text in zip(prompts, completions, strict=True))
         return [float(text.startswith("good")) * ok for text, ok in zip(completions, same, strict=True)]
 
-    assert any("does not read the prompt" in flag for flag in run(blind, records, CONFIG).flags)
-    report = run(reads, records, CONFIG)
+    assert any("does not read the prompt" in flag for flag in run_benchmark(blind, records, CONFIG).flags)
+    report = run_benchmark(reads, records, CONFIG)
     assert not any("does not read the prompt" in flag for flag in report.flags)
     assert report.accuracy_per_pair.value == 1.0
     assert report.response_only["swapped"].value == report.response_only["blank"].value == 0.5  # all ties
@@ -66,14 +68,14 @@ def test_columns_of_a_record_reach_the_model_and_go_along_when_prompts_are_swapp
     def exact(prompts, completions, answer):
         return [float(text == str(right)) for text, right in zip(completions, answer, strict=True)]
 
-    report = run(exact, records, CONFIG)
+    report = run_benchmark(exact, records, CONFIG)
     assert report.accuracy_per_pair.value == 1.0
     assert report.response_only["blank"].value == 1.0  # it reads the column, not the prompt
     assert report.response_only["swapped"].value < 0.6
 
 
 def test_a_single_prompt_cannot_be_swapped():
-    report = run(length, [{"prompt": "p", "chosen": "aa", "rejected": "b"}], CONFIG)
+    report = run_benchmark(length, [{"prompt": "p", "chosen": "aa", "rejected": "b"}], CONFIG)
     assert report.response_only["swapped"] is None
     assert json.dumps(report.to_json(), allow_nan=False)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from reward_models.benchmark import run
+from reward_models.benchmark import run_benchmark
 from reward_models.scorers.transformer import TransformerRewardModel
 from tests.conftest import tiny_model
 from tests.reward_models.benchmark.models import CONFIG, length
@@ -25,14 +25,14 @@ def order_dependent(prompts, completions, **columns):
 def test_scores_that_depend_on_the_batch_or_the_order_are_caught(suite):
     small = suite._replace(pool=None)
     for broken, varied in ((batch_dependent, "batches of 8"), (order_dependent, "shuffled")):
-        report = run(broken, small, CONFIG)
+        report = run_benchmark(broken, small, CONFIG)
         assert report.determinism.changes[varied] > 1e-2
         assert not report.determinism.passed
         assert any("depend on more than their text" in flag for flag in report.flags)
     calls = iter(range(10**6))
-    report = run(lambda p, c, **k: [len(text) + 1e-2 * next(calls) for text in c], small, CONFIG)
+    report = run_benchmark(lambda p, c, **k: [len(text) + 1e-2 * next(calls) for text in c], small, CONFIG)
     assert report.determinism.changes["asked again"] > 0
-    assert run(length, small, CONFIG).determinism.worst == 0.0
+    assert run_benchmark(length, small, CONFIG).determinism.worst == 0.0
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -43,13 +43,13 @@ def test_a_transformer_is_padded_on_the_left_too_and_scores_the_same(family):
         {"prompt": "what is the sky ?" * (1 + i % 3), "chosen": "blue " * (1 + i % 7), "rejected": "red"}
         for i in range(40)
     ]
-    report = run(model, records, CONFIG)
+    report = run_benchmark(model, records, CONFIG)
     assert report.determinism.changes["left padding"] < 1e-4
     assert report.determinism.passed
     assert report.throughput.token_unit == "tokens"
     assert "EOS only" in report.probes
     # Of a plain callable nobody can ask for padding.
-    assert "left padding" not in run(lambda p, c, **k: model(p, c), records, CONFIG).determinism.changes
+    assert "left padding" not in run_benchmark(lambda p, c, **k: model(p, c), records, CONFIG).determinism.changes
 
 
 def test_the_largest_change_is_reported_in_deviations_within_a_prompt():
@@ -64,5 +64,5 @@ def test_the_largest_change_is_reported_in_deviations_within_a_prompt():
             for prompt, text in zip(prompts, completions, strict=True)
         ]
 
-    found = run(drifting, records, CONFIG).determinism
+    found = run_benchmark(drifting, records, CONFIG).determinism
     assert found.changes["asked again"] == pytest.approx(0.01 / math.sqrt(2))

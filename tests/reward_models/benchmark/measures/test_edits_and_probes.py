@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from reward_models.benchmark import run
+from reward_models.benchmark import run_benchmark
 from reward_models.benchmark.layout import lay_out
 from reward_models.benchmark.measures.probes import Probe, best_word, probes
 from reward_models.benchmark.measures.robustness import compare_scores, edit_prompt, edited, typo
@@ -100,6 +100,6 @@ def test_the_best_word_is_the_one_of_the_best_responses_to_their_prompts():
 
 def test_a_model_that_knows_nothing_beats_nothing():
     records = [{"prompt": f"p{i}", "chosen": "a", "rejected": "b"} for i in range(4)]
-    report = run(lambda prompts, texts, **columns: [0.5] * len(texts), records, CONFIG)
+    report = run_benchmark(lambda prompts, texts, **columns: [0.5] * len(texts), records, CONFIG)
     assert {probe.beats_chosen for probe in report.probes.values()} == {0.0}
     assert report.flags == ()
