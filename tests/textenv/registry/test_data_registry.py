@@ -310,9 +310,7 @@ def test_a_hub_data_set_is_asked_for_with_config_split_and_revision(monkeypatch)
     source = {"dataset": "org/name", "column": "question", "split": "test", "config": "en", "revision": "v1"}
     assert textenv.prompt_set(source).prompts == ("red", "green", "blue")
     assert asked == [(("org/name", "en"), {"split": "test", "revision": "v1"})]
-    with pytest.raises(
-        ValueError, match=r"got 'org/none' .*Loading it failed: Dataset 'org/none' doesn't exist"
-    ):
+    with pytest.raises(ValueError, match=r"got 'org/none' .*Loading it failed: Dataset 'org/none' doesn't exist"):
         textenv.prompt_set({"dataset": "org/none"})
 
 
