@@ -8,14 +8,12 @@ Command: ``python -m benchmarks.demo_seeds --seeds 1 2 3`` (about four minutes a
 
 import argparse
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from transformers.utils import logging as hf_logging
 
 from agents.core.agent import LanguageModelAgent
 from agents.demo.judge import assistant_env, gold_of
@@ -24,6 +22,7 @@ from agents.ppo import PPO
 from benchmarks.record import write_result
 from textenv.evaluation import evaluate
 from textenv.stats import mean_ci95
+from textenv.training.progress import quiet_libraries
 
 
 def demands(summary: dict[str, Any]) -> dict[str, tuple[float, bool]]:
@@ -51,7 +50,7 @@ def demands(summary: dict[str, Any]) -> dict[str, tuple[float, bool]]:
 
 def without_kl(config: DemoConfig, updates: int, every: int) -> dict[str, Any]:
     """PPO with β = 0 on a finished run's models: scores on validation prompts every few updates."""
-    folder = config.run_dir
+    folder = config.output
     options: dict[str, Any] = {
         "reference": str(folder / "sft"),
         "reward_model": str(folder / "reward_model"),
@@ -87,22 +86,24 @@ def without_kl(config: DemoConfig, updates: int, every: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the runs go")
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        default=Path("runs"),
+        help="where the runs go; finished ones are reused",
+    )
     parser.add_argument("--split", default="test", choices=["validation", "test"])
     parser.add_argument("--updates-without-kl", type=int, default=120, help="0 leaves that part out")
-    parser.add_argument("--keep", action="store_true", help="continue or re-use finished runs")
     arguments = parser.parse_args()
-    hf_logging.disable_progress_bar()
+    quiet_libraries()
     results: dict[str, Any] = {}
     failed = []
     configs = []
     for seed in arguments.seeds:
-        config = DemoConfig(run_dir=arguments.runs / f"seed-{seed}", seed=seed, eval_split=arguments.split)
+        config = DemoConfig(output=arguments.runs / f"seed-{seed}", seed=seed, eval_split=arguments.split)
         configs.append(config)
-        finished = config.run_dir / "summary.json"
-        if not (arguments.keep and finished.is_file()):
-            shutil.rmtree(config.run_dir, ignore_errors=True)
-            run_demo(config, Console(stderr=True))
+        finished = config.output / "summary.json"
+        run_demo(config, Console(stderr=True))  # continues what is there, and never removes a run
         summary = json.loads(finished.read_text())
         checks = demands(summary)
         results[str(seed)] = {"summary": {k: v for k, v in summary.items() if k != "config"}, "demands": checks}

@@ -25,7 +25,6 @@ import torch
 from annotated_types import Ge
 from rich.console import Console
 from transformers import GPT2Config, GPT2LMHeadModel
-from transformers.utils import logging as hf_logging
 
 from agents.core.agent import LanguageModelAgent
 from agents.demo.judge import assistant_env, evaluate_stages, gold_of
@@ -33,13 +32,14 @@ from agents.demo.report import summary_table, write_report
 from agents.ppo import PPO, PPOConfig
 from agents.sft import SFTConfig, train_sft
 from reward_models.training.trainer import RewardConfig, train_reward_model
+from textenv.data.folders import check_writable
 from textenv.data.records import write_json, write_jsonl
 from textenv.evaluation import evaluate
 from textenv.lm import LanguageModel, load_language_model
 from textenv.lm.load import wrap_language_model
 from textenv.settings import Count, NonNegative, PositiveInt, check_settings
 from textenv.tasks import assistant
-from textenv.training.progress import progress_bar
+from textenv.training.progress import progress_bar, quiet_libraries
 
 HELD_OUT_ANNOTATORS = 4
 """Rankings of the same held-out answers: more labels, less noise in the accuracy; intervals are clustered by prompt."""
@@ -59,7 +59,7 @@ TITLES = {
 class DemoConfig:
     """Settings of the demo. The defaults were chosen on validation prompts."""
 
-    run_dir: Path = Path("runs/demo")
+    output: Path = Path("runs/demo")
     """Where models, data and the report go. A run of the same settings is continued; nothing there is removed."""
     seed: Count = 0
     """Of everything: initial weights, data, annotators, sampling."""
@@ -95,23 +95,24 @@ class DemoConfig:
         check_settings(self)
 
 
-class Run:
+class DemoRun:
     """A run folder: what is done, and what was measured."""
 
     def __init__(self, config: DemoConfig, console: Console) -> None:
-        self.config, self.folder, self.console = config, config.run_dir, console
+        self.config, self.folder, self.console = config, config.output, console
         settings = json.loads(json.dumps(asdict(config), default=str))
         state = self._read("progress.json", {})
         if not state and self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise ValueError(
-                f"run_dir must be a new or empty folder, or one with an earlier run, got {str(self.folder)!r} with "
+                f"output must be a new or empty folder, or one with an earlier run, got {str(self.folder)!r} with "
                 "other files. Nothing was removed. Name another folder."
             )
         if state and state["settings"] != settings:
             raise ValueError(
-                f"run_dir must be a folder of its own for each choice of settings, got {str(self.folder)!r}, "
+                f"output must be a folder of its own for each choice of settings, got {str(self.folder)!r}, "
                 "which holds a run with others. Nothing was removed. Name another folder, or remove that one yourself."
             )
+        check_writable(self.folder)
         state = state or {"settings": settings, "seconds": {}}
         self.state = state
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -137,9 +138,9 @@ class Run:
 
 def run_demo(config: DemoConfig, console: Console | None = None) -> dict[str, Any]:
     """Run what is not done yet; write ``summary.json`` and ``report.html``; return the summary."""
-    hf_logging.disable_progress_bar()
+    quiet_libraries()
     console = console or Console(stderr=True)
-    run = Run(config, console)
+    run = DemoRun(config, console)
     run.step("base", lambda advance: train_base(run, advance))
     run.step("sft", lambda advance: train_demonstrations(run, advance))
     run.step("rankings", lambda advance: collect_rankings(run, advance))
@@ -175,7 +176,7 @@ def new_base_model(seed: int) -> LanguageModel:
         return wrap_language_model(GPT2LMHeadModel(config), tokenizer, name="base")
 
 
-def train_base(run: Run, advance: Any) -> list[dict[str, float]]:
+def train_base(run: DemoRun, advance: Any) -> list[dict[str, float]]:
     """A base model from scratch on the mixed corpus, prompts included."""
     config = run.config
     corpus = assistant.sample_corpus(config.base_examples, config.seed, source="base")
@@ -184,7 +185,7 @@ def train_base(run: Run, advance: Any) -> list[dict[str, float]]:
     return train_sft(model, corpus, settings, run.folder / "base", resume=True, on_progress=_figures(advance)).history
 
 
-def train_demonstrations(run: Run, advance: Any) -> list[dict[str, float]]:
+def train_demonstrations(run: DemoRun, advance: Any) -> list[dict[str, float]]:
     """SFT of the base model."""
     config = run.config
     records = assistant.sample_corpus(config.demonstrations, config.seed + 1, source="demonstrations")
@@ -194,7 +195,7 @@ def train_demonstrations(run: Run, advance: Any) -> list[dict[str, float]]:
     return train_sft(base, records, settings, run.folder / "sft", resume=True, on_progress=_figures(advance)).history
 
 
-def collect_rankings(run: Run, advance: Any) -> None:
+def collect_rankings(run: DemoRun, advance: Any) -> None:
     """K answers of the SFT model a prompt, ranked by simulated annotators: to train on, and held out to measure."""
     config = run.config
     for part, (split, count) in enumerate({"train": config.rankings, config.eval_split: None}.items()):
@@ -232,7 +233,7 @@ def distinct(record: Mapping[str, Any], gold: list[float]) -> dict[str, Any]:
     }
 
 
-def train_rewards(run: Run, advance: Any) -> list[dict[str, float]]:
+def train_rewards(run: DemoRun, advance: Any) -> list[dict[str, float]]:
     """A reward model from the SFT trunk and the rankings."""
     config = run.config
     result = train_reward_model(
@@ -246,7 +247,7 @@ def train_rewards(run: Run, advance: Any) -> list[dict[str, float]]:
     return result.history
 
 
-def train_ppo(run: Run, advance: Any) -> list[dict[str, float]]:
+def train_ppo(run: DemoRun, advance: Any) -> list[dict[str, float]]:
     """PPO from the SFT model against the reward model."""
     config = run.config
     settings = replace(config.ppo, seed=config.seed)
@@ -263,7 +264,7 @@ def train_ppo(run: Run, advance: Any) -> list[dict[str, float]]:
     return agent.history
 
 
-def evaluate_all(run: Run, advance: Any) -> None:
+def evaluate_all(run: DemoRun, advance: Any) -> None:
     """Measure every stage on held-out prompts; write the summary."""
     config = run.config
     summary = evaluate_stages(

@@ -14,7 +14,9 @@ from typing import Annotated, Any
 
 import gymnasium
 
-from textenv.cli.envs import check_command, envs_command, no_progress_bars
+from textenv import __version__
+from textenv.cli.envs import check_command, envs_command
+from textenv.data.folders import check_replaceable, check_writable
 
 
 def _learners() -> dict[str, str]:
@@ -26,22 +28,23 @@ def _learners() -> dict[str, str]:
 
 LEARNERS = _learners()
 USAGE = f"""usage: textenv COMMAND [--help | OPTIONS]
+       textenv --version
 
 RLHF as ordinary reinforcement learning.
 
   envs      list the registered environments
-  check     does an environment keep the contract?
+  check     check that an environment keeps the contract
   sft       fine-tune a language model on demonstrations
   reward    train a reward model on rankings
   rm-bench  benchmark reward models on preferences, with a report
-  serve-rm  answer for a reward model over HTTP
+  serve-rm  serve a reward model over HTTP
   evaluate  answer an environment's prompts and score the answers
   run       an experiment file: agents × environments × seeds, compared
-  demo      all of it on the embedded world, with a report
+  demo      all three steps on the embedded world, with a report
 
 Train a policy in an environment by:
 {"".join(f"  {name:<9} {text}{chr(10)}" for name, text in LEARNERS.items())}
-`textenv COMMAND --help` is the manual of a command."""
+`textenv COMMAND --help` explains a command."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,13 +66,15 @@ class EnvArgs:
     max_new_tokens: int | None = None
     """Length budget of a response, tokens."""
     temperature: float | None = None
-    """Of policy and reference alike."""
+    """Sampling temperature of the policy and the reference alike."""
     missing_eos_penalty: float | None = None
     """Subtracted when a response spends its budget without ending."""
     device: str | None = None
     """Where the models run, like cpu or cuda:0."""
 
     def make(self, num_envs: int) -> Any:
+        check_at_least(1, num_envs=num_envs)
+        check_device(self.device or "cpu")
         options = dataclasses.asdict(self)
         env_id = options.pop("env_id")
         given = {name: value for name, value in options.items() if value is not None}
@@ -181,7 +186,7 @@ def serve_command() -> Callable[..., None]:
         device: str = "cpu",
         token_variable: str | None = None,
     ) -> None:
-        """Answer for a reward model over HTTP, until Ctrl-C. Clients name it by the JSON object that is printed.
+        """Serve a reward model over HTTP until Ctrl-C. Clients name it by the JSON object that is printed.
 
         Args:
             model: a registered name, module:callable, the folder or hub id of a sequence classifier, or a JSON object.
@@ -191,11 +196,12 @@ def serve_command() -> Callable[..., None]:
             token_variable: environment variable with the bearer token that clients must send; None makes one up.
         """
 
+        check_device(device)
         token = secrets.token_urlsafe() if token_variable is None else os.environ.get(token_variable)
         if not token:
             raise ValueError(
-                f"token_variable must name an environment variable that is set, with token_variable "
-                f"(={token_variable!r}). Export a token there."
+                f"token_variable must name an environment variable that is set, got {token_variable!r}. "
+                "Export a token there."
             )
         with RewardServer(textenv.reward_model(model, device), host=host, port=port, token=token) as server:
             if token_variable is None:
@@ -232,18 +238,21 @@ def learner_command(name: str) -> Callable[..., None]:
         ALGORITHM
 
         Args:
-            output: folder for the checkpoint. Ctrl-C finishes the update and saves; --resume goes on from there.
+            output: folder for the checkpoint. Ctrl-C finishes the update and saves; --resume continues from there.
             env: the environment.
             config: how to train.
-            total_episodes: episodes to have played at the end, those before a resume included.
-            num_envs: episodes played at once; batch-size must be a multiple of it, and it of group-size.
+            total_episodes: episodes to play in total, those before a resume included.
+            num_envs: episodes played at once; it must divide batch-size and be a multiple of group-size.
             save_every: updates between checkpoints.
             resume: continue from the checkpoint in the output folder.
         """
 
+        check_at_least(1, total_episodes=total_episodes, save_every=save_every)
+        check_replaceable(output)
         if not resume and (output / "state.json").exists():
             raise ValueError(
-                f"output (={str(output)!r}) holds a checkpoint. Continue it with --resume, or name another."
+                f"output must be a folder without a checkpoint, got {str(output)!r}. Continue it with --resume, or "
+                "name another folder."
             )
         vector = env.make(num_envs)
         agent = learner.load(output, vector) if resume else learner(vector, config)
@@ -277,10 +286,11 @@ def rm_bench_command() -> Callable[..., None]:
             config: what to measure.
             data: embedded, embedded-validation, micro, or JSONL (.gz too) of {"prompt", "responses", "ranking"},
                 {"prompt", "chosen", "rejected"} or {"chosen", "rejected"} dialogues.
-            output: folder for report.html, table.md and a JSON a model; what is there is replaced.
+            output: folder for report.html, table.md and one JSON per model; files of those names are replaced.
             compare: test every model against the first one, pair by pair.
         """
 
+        check_writable(output)
         with progress_bar("benchmark") as advance:
             table = run_all(models, data, output, config, compare_to_first=compare, advance=advance)
         print(table)
@@ -313,15 +323,20 @@ def evaluate_command() -> Callable[..., None]:
         """Answer every prompt of an environment and score the answers: means with 95 % intervals.
 
         Args:
-            model: who answers: a registered name, a folder (a checkpoint of `ppo`, `rloo`, … too) or a hub id.
+            model: language model that answers: a registered name, a folder (also a checkpoint of `ppo`, …) or a hub id.
             env: the environment.
-            best_of: draw this many answers a prompt and keep the one that the reward model likes best.
+            best_of: draw this many answers per prompt and keep the one with the highest reward-model score.
             deterministic: take the most likely token instead of sampling.
             num_envs: prompts answered at once.
-            seed: of the sampling.
+            seed: seed of the sampling.
             output: write prompts, answers and scores to this JSONL file.
         """
 
+        check_at_least(1, best_of=best_of)
+        if output is not None:
+            check_writable(output.parent)
+            if output.is_dir():
+                raise ValueError(f"output must be a file, got the folder {str(output)!r}. Name a file in it.")
         vector = env.make(num_envs)
         folder = Path(model) / "policy"
         policy = textenv.fresh_language_model(str(folder) if folder.is_dir() else model, vector.task.config.device)
@@ -351,7 +366,7 @@ def run_command() -> Callable[..., None]:
     def run(experiment: tyro.conf.Positional[Path]) -> None:
         """Run an experiment file: every agent in every environment with every seed, compared at the end.
 
-        What is finished is not run again. Ctrl-C finishes the update and saves; the same command goes on from there.
+        Finished parts are not run again. Ctrl-C finishes the update and saves; the same command continues from there.
 
         Args:
             experiment: YAML file (docs/experiments.md) with a section "run".
@@ -359,7 +374,8 @@ def run_command() -> Callable[..., None]:
 
         loaded = load_experiment(experiment)
         if loaded.run is None:
-            raise ValueError(f"an experiment to run must have the section 'run', with file (={str(experiment)!r}).")
+            raise ValueError(f"an experiment must have the section 'run', got {str(experiment)!r} without one. Add it.")
+        check_writable(loaded.run.output)
         loaded.register()
         results = run_experiment(cells_of(loaded.run, loaded.agents), loaded.run.output)
         page = write_summary(results, loaded.run.output)
@@ -403,20 +419,23 @@ COMMANDS = {
 
 
 _AFTER_STOP = {
-    **dict.fromkeys(("sft", "reward", *LEARNERS), "The same command with --resume goes on from here."),
-    **dict.fromkeys(("run", "demo"), "The same command goes on from here."),
-    "rm-bench": "Reports of models that were finished are in the output folder.",
+    **dict.fromkeys(("sft", "reward", *LEARNERS), "The same command with --resume continues from here."),
+    **dict.fromkeys(("run", "demo"), "The same command continues from here."),
+    "rm-bench": "The reports of finished models are in the output folder.",
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; errors that a user can mend are one line and exit code 2."""
+    """Run a command; errors that a user can fix are one line and exit code 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments == ["--version"]:
+        print(f"textenv {__version__}")
+        return 0
     if not arguments or arguments[0] in ("-h", "--help") or arguments[0] not in COMMANDS:
         print(USAGE)
         known = bool(arguments) and arguments[0] in ("-h", "--help")
         if arguments and not known:
-            print(f"\nerror: a command must be one of the above, with command (={arguments[0]!r}).", file=sys.stderr)
+            print(f"\ntextenv: command must be one of the above, got {arguments[0]!r}.", file=sys.stderr)
         return 0 if known else 2
     name, rest = arguments[0], arguments[1:]
     if "" not in sys.path:
@@ -426,21 +445,40 @@ def main(arguments: list[str] | None = None) -> int:
 
         command = COMMANDS[name]()
         if name != "envs":
-            no_progress_bars()
+            from textenv.training.progress import quiet_libraries
+
+            quiet_libraries()
         code = tyro.cli(command, args=rest, prog=f"textenv {name}")
     except KeyboardInterrupt:
         print(f"\nstopped. {_AFTER_STOP.get(name, '')}".rstrip(), file=sys.stderr)
         return 130
     except (ValueError, OSError, gymnasium.error.Error) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"textenv {name}: {error}", file=sys.stderr)
         return 2
     return code or 0
 
 
+def check_at_least(low: int, **settings: int) -> None:
+    for name, value in settings.items():
+        if value < low:
+            raise ValueError(f"{name} must be {low} or more, got {value}. Raise it.")
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that torch cannot compute on here, before any model is loaded."""
+    import torch
+
+    try:
+        torch.zeros(1, device=name).item()
+    except (AssertionError, RuntimeError) as error:  # NotImplementedError is a RuntimeError
+        raise ValueError(f"device must be one that torch can use here, got {name!r}. Use cpu.") from error
+
+
 def _refuse_finished(output: Path) -> None:
-    """A model that training has saved is not trained over; a checkpoint beside it says that it was not finished."""
+    """Refuse a folder that cannot be written, or holds a model that training has finished."""
+    check_writable(output)
     if (output / "config.json").is_file() and not list(output.glob("checkpoint-*")):
-        raise ValueError(f"output (={str(output)!r}) holds a finished model. Remove it, or name another folder.")
+        raise ValueError(f"output must hold no finished model, got {str(output)!r}. Remove it, or name another folder.")
 
 
 def _on_progress(advance: Any) -> Callable[..., None]:

@@ -60,7 +60,9 @@ def _vocabulary(reference: str | None, load: bool) -> tuple[str, str]:
     if reference is None:
         return "yours", ""
     if load:
-        no_progress_bars()
+        from textenv.training.progress import quiet_libraries
+
+        quiet_libraries()
     try:
         size = vocabulary_size(reference, load=load)
     except ValueError as error:
@@ -109,15 +111,8 @@ def check_command() -> Callable[..., int]:
 def _option(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
-        raise ValueError(f"an option must be NAME=VALUE, with option (={text!r}).")
+        raise ValueError(f"option must be NAME=VALUE, got {text!r}. Write for example kl_coef=0.1.")
     try:
         return name, json.loads(value)
     except json.JSONDecodeError:
         return name, value
-
-
-def no_progress_bars() -> None:
-    """Silence those of transformers: one bar a step is enough."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()

@@ -5,8 +5,10 @@ replaced. The old one is put aside, the new one put in place, and the old one re
 between any two steps leaves a whole folder, which :func:`recover` puts back.
 """
 
+import glob
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,21 +25,35 @@ def check_replaceable(path: str | Path) -> None:
         ValueError: it holds something that is not ours, or cannot be written.
     """
     path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"an output folder must not be a file, got {str(path)!r}. Name another folder.")
+    check_writable(path)
+    recover(path)
     if path.is_dir():
         foreign = sorted(set(os.listdir(path)) - {name.split("/")[0] for name in [MARKER, *_files(path)]})
         foreign += sorted(_walk(path) - {MARKER, *_files(path)})
         if foreign:
             raise ValueError(
-                f"an output folder must be new, empty, or hold only an earlier result of ours, got {str(path)!r} "
+                f"output must be a new or empty folder, or hold only an earlier result of ours, got {str(path)!r} "
                 f"with {foreign[0]!r} in it. Nothing was removed. Name another folder."
             )
-    parent = path.parent
-    while not parent.exists():
-        parent = parent.parent
-    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
-        raise ValueError(f"an output folder must be writable, got {str(path)!r} in {str(parent)!r}. Name another one.")
+
+
+def check_writable(path: str | Path) -> None:
+    """Refuse a place where no folder can be made, or no file in the folder that stands there. Tries it and cleans up.
+
+    Raises:
+        ValueError: it is a file, or the system refuses to write there.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"output must be a folder, got the file {str(path)!r}. Name another folder.")
+    existing = path if path.exists() else next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        for place in {existing, path.absolute().parent if path.exists() else existing}:
+            tempfile.TemporaryDirectory(dir=place, prefix=".textenv-").cleanup()
+    except OSError as error:
+        raise ValueError(
+            f"output must be a folder that can be written, got {str(path)!r} ({error.strerror}). Name another folder."
+        ) from error
 
 
 @contextmanager
@@ -48,13 +64,13 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
         ValueError: see :func:`check_replaceable`.
     """
     path = Path(path)
-    recover(path)
     check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.new-"))
+    new = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.new-{os.getpid()}-"))
+    (new / MARKER).write_text("[]", "utf-8")
     try:
         yield new
-        (new / MARKER).write_text(json.dumps(sorted(_walk(new))), "utf-8")
+        (new / MARKER).write_text(json.dumps(sorted(_walk(new) - {MARKER})), "utf-8")
         aside = _aside(path)
         if path.exists():
             path.rename(aside)
@@ -67,14 +83,30 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
 
 
 def recover(path: str | Path) -> None:
-    """Finish what a killed :func:`replace_folder` left: put the old folder back, or remove it if the new one stands."""
+    """Finish what a killed :func:`replace_folder` left: put the old folder back, or remove it if the new one stands.
+
+    Half-written new folders of processes that no longer run are removed.
+    """
     path = Path(path)
+    for new in path.parent.glob(f"{glob.escape(f'.{path.name}.new-')}*-*"):
+        if (new / MARKER).is_file() and not _is_running(new.name.rpartition(".new-")[2].partition("-")[0]):
+            shutil.rmtree(new)
     aside = _aside(path)
     if (aside / MARKER).is_file():
         if path.exists():
             _remove(aside)
         else:
             aside.rename(path)
+
+
+def _is_running(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (ValueError, OSError):
+        return True  # not a number that we wrote, or somebody else's process
+    return True
 
 
 def _aside(path: Path) -> Path:

@@ -1,5 +1,6 @@
 """Progress on the terminal: one bar a step, with the latest figures beside it."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -16,7 +17,10 @@ class Advance(Protocol):
 
 @contextmanager
 def progress_bar(title: str, console: Console | None = None) -> Iterator[Advance]:
-    """A live bar that shows how far a long step is and what it measures; a plain line when not on a terminal."""
+    """A live bar that shows how far a long step is and what it measures; a plain line when not on a terminal.
+
+    It appears with the first step, so that an error before it stands alone.
+    """
     console = console or Console(stderr=True)
     columns = (
         TextColumn("{task.description:<34}"),
@@ -25,12 +29,25 @@ def progress_bar(title: str, console: Console | None = None) -> Iterator[Advance
         TimeElapsedColumn(),
         TextColumn("{task.fields[figures]}"),
     )
-    with Progress(*columns, console=console) as progress:
+    progress = Progress(*columns, console=console)
+    try:
         task = progress.add_task(title, total=None, figures="")
 
         def advance(done: int, total: int, figures: Mapping[str, float] | None = None) -> None:
             text = None if not figures else "  ".join(f"{key} {value:.3g}" for key, value in figures.items())
             fields: dict[str, Any] = {} if text is None else {"figures": text}
+            progress.start()
             progress.update(task, completed=done, total=total, **fields)
 
         yield advance
+    finally:
+        if progress.live.is_started:
+            progress.stop()
+
+
+def quiet_libraries() -> None:
+    """Hide the progress bars of transformers, the hub and datasets, so that they do not show beside ours."""
+    os.environ.update(HF_HUB_DISABLE_PROGRESS_BARS="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()

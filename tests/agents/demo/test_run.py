@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from agents.demo.run import STEPS, DemoConfig, Run, distinct, run_demo
+from agents.demo.run import STEPS, DemoConfig, DemoRun, distinct, run_demo
 from agents.ppo import PPO, PPOConfig
 from agents.sft import SFTConfig
 from reward_models.training.trainer import RewardConfig
@@ -18,7 +18,7 @@ QUIET = Console(quiet=True)
 
 def miniature(folder, **changes) -> DemoConfig:
     config = DemoConfig(
-        run_dir=folder,
+        output=folder,
         seed=3,
         base_examples=192,
         demonstrations=48,
@@ -127,14 +127,14 @@ def test_a_run_folder_with_other_files_or_other_settings_is_refused_and_left_as_
     thesis.parent.mkdir()
     thesis.write_text("years of work")
     with pytest.raises(ValueError, match="Nothing was removed"):
-        Run(DemoConfig(run_dir=tmp_path), Console(quiet=True))
+        DemoRun(DemoConfig(output=tmp_path), Console(quiet=True))
     assert thesis.read_text() == "years of work"
 
-    Run(DemoConfig(run_dir=tmp_path / "run", seed=1), Console(quiet=True))
+    DemoRun(DemoConfig(output=tmp_path / "run", seed=1), Console(quiet=True))
     model = tmp_path / "run" / "sft" / "model.safetensors"
     model.parent.mkdir()
     model.write_text("weights")
     with pytest.raises(ValueError, match="a run with others"):
-        Run(DemoConfig(run_dir=tmp_path / "run", seed=2), Console(quiet=True))
+        DemoRun(DemoConfig(output=tmp_path / "run", seed=2), Console(quiet=True))
     assert model.read_text() == "weights"
-    Run(DemoConfig(run_dir=tmp_path / "run", seed=1), Console(quiet=True))
+    DemoRun(DemoConfig(output=tmp_path / "run", seed=1), Console(quiet=True))

@@ -103,7 +103,7 @@ def test_check_takes_options_as_json_or_text_and_exits_with_one_on_a_failure(cap
         (["check", "no_such_module:textenv/Micro-v0"], "No module named 'no_such_module'"),
         (
             ["check", "textenv/Micro-v0", "--option", "kl_coef"],
-            "an option must be NAME=VALUE, with option (='kl_coef')",
+            "option must be NAME=VALUE, got 'kl_coef'",
         ),
         (["envs", "--experiment", "/no/exp.yaml"], "must be a YAML file, with path (='/no/exp.yaml')"),
         (["evaluate", "--model", "micro-reference", "--env-id", "textenv/Micr-v0"], "Micr"),
@@ -210,7 +210,7 @@ def test_a_finished_model_is_not_trained_over(capsys, tmp_path, model_folder):
     for flags in ([], ["--resume"]):
         code, printed = run(capsys, *reward, *flags, "--learning-rate", 1e-2)
         assert code == 2
-        assert "holds a finished model" in printed.err
+        assert "must hold no finished model" in printed.err
     assert (tmp_path / "rm" / "model.safetensors").read_bytes() == weights
 
 
@@ -243,7 +243,7 @@ def test_what_the_system_refuses_is_one_line(capsys, tmp_path, model_folder):
 
 @pytest.mark.parametrize(
     ("command", "says"),
-    [("reward", "with --resume goes on"), ("demo", "The same command goes on"), ("envs", "stopped.")],
+    [("reward", "with --resume continues"), ("demo", "The same command continues"), ("envs", "stopped.")],
 )
 def test_ctrl_c_says_how_to_go_on_where_that_is_possible(capsys, monkeypatch, command, says):
     def stop():
@@ -254,3 +254,71 @@ def test_ctrl_c_says_how_to_go_on_where_that_is_possible(capsys, monkeypatch, co
     assert code == 130
     assert says in printed.err
     assert ("--resume" in printed.err) is (command == "reward")
+
+
+LEARNER = ["--env-id", "textenv/Micro-v0", "--num-envs", "8", "--batch-size", "8", "--total-episodes", "8"]
+SERVE = ["serve-rm", "micro-gold", "--port", "0"]
+
+
+@pytest.mark.parametrize("place", ["FILE", "FILE/below", "/proc/out", "/sys/a/b"])
+@pytest.mark.parametrize("name", ["sft", "reward", "rm-bench", "ppo", "rloo", "grpo", "reinforce", "demo", "run"])
+def test_an_output_that_cannot_be_written_is_one_line_before_any_work(capsys, tmp_path, name, place):
+    (tmp_path / "FILE").write_text("mine")
+    output = str(tmp_path / place) if place.startswith("FILE") else place
+    arguments = ["--output", output]
+    if name in ("sft", "reward"):
+        arguments += ["--model", "no-such-model", "--data", "no-such-data.jsonl"]
+    elif name == "rm-bench":
+        arguments += ["no_such_module:model"]
+    elif name == "run":
+        plan = "environments: [textenv/Micro-v0], agents: [random], seeds: [0], total_episodes: 8"
+        plan = f"run: {{output: {output}, {plan}}}"
+        (tmp_path / "exp.yaml").write_text(plan)
+        arguments = [tmp_path / "exp.yaml"]
+    code, printed = run(capsys, name, *arguments)
+    assert code == 2
+    assert printed.err.startswith(f"textenv {name}: output must be"), printed.err
+    assert printed.err.count("\n") == 1
+    assert (tmp_path / "FILE").read_text() == "mine"
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "mps", "meta"])
+@pytest.mark.parametrize(
+    "command", [["ppo", "--output", "OUT", *LEARNER], SERVE, ["evaluate", "--model", "micro-reference"]]
+)
+def test_a_device_that_is_not_there_is_one_line(capsys, tmp_path, command, device):
+    command = [str(tmp_path / "out") if part == "OUT" else part for part in command]
+    code, printed = run(capsys, *command, "--device", device)
+    assert code == 2
+    assert (
+        printed.err == f"textenv {command[0]}: device must be one that torch can use here, got {device!r}. Use cpu.\n"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("--num-envs", 0), ("--total-episodes", -1), ("--save-every", 0), ("--prompts", "no-such-prompts")],
+)
+def test_a_bad_number_or_missing_data_of_a_learner_is_one_line(capsys, tmp_path, flag, value):
+    code, printed = run(capsys, "ppo", "--output", tmp_path / "out", *LEARNER, flag, value)
+    assert code == 2
+    assert printed.err.startswith("textenv ppo: ")
+    assert printed.err.count("\n") == 1
+    assert str(value) in printed.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["sft", "reward"])
+def test_missing_models_and_data_are_errors_without_a_bar(capsys, tmp_path, name, model_folder):
+    (tmp_path / "empty.jsonl").write_text("")
+    for model, data in ((model_folder, tmp_path / "gone.jsonl"), (model_folder, tmp_path / "empty.jsonl")):
+        code, printed = run(capsys, name, "--model", model, "--data", data, "--output", tmp_path / "out")
+        assert code == 2
+        assert printed.err.startswith(f"textenv {name}: ")
+        assert printed.err.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+
+
+def test_the_version_is_printed(capsys):
+    assert run(capsys, "--version") == (0, (f"textenv {textenv.__version__}\n", ""))

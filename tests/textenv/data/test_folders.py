@@ -1,5 +1,7 @@
 """Result folders: nobody's files are removed, and a kill between any two steps leaves a whole folder."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,5 +86,25 @@ def test_a_kill_while_the_old_folder_is_removed_keeps_the_new_one(tmp_path, monk
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "out").write_text("mine")
-    with pytest.raises(ValueError, match="must not be a file"):
+    with pytest.raises(ValueError, match="output must be a folder, got the file"):
         check_replaceable(tmp_path / "out")
+
+
+def test_a_half_written_folder_of_a_process_that_is_gone_is_cleared_at_the_next_start(tmp_path):
+    code = (
+        "import os, sys; from textenv.data.folders import replace_folder\n"
+        "with replace_folder(sys.argv[1]) as folder:\n"
+        "    (folder / 'half.txt').write_text('half'); os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")]).returncode == 9
+    (tmp_path / ".out.new-thesis-1").mkdir()  # a name like ours, without our marker
+    assert len(list(tmp_path.iterdir())) == 2
+    check_replaceable(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == [".out.new-thesis-1"]
+
+
+def test_a_folder_that_another_save_is_writing_is_left_alone(tmp_path):
+    with replace_folder(tmp_path / "out") as folder:
+        (folder / "a.txt").write_text("a")
+        check_replaceable(tmp_path / "out")
+        assert (folder / "a.txt").is_file()
