@@ -1,4 +1,4 @@
-"""Scores kept on disk: a text that a model has scored once is not scored again, in no process that shares the file."""
+"""Scores cached on disk: no process that shares the file scores a text twice with the same model."""
 
 import hashlib
 import json
@@ -17,10 +17,10 @@ class CachedRewardModel:
     """Another reward model behind an SQLite file.
 
     A score is filed under a SHA-256 of the model's identity (:func:`.identity_of`; for a transformer
-    a digest of its weights), the prompt, the completion and the columns that the model takes. So a changed model never
-    finds the scores of the old one. A plain callable has no identity: give it a ``version``, and change that whenever
-    the callable changes. Threads, forks and several processes may share the file. A reward model that itemises its
-    terms is cached as their sum.
+    a digest of its weights), the prompt, the completion and the columns that the model takes. A changed model therefore
+    never finds the scores of the old one. A plain callable has no identity: give it a ``version``, and change that
+    whenever the callable changes. Threads, forks and several processes may share the file. A reward model that itemises
+    its terms is cached as their sum.
     """
 
     def __init__(self, model: RewardModel, path: str | Path, *, version: str | None = None) -> None:
@@ -32,8 +32,8 @@ class CachedRewardModel:
         own = identity_of(model)
         if own is None and version is None:
             raise ValueError(
-                "a cached reward model must have an identity, which a plain callable or a URL has not, with version "
-                "(=None). Give a version (any string), and another one when the model changes."
+                "a cached reward model must have an identity or a version, got neither (a plain callable or URL has no "
+                "identity). Pass version=… (any string), and another one whenever the model changes."
             )
         self._model, self._store = model, Store(path, "scores", what="score cache")
         self.identity = json.dumps(["cached", own, version])
@@ -64,6 +64,6 @@ class CachedRewardModel:
             text = json.dumps([self.identity, prompt, completion, columns], sort_keys=True)
         except TypeError as error:
             raise ValueError(
-                f"columns must be JSON values to be part of a cache's key, with columns (={columns}): {error}."
+                f"columns must be JSON values to be part of a cache's key, got {columns}: {error}. Leave others out."
             ) from None
         return hashlib.sha256(text.encode()).digest()

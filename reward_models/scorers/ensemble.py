@@ -1,12 +1,12 @@
-"""Several reward models as one, to be harder to exploit than any of them.
+"""Several reward models combined into one that is harder to exploit than any of them.
 
 Where members disagree, a policy may have found an error of one of them. ``min`` pays what the most sceptical member
 would, ``mean_minus_std`` and ``uncertainty`` charge for disagreement: λ standard deviations, or λ times the variance
 (worst-case and uncertainty-weighted optimisation: Coste et al. 2023, "Reward Model Ensembles Help Mitigate
-Overoptimization"). Members should be normalised alike, or the one of the widest scores decides alone.
+Overoptimization"). Members should be normalised alike, or the one with the widest scores decides alone.
 
-Every member scores a whole batch at once. Transformers that read alike share the tokens, and heads on one frozen trunk
-share its pass, so that an ensemble of them costs what one of them does.
+Every member scores a whole batch at once. Transformers that encode texts alike share the tokens, and heads on one
+frozen trunk share its pass, so that an ensemble of them costs no more than one of them.
 """
 
 import math
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from reward_models.identity import joint_identity
 from reward_models.scorers.features import trunk_features
-from reward_models.scorers.texts import Texts
+from reward_models.scorers.texts import EncodedTexts
 from reward_models.scorers.transformer import TransformerRewardModel
 from textenv.protocols import RewardModel
 from textenv.scoring import checked_scores, score_texts
@@ -31,20 +31,20 @@ Combine = Literal["mean", "min", "mean_minus_std", "uncertainty"]
 
 @final
 class Ensemble:
-    """Scores with every member and combines; with ``coefficient`` λ where disagreement costs."""
+    """Combines the scores of its members; ``coefficient`` is the price λ of disagreement."""
 
     def __init__(
         self, members: Mapping[str, RewardModel], *, combine: Combine = "mean", coefficient: float | None = None
     ) -> None:
         if not members:
-            raise ValueError("an ensemble must have at least one member, with members (={}).")
+            raise ValueError("an ensemble must have at least one member, got none. Add one.")
         if combine not in get_args(Combine):
-            raise ValueError(f"combine must be one of {get_args(Combine)}, with combine (={combine!r}).")
+            raise ValueError(f"combine must be one of {', '.join(map(repr, get_args(Combine)))}, got {combine!r}.")
         charged = combine in ("mean_minus_std", "uncertainty")
         if coefficient is not None and not (charged and math.isfinite(coefficient) and coefficient >= 0):
             raise ValueError(
-                "coefficient must be finite and ≥ 0, and goes with combine 'mean_minus_std' or 'uncertainty' only, "
-                f"with coefficient (={coefficient}), combine (={combine!r})."
+                "coefficient must be finite and 0 or more, and needs combine 'mean_minus_std' or 'uncertainty', "
+                f"got {coefficient} with combine {combine!r}. Leave it out or change combine."
             )
         self.members = dict(members)
         self.combine: Combine = cast(Combine, combine)
@@ -55,8 +55,8 @@ class Ensemble:
         return combined(scores, self.combine, self.coefficient).tolist()
 
     def member_scores(self, prompts: list[str], completions: list[str], **columns: Any) -> Float[np.ndarray, "M B"]:
-        """Scores of every member; what they share is found out when they are first asked."""
-        tokens: dict[str, Texts] = {}
+        """Scores of every member; tokens and features that members share are computed once."""
+        tokens: dict[str, EncodedTexts] = {}
         features: dict[tuple[str, str], Tensor] = {}
         rows = []
         for name, member in self.members.items():
@@ -78,7 +78,7 @@ class Ensemble:
 
     @cached_property
     def _kinds(self) -> dict[str, tuple[str, str]]:
-        """What a text becomes for each transformer, and what its trunk makes of that."""
+        """How each transformer encodes a text, and the identity of its trunk."""
         members = self.members.items()
         return {name: (m.reading, m.trunk_identity) for name, m in members if isinstance(m, TransformerRewardModel)}
 
@@ -92,8 +92,8 @@ class Ensemble:
 
 
 def combined(scores: Float[np.ndarray, "M B"], combine: Combine, coefficient: float) -> Float[np.ndarray, " B"]:
-    """One score a text from those of M members. Standard deviation and variance are those of the members at hand (over
-    M, not M − 1), as in Coste et al.: an ensemble of one costs nothing."""
+    """One score per text from those of M members. Standard deviation and variance divide by M, not M − 1, as in Coste
+    et al.: an ensemble of one pays nothing for disagreement."""
     if combine == "min":
         return scores.min(0)
     if combine == "mean_minus_std":

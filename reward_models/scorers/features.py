@@ -1,4 +1,4 @@
-"""What a frozen trunk makes of texts, kept on disk: no text passes the same trunk twice, in no run that names the file.
+"""Features of a frozen trunk, kept on disk: runs that name the same file pass each text through the trunk once.
 
 On one core a trunk of 135 M parameters reads some 300 tokens a second: an hour for a thousand pairs of dialogues and
 their cross-validation, and a second once they are read.
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from reward_models.scorers.heads import features_of_rows, score_head
 from reward_models.scorers.store import Store
-from reward_models.scorers.texts import Texts
+from reward_models.scorers.texts import EncodedTexts
 from reward_models.scorers.transformer import TransformerRewardModel
 from textenv.lm import length_buckets
 
@@ -24,13 +24,13 @@ OnTexts = Callable[[int, int], None]
 
 
 def trunk_features(
-    model: TransformerRewardModel, texts: Texts, file: str | Path | None = None, on_texts: OnTexts | None = None
+    model: TransformerRewardModel, texts: EncodedTexts, file: str | Path | None = None, on_texts: OnTexts | None = None
 ) -> Float[Tensor, "n H"]:
-    """What reaches the head, of every text, in order, on the CPU, in float32.
+    """Inputs of the head for every text, in order, on the CPU, in float32.
 
     With a ``file`` (SQLite), texts that this trunk has read before are looked up, and new ones are written after every
-    batch, so that an interrupted run goes on from there. A feature is filed under a SHA-256 of the trunk's weights and
-    settings and the tokens of the text.
+    batch, so that an interrupted run continues from there. A feature is filed under a SHA-256 of the trunk's weights
+    and settings and the tokens of the text.
 
     Raises:
         ValueError: the file is no SQLite database, or damaged.
@@ -55,8 +55,8 @@ def trunk_features(
     return torch.from_numpy(np.stack([rows[i] for i in range(len(rows))]) if rows else np.zeros((0, width), np.float32))
 
 
-def _keys(trunk: str, texts: Texts) -> list[bytes]:
-    """One key a text: its trunk, its tokens and, where there are any, their segments."""
+def _keys(trunk: str, texts: EncodedTexts) -> list[bytes]:
+    """One key per text: its trunk, its tokens and, where there are any, their segments."""
     parts = [texts] if texts.types is None else [texts, texts.types]
     tokens = [part.flat.split(part.lengths.tolist()) for part in parts]
     return [

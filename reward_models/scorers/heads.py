@@ -1,4 +1,4 @@
-"""Where a Hugging Face sequence classifier keeps its score, and how it is read off a batch.
+"""How the score of a Hugging Face sequence classifier is read, for decoders and encoders.
 
 Two kinds of model. A *decoder* (GPT-2, Llama, Qwen2, …) has a linear head named ``score``, read at the last real token,
 which is found by explicit length. An *encoder* (BERT, DeBERTa, RoBERTa, …) pools a text by itself and ends in a linear
@@ -31,8 +31,8 @@ def score_head(model: PreTrainedModel) -> nn.Linear:
     if head is None or head.out_features != 1:
         raise ValueError(
             "a reward model must be a sequence classifier of one label: a decoder with a linear `score` head of one "
-            f"label, or an encoder whose classifier has one output, with model (={type(model).__name__}) and head "
-            f"(={head}). Train one, or convert it with num_labels=1."
+            f"label, or an encoder whose classifier has one output, got {type(model).__name__} with head "
+            f"{head}. Train one, or convert it with num_labels=1."
         )
     return head
 
@@ -75,7 +75,7 @@ def features_of_rows(
     lengths: Int[Tensor, " B"],
     token_type_ids: Int[Tensor, "B S"] | None = None,
 ) -> Float[Tensor, "B H"]:
-    """What reaches the last linear layer: all that a training of the head alone needs of the trunk."""
+    """What reaches the last linear layer: all that training the head alone needs from the trunk."""
     if is_decoder(model):
         return _last_hidden(model, input_ids, lengths)
     seen: list[Tensor] = []
@@ -149,10 +149,10 @@ def _pooled_scores(
     lengths: Int[Tensor, " B"],
     token_type_ids: Int[Tensor, "B S"] | None,
 ) -> Float[Tensor, " B"]:
-    """The classifier's own answer for each row; an encoder looks both ways, so padding must be masked."""
+    """The classifier's own score of each row. Attention is bidirectional, so padding must be masked."""
     mask = length_mask(lengths.to(input_ids.device), input_ids.shape[1])
     pad_id = model.config.pad_token_id
     types = {} if token_type_ids is None else {"token_type_ids": token_type_ids.to(input_ids.device)}
-    # The padding token itself, and not just any: RoBERTa counts positions by comparing with it.
+    # Exactly the padding token: RoBERTa finds positions by comparing with it.
     input_ids = input_ids if pad_id is None else torch.where(mask, input_ids, pad_id)
     return model(input_ids=input_ids, attention_mask=mask.long(), **types).logits[:, 0].float()

@@ -1,4 +1,4 @@
-"""Rewards by rule: a pattern, a length, an answer that must match, a lexicon. Each is plain values, so it is JSON too.
+"""Rule-based rewards: a pattern, a length, an exact answer, a sentiment lexicon. Each can be written as JSON:
 
     {"rule": "regex", "pattern": "[.!?]$", "score": 0.5}
 
@@ -71,7 +71,7 @@ class RegexCount(Rule):
     pattern: str
     score: float = 1.0
     maximum: Count | None = None
-    """Matches that count at most."""
+    """Most matches that count; None counts all."""
     ignore_case: bool = False
 
     def __post_init__(self) -> None:
@@ -99,8 +99,8 @@ class Length(Rule):
         super().__post_init__()
         if (self.unit == "tokens") != (self.language_model is not None):
             raise ValueError(
-                f"rule {self.name!r} needs a language_model to count tokens, and only then, with unit "
-                f"(={self.unit!r}), language_model (={self.language_model!r})."
+                f"rule {self.name!r} needs a language_model to count tokens, and only then, got language_model "
+                f"{self.language_model!r} with unit {self.unit!r}. Change one of them."
             )
 
     def length(self, completion: str) -> int:
@@ -121,7 +121,7 @@ class LengthRange(Length):
     name: ClassVar[str] = "length_range"
     minimum: Count = 0
     maximum: Count | None = None
-    """None: as long as you like."""
+    """None sets no upper limit."""
     slope: float = 0.1
 
     def __post_init__(self) -> None:
@@ -139,7 +139,7 @@ class LengthRange(Length):
 
 @dataclass(frozen=True, kw_only=True)
 class ExactMatch(Rule):
-    """``score`` where the response is the prompt's own answer, else ``otherwise``; outer space is ignored."""
+    """``score`` where the response is the prompt's answer, else ``otherwise``; surrounding whitespace is ignored."""
 
     name: ClassVar[str] = "exact_match"
     column: str
@@ -147,7 +147,7 @@ class ExactMatch(Rule):
     score: float = 1.0
     otherwise: float = 0.0
     extract: str | None = None
-    """A pattern whose last match in the response is what must equal the answer (its first group, if it has one)."""
+    """A pattern; its last match in the response (the first group, if it has one) must equal the answer."""
     ignore_case: bool = False
 
     def __post_init__(self) -> None:
@@ -159,10 +159,10 @@ class ExactMatch(Rule):
         answers = columns.get(self.column)
         if answers is None or any(answer is None for answer in answers):
             prompt = None if answers is None else prompts[[answer is None for answer in answers].index(True)]
-            at = "" if prompt is None else f" for prompt (={prompt!r})"
+            where = f"columns {sorted(columns)}" if prompt is None else f"none for prompt {prompt!r}"
             raise ValueError(
-                f"rule 'exact_match' needs its column on every prompt, with column (={self.column!r}) missing{at} "
-                f"among columns (={sorted(columns)}). Give the prompts' records that field."
+                f"rule 'exact_match' needs column {self.column!r} for every prompt, got {where}. Add that field to "
+                "every prompt record."
             )
         right = [self._equal(completion, str(answer)) for completion, answer in zip(completions, answers, strict=True)]
         return [self.score if equal else self.otherwise for equal in right]
@@ -199,14 +199,14 @@ class Sentiment(Rule):
 RULES: dict[str, type[Rule]] = {
     rule.name: rule for rule in (Regex, RegexCount, Length, LengthRange, ExactMatch, Sentiment)
 }
-"""By the name that stands under ``"rule"`` in JSON."""
+"""By their name under ``"rule"`` in JSON."""
 
 
 def _compiled(pattern: str, ignore_case: bool) -> re.Pattern[str]:
     try:
         return re.compile(pattern, re.DOTALL | (re.IGNORECASE if ignore_case else re.NOFLAG))
     except re.error as error:
-        raise ValueError(f"a pattern must be a regular expression, with pattern (={pattern!r}): {error}.") from None
+        raise ValueError(f"a pattern must be a regular expression, got {pattern!r}: {error}. Correct it.") from None
 
 
 @functools.cache

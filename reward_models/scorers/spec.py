@@ -1,4 +1,4 @@
-"""Reward models as JSON: what ``reward_model=`` of an environment takes beside a name.
+"""Reward models as JSON: what an environment takes as ``reward_model=`` besides a name.
 
     {"rule": "regex", "pattern": "[.!?]$", "score": 0.5}
     {"weighted": {"assistant-rm": 1.0, "short": {"model": {"rule": "length", "score": -1.0}, "weight": 0.1}}}
@@ -45,8 +45,8 @@ def build_reward_model(spec: Mapping[str, Any], device: str = "cpu") -> RewardMo
     kinds = [key for key in KINDS if key in spec]
     if len(kinds) != 1:
         raise ValueError(
-            f"a reward model in JSON must have exactly one of the keys {', '.join(map(repr, KINDS))}, with keys "
-            f"(={list(spec)})."
+            f"a reward model in JSON must have exactly one of the keys {', '.join(map(repr, KINDS))}, got "
+            f"{list(spec)}. Name one kind."
         )
     (kind,) = kinds
     build = KINDS[kind]
@@ -63,7 +63,7 @@ def build_reward_model(spec: Mapping[str, Any], device: str = "cpu") -> RewardMo
 
 def _rule(name: str, device: str, **fields: Any) -> RewardModel:
     if not isinstance(name, str) or name not in RULES:
-        raise ValueError(f"a rule must be one of {', '.join(map(repr, RULES))}, with rule (={name!r}).")
+        raise ValueError(f"a rule must be one of {', '.join(map(repr, RULES))}, got {name!r}.")
     _check_names(f"rule {name!r}", fields, RULES[name])
     return RULES[name](**fields)
 
@@ -76,8 +76,8 @@ def _weighted(parts: Mapping[str, Any], device: str) -> RewardModel:
         unknown = given.keys() - {"model", "weight"}
         if unknown:
             raise ValueError(
-                f"part {name!r} of 'weighted' must be a weight, or an object of 'model' and 'weight', with keys "
-                f"(={sorted(unknown)}) unknown."
+                f"part {name!r} of 'weighted' must be a weight, or an object of 'model' and 'weight', got the "
+                f"unknown keys {sorted(unknown)}. Remove them."
             )
         out[name] = Part(registry.reward_model(given.get("model", name), device), given.get("weight", 1.0))
     return WeightedSum(out)
@@ -120,9 +120,9 @@ def _cache(path: str, device: str, *, of: Spec, version: str | None = None) -> R
 def _classifier(name: str, device: str, *, batch_size: int = 64, dtype: str = "float32") -> RewardModel:
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype):
-        raise ValueError(f"dtype must be one of torch's, like 'float32' or 'bfloat16', with dtype (={dtype!r}).")
+        raise ValueError(f"dtype must be one of torch's, like 'float32' or 'bfloat16', got {dtype!r}.")
     if batch_size < 1:
-        raise ValueError(f"batch_size of 'classifier' must be ≥ 1, with batch_size (={batch_size}). Raise it.")
+        raise ValueError(f"batch_size of 'classifier' must be 1 or more, got {batch_size}. Raise it.")
     return load_reward_model(name, device, dtype=kind, batch_size=batch_size)
 
 
@@ -142,17 +142,17 @@ def _check_names(what: str, options: Mapping[str, Any], build: Callable[..., Any
     known = {p.name: p.default is p.empty for p in parameters if p.kind is p.KEYWORD_ONLY}
     for name in options:
         if name not in known:
-            raise ValueError(f"{what} has the options {', '.join(known) or 'none'}, with option (={name!r}).")
+            raise ValueError(f"an option of {what} must be one of {', '.join(known) or 'none'}, got {name!r}.")
     missing = [name for name, required in known.items() if required and name not in options]
     if missing:
-        raise ValueError(f"{what} must have its option {missing[0]!r}, with options (={dict(options)}).")
+        raise ValueError(f"{what} must have the option {missing[0]!r}, got {dict(options)}. Add it.")
 
 
 @contextlib.contextmanager
 def _not_inside_itself(spec: str) -> Iterator[None]:
     outer = _under_way.get()
     if spec in outer:
-        raise ValueError(f"a reward model must not hold itself, with reward_model (={spec}). Give the part a name.")
+        raise ValueError(f"a reward model must not hold itself, got {spec}. Give the part a name.")
     token = _under_way.set((*outer, spec))
     try:
         yield

@@ -44,8 +44,8 @@ class Store:
                 found |= dict(database.execute(f"SELECT key, value FROM {self._table} WHERE key IN ({marks})", part))
         for wrong in (value for value in found.values() if not is_right(value)):
             raise ValueError(
-                f"a {self._what} must hold what was written to it, with path (={str(self._path)!r}), value "
-                f"(={reprlib.repr(wrong)}). The file is damaged: remove it."
+                f"a {self._what} must hold what was written to it, got {reprlib.repr(wrong)} in {str(self._path)!r}. "
+                "The file is damaged: remove it."
             )
         return found
 
@@ -63,6 +63,6 @@ class Store:
                 yield database
         except (sqlite3.DatabaseError, OSError) as error:
             raise ValueError(
-                f"a {self._what} must be an SQLite file that can be read and written, with path "
-                f"(={str(self._path)!r}): {error}. Remove it or name another."
+                f"a {self._what} must be an SQLite file that can be read and written, got "
+                f"{str(self._path)!r}: {error}. Remove it or name another."
             ) from error

@@ -19,15 +19,15 @@ SHOWN = 60
 """Characters of a text in an error."""
 
 
-class Texts(Ragged):
-    """Token lists, with the segment of each token where a model wants to be told."""
+class EncodedTexts(Ragged):
+    """Texts as token ids, with the segment of each token for models that read it."""
 
     def __init__(self, sequences: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None = None) -> None:
         super().__init__(sequences)
         self.types = None if types is None else Ragged(types)
 
     def batch(self, index: Int[Tensor, " B"], device: Any = "cpu") -> dict[str, Tensor]:
-        """The texts number ``index`` as the arguments of :func:`reward_models.scorers.heads.score_rows`."""
+        """The rows ``index`` as arguments of :func:`reward_models.scorers.heads.score_rows`."""
         input_ids, lengths = self.padded(index)
         batch = {"input_ids": input_ids.to(device), "lengths": lengths}
         if self.types is not None:
@@ -36,7 +36,7 @@ class Texts(Ragged):
 
 
 class Encoded(NamedTuple):
-    texts: Texts
+    texts: EncodedTexts
     cut: int
     """Prompts that lost their left part, each counted once however many completions it has."""
 
@@ -58,11 +58,11 @@ def encode_for_decoder(
         tail = [*tail, *(eos if isinstance(prompt, str) else after_chat)]
         room = len(head) if limit is None else limit - len(tail)
         if room < 0:
-            raise _too_long(name, "tokens + EOS", len(tail), limit, prompt, completion)
+            raise _too_long(name, "completion and EOS", len(tail), limit, prompt, completion)
         if room < len(head):
             cut.add(prompt_key(prompt))
         texts.append([*head[max(len(head) - room, 0) :], *tail])
-    return Encoded(Texts(texts), len(cut))
+    return Encoded(EncodedTexts(texts), len(cut))
 
 
 def encode_for_encoder(
@@ -81,7 +81,7 @@ def encode_for_encoder(
     ]
     completions = list(completions)
     if not rendered:
-        return Encoded(Texts([]), 0)
+        return Encoded(EncodedTexts([]), 0)
     pairs = tokenizer(rendered, completions, verbose=False)
     ids, types = [list(row) for row in pairs.input_ids], pairs.get("token_type_ids")
     long = [] if limit is None else [row for row, text in enumerate(ids) if len(text) > limit]
@@ -90,7 +90,7 @@ def encode_for_encoder(
         tails = tokenizer([completions[row] for row in long], add_special_tokens=False, verbose=False).input_ids
         for row, tail in zip(long, tails, strict=True):
             if limit is not None and len(tail) + special + 1 > limit:
-                what = "tokens + special tokens + a token of the prompt"
+                what = "completion, special tokens and one prompt token"
                 raise _too_long(name, what, len(tail) + special + 1, limit, prompts[row], completions[row])
         side, tokenizer.truncation_side = tokenizer.truncation_side, "left"
         try:
@@ -102,18 +102,17 @@ def encode_for_encoder(
             ids[row] = short.input_ids[place]
             if types is not None:
                 types[row] = short.token_type_ids[place]
-    return Encoded(Texts(ids, types), len({rendered[row] for row in long}))
+    return Encoded(EncodedTexts(ids, types), len({rendered[row] for row in long}))
 
 
 def _too_long(name: str, what: str, tokens: int, limit: int | None, prompt: Any, completion: str) -> ValueError:
     return ValueError(
-        f"a completion must fit the reward model {name!r}, with {what} (={tokens}) > limit (={limit}) of completion "
-        f"(={_beginning(completion)}) to prompt (={_beginning(prompt)}). Shorten it, drop its record or take another "
-        "model."
+        f"a completion must fit the {limit} tokens of reward model {name!r}, got {tokens} ({what}) for completion "
+        f"{_beginning(completion)} to prompt {_beginning(prompt)}. Shorten it, drop its record or use another model."
     )
 
 
 def _beginning(text: Any) -> str:
-    """As much of a text as tells it from others."""
+    """The first characters of a text, enough to recognise it."""
     text = text if isinstance(text, str) else text[-1]["content"]
     return f"{text[:SHOWN]!r}{'…' if len(text) > SHOWN else ''}"

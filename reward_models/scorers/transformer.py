@@ -32,7 +32,7 @@ from reward_models.scorers.heads import (
     shift,
     unused_positions,
 )
-from reward_models.scorers.texts import Texts, encode_for_decoder, encode_for_encoder
+from reward_models.scorers.texts import EncodedTexts, encode_for_decoder, encode_for_encoder
 from textenv.data.hub import hub_or_cache
 from textenv.lm import LanguageModel, disable_dropout, length_buckets
 from textenv.lm.load import load_tokenizer
@@ -65,8 +65,8 @@ class TransformerRewardModel:
         disable_dropout(model)
         self.name, self.model, self.tokenizer, self.batch_size = name, model, tokenizer, batch_size
         self.truncated_prompts = 0
-        """Prompts cut on the left so far, because prompt and completion did not fit the model together; of each call
-        the distinct ones."""
+        """Prompts cut on the left so far because prompt and completion did not fit the model; distinct ones within each
+        call."""
 
     @classmethod
     def from_language_model(cls, lm: LanguageModel, *, batch_size: int = 64) -> "TransformerRewardModel":
@@ -110,8 +110,8 @@ class TransformerRewardModel:
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[str], *, chat: Any = None, **columns: Any
     ) -> list[float]:
-        """One score a text; prompts may be chats. ``chat`` has the messages of prompts that another model's template
-        has rendered, None for others; further columns play no part."""
+        """One score per text; prompts may be chats. ``chat`` holds the messages of prompts that another model's
+        template has rendered, None for others; further columns are ignored."""
         return self.scores(self.encode(prompts, completions, chat)).tolist()
 
     @property
@@ -130,7 +130,7 @@ class TransformerRewardModel:
 
     @property
     def reading(self) -> str:
-        """What texts become for this model: those of equal ``reading`` may share tokens."""
+        """How this model encodes texts: models of equal ``reading`` may share tokens."""
         tokenizer: Any = self.tokenizer
         parts = (self.is_decoder, self.max_tokens, tokenizer.chat_template, tokenizer.eos_token_id)
         return _sha256(repr(parts), tokenizer.backend_tokenizer.to_str())
@@ -147,15 +147,17 @@ class TransformerRewardModel:
         names = {name for name, parameter in self.model.named_parameters() if id(parameter) in head}
         return _sha256(str(self.is_decoder), *_contents(self.model, {*names, "score_unit"}))
 
-    def encode(self, prompts: Sequence[Any], completions: Sequence[str], chat: Sequence[Any] | None = None) -> Texts:
+    def encode(
+        self, prompts: Sequence[Any], completions: Sequence[str], chat: Sequence[Any] | None = None
+    ) -> EncodedTexts:
         """Tokens as the model reads them (:mod:`.texts`). Over-long prompts lose their left part, which is
-        counted, and said once; a completion is never cut.
+        counted and logged once; a completion is never cut.
 
         Raises:
-            ValueError: a completion is too long by itself, or a chat finds no template.
+            ValueError: a completion is too long by itself, or a chat prompt has no chat template.
         """
         if len(prompts) != len(completions):
-            raise ValueError(f"prompts (={len(prompts)}) and completions (={len(completions)}) must be as many.")
+            raise ValueError(f"prompts and completions must be as many, got {len(prompts)} and {len(completions)}.")
         if chat is not None and self.tokenizer.chat_template is not None:
             prompts = [prompt if messages is None else messages for prompt, messages in zip(prompts, chat, strict=True)]
         if self.tokenizer.chat_template is None and not all(isinstance(prompt, str) for prompt in prompts):
@@ -174,7 +176,7 @@ class TransformerRewardModel:
         return texts
 
     @torch.no_grad()
-    def scores(self, texts: Texts) -> Float[Tensor, " N"]:
+    def scores(self, texts: EncodedTexts) -> Float[Tensor, " N"]:
         """Scores of tokenised texts, in order, on the CPU; batches are of similar length."""
         out = torch.zeros(len(texts.lengths))
         for index in length_buckets(texts.lengths, self.batch_size, max_padding=0.1):
@@ -196,7 +198,7 @@ class TransformerRewardModel:
         transformers must read the same scores, and would add no constant kept elsewhere. ``center_coef`` draws their
         mean to 0 in training.
 
-        ``scores`` are those of the model as it is, one response after another, where somebody has them already.
+        ``scores`` are those of the model as it is, one response after another, if they are known already.
 
         Raises:
             ValueError: the scores do not differ within any prompt.
@@ -208,19 +210,19 @@ class TransformerRewardModel:
         deviation = ((scores - means[prompt]).square().sum() / (counts - 1).sum()).sqrt().item()
         if not math.isfinite(deviation):
             raise ValueError(
-                f"scores must be finite to be normalised, with deviation (={deviation}). The training diverged: lower "
-                "the learning rate."
+                f"scores must be finite to be normalised, got deviation {deviation}. The training diverged: lower the "
+                "learning rate."
             )
         if not deviation > 0:
             raise ValueError(
-                f"scores must differ within a prompt to be normalised, with deviation (={deviation}). "
+                f"scores must differ within a prompt to be normalised, got deviation {deviation}. "
                 "The model has learned nothing: train it first; where training stopped early, evaluate later or raise "
                 "early_stopping_patience."
             )
         rescale(self.model, deviation)
         shift(self.model, -means.mean().item() / deviation)
 
-    def encode_rankings(self, rankings: Sequence[Ranking]) -> Texts:
+    def encode_rankings(self, rankings: Sequence[Ranking]) -> EncodedTexts:
         """The texts of all rankings, one after another, each from best to worst."""
         prompts = [ranking.prompt for ranking in rankings for _ in ranking.responses]
         return self.encode(prompts, [response for ranking in rankings for response in ranking.responses])
@@ -255,8 +257,8 @@ def _load(name: str | Path, dtype: torch.dtype, **options: Any) -> tuple[Any, An
             return model, load_tokenizer(name)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ValueError(
-                f"a reward model must be a registered name, 'module:callable', a folder or a hub id, with name "
-                f"(={str(name)!r}). Loading it as a Hugging Face sequence classifier failed: {error}{unreachable}"
+                f"a reward model must be a registered name, 'module:callable', a folder or a hub id, got "
+                f"{str(name)!r}. Loading it as a Hugging Face sequence classifier failed: {error}{unreachable}"
             ) from error
 
 
@@ -272,7 +274,7 @@ def _contents(model: PreTrainedModel, without: Collection[str] = ()) -> list[Any
 
 
 def _sha256(*parts: Any) -> str:
-    """Digest of strings and byte buffers; each part's length goes in, so that no two splits look alike."""
+    """Digest of strings and byte buffers; each part's length goes in, so that no two splits collide."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else memoryview(part)

@@ -25,17 +25,19 @@ class WeightedSum:
 
     def __init__(self, parts: Mapping[str, Part]) -> None:
         if not parts:
-            raise ValueError("a weighted sum must have at least one part, with parts (={}).")
+            raise ValueError("a weighted sum must have at least one part, got none. Add one.")
         for name, part in parts.items():
             if not fits(part.weight, float):
-                raise ValueError(f"a weight must be a finite number, with weight (={part.weight!r}) of part {name!r}.")
+                raise ValueError(
+                    f"the weight of part {name!r} must be a finite number, got {part.weight!r}. Change it."
+                )
         self.parts = dict(parts)
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
         return np.asarray(sum(self.terms(prompts, completions, **columns).values())).tolist()
 
     def terms(self, prompts: list[str], completions: list[str], **columns: Any) -> dict[str, Float[np.ndarray, " B"]]:
-        """Weighted scores of each part; a part that is itself a sum tells its own parts as ``<part>/<name>``."""
+        """Weighted scores of each part; a part that is itself a sum lists its own parts as ``<part>/<name>``."""
         out: dict[str, np.ndarray] = {}
         for name, (model, weight) in self.parts.items():
             if isinstance(model, WeightedSum):

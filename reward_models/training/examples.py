@@ -9,16 +9,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from reward_models.preferences import Ranking
-from reward_models.scorers.texts import Texts
+from reward_models.scorers.texts import EncodedTexts
 from reward_models.scorers.transformer import TransformerRewardModel
 
-Featurize = Callable[[Texts], Float[Tensor, "n H"]]
+Featurize = Callable[[EncodedTexts], Float[Tensor, "n H"]]
 
 
 class Examples(NamedTuple):
     """The responses of prompt b are the texts ``starts[b] … starts[b] + counts[b] − 1``."""
 
-    texts: Texts
+    texts: EncodedTexts
     starts: Int[Tensor, " N"]
     counts: Int[Tensor, " N"]
     ranks: Int[Tensor, " n"]

@@ -46,7 +46,9 @@ class Point(NamedTuple):
 def subset_weights(total: int, n: int) -> Float[np.ndarray, " N"]:
     """``C(i−1, n−1) / C(N, n)`` for i = 1 … N."""
     if not 1 <= n <= total:
-        raise ValueError(f"best-of-n needs 1 ≤ n ≤ samples, with n (={n}), samples (={total}). Draw more samples.")
+        raise ValueError(
+            f"n of best-of-n must be between 1 and the {total} samples per prompt, got {n}. Draw more samples."
+        )
     return np.array([math.comb(i, n - 1) / math.comb(total, n) for i in range(total)])
 
 

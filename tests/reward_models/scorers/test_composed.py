@@ -229,13 +229,13 @@ def test_a_damaged_score_is_refused_with_the_name_of_the_file(value, cached, tmp
     with contextlib.closing(sqlite3.connect(tmp_path / "scores.sqlite")) as database, database:
         database.execute("UPDATE scores SET value = ? WHERE value = 3.0", (value,))
     assert model(["p"], ["ab"]) == [1.0]
-    with pytest.raises(ValueError, match=r"a score cache must hold .*scores\.sqlite'\), value \(=.*remove it"):
+    with pytest.raises(ValueError, match=r"a score cache must hold .*, got .* in '.*scores\.sqlite'\. .*remove it"):
         model(["p", "q"], ["ab", "ab"])
 
 
 @pytest.mark.parametrize("path", ["/proc/nowhere/scores.sqlite", "/dev/null/scores.sqlite"])
 def test_a_cache_that_cannot_be_made_is_named(path):
-    with pytest.raises(ValueError, match=rf"a score cache must be .* with path \(='{path}'\)"):
+    with pytest.raises(ValueError, match=rf"a score cache must be .*, got '{path}':"):
         build_reward_model({"cache": path, "of": {"rule": "length"}})
 
 
@@ -279,17 +279,20 @@ def test_every_part_goes_to_the_device_that_is_asked_for(tmp_path):
     ("spec", "message"),
     [
         ({"rule": "length", "ensemble": []}, "exactly one of the keys"),
-        ({"weighted": {"a": {"model": {"rule": "length"}, "wieght": 1.0}}}, r"keys \(=\['wieght'\]\) unknown"),
+        ({"weighted": {"a": {"model": {"rule": "length"}, "wieght": 1.0}}}, r"got the unknown keys \['wieght'\]"),
         ({"weighted": ["a"]}, "'weighted' must be an object"),
-        ({"weighted": {"a": {"model": {"rule": "length"}, "weight": "1"}}}, r"weight \(='1'\)"),
-        ({"weighted": {"a": {"model": {"rule": "length"}, "weight": float("inf")}}}, r"weight \(=inf\)"),
+        ({"weighted": {"a": {"model": {"rule": "length"}, "weight": "1"}}}, "must be a finite number, got '1'"),
+        (
+            {"weighted": {"a": {"model": {"rule": "length"}, "weight": float("inf")}}},
+            "must be a finite number, got inf",
+        ),
         ({"ensemble": "a"}, "'ensemble' must be a list"),
         ({"ensemble": []}, "at least one member"),
-        ({"ensemble": [{"rule": "length"}], "weights": [1]}, r"option \(='weights'\)"),
-        ({"cache": "x.sqlite"}, "must have its option 'of'"),
-        ({"classifier": "x", "dtype": "tensor"}, r"dtype \(='tensor'\)"),
-        ({"weighted": {"a": {"model": {"rule": "length"}, "weight": True}}}, r"weight \(=True\)"),
-        ({"weighted": {"a": {"model": {"rule": "length"}, "weight": 10**400}}}, r"weight \(=10+\)"),
+        ({"ensemble": [{"rule": "length"}], "weights": [1]}, "got 'weights'"),
+        ({"cache": "x.sqlite"}, "must have the option 'of'"),
+        ({"classifier": "x", "dtype": "tensor"}, "dtype must be .*, got 'tensor'"),
+        ({"weighted": {"a": {"model": {"rule": "length"}, "weight": True}}}, "must be a finite number, got True"),
+        ({"weighted": {"a": {"model": {"rule": "length"}, "weight": 10**400}}}, "must be a finite number, got 10+"),
         ({"weighted": 5}, r"'weighted' must be an object, got 5"),
         ({"ensemble": [], "combine": ["min"]}, r"combine of 'ensemble' must be one of 'mean', .*, got \['min'\]"),
         (
@@ -305,7 +308,7 @@ def test_every_part_goes_to_the_device_that_is_asked_for(tmp_path):
         ({"classifier": 5}, r"'classifier' must be a string, got 5"),
         ({"classifier": "x", "dtype": 5}, r"dtype of 'classifier' must be a string, got 5"),
         ({"classifier": "x", "batch_size": "4"}, r"batch_size of 'classifier' must be a whole number, got '4'"),
-        ({"classifier": "x", "batch_size": 0}, r"batch_size of 'classifier' must be ≥ 1, with batch_size \(=0\)"),
+        ({"classifier": "x", "batch_size": 0}, r"batch_size of 'classifier' must be 1 or more, got 0"),
         ({"http": 5}, r"'http' must be a string, got 5"),
         ({"http": "http://127.0.0.1", "timeout": "10"}, r"timeout of 'http' must be a finite number, got '10'"),
         ({"http": "http://127.0.0.1", "timeout": True}, r"timeout of 'http' must be a finite number, got True"),

@@ -113,13 +113,13 @@ def test_a_damaged_row_is_refused_with_the_name_of_the_file(value, model, tmp_pa
     trunk_features(model, texts, file)
     with contextlib.closing(sqlite3.connect(file)) as database, database:
         database.execute("UPDATE features SET value = ? WHERE key = (SELECT MAX(key) FROM features)", (value,))
-    with pytest.raises(ValueError, match=r"a feature file must hold .*features\.sqlite'\), value \(=.*remove it"):
+    with pytest.raises(ValueError, match=r"a feature file must hold .*got .* in '.*features\.sqlite'\. .*remove it"):
         trunk_features(model, texts, file)
 
 
 def test_a_file_that_cannot_be_made_is_named(model, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"a feature file must be .* with path \(='.*file/features\.sqlite'\)"):
+    with pytest.raises(ValueError, match=r"a feature file must be .* got '.*file/features\.sqlite':"):
         trunk_features(model, model.encode(PROMPTS, TEXTS), tmp_path / "file" / "features.sqlite")
 
 

@@ -61,7 +61,7 @@ def test_the_last_match_is_the_answer_and_its_first_group_if_it_has_one():
 
 
 def test_a_prompt_without_its_answer_is_named():
-    with pytest.raises(ValueError, match=r"column \(='answer'\) missing for prompt \(='q'\)"):
+    with pytest.raises(ValueError, match=r"needs column 'answer' for every prompt, got none for prompt 'q'"):
         ExactMatch(column="answer")(["p", "q"], ["a", "b"], answer=["a", None])
 
 
