@@ -1,6 +1,8 @@
 """What the documents tell a reader to type is understood, and what they link to is there."""
 
+import ast
 import functools
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -45,3 +47,14 @@ def test_a_link_to_a_file_finds_it(document):
     path = DOCUMENTS[document]
     targets = re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", path.read_text("utf-8"))
     assert not [target for target in targets if not (path.parent / target).exists()]
+
+
+@pytest.mark.parametrize("document", sorted(DOCUMENTS))
+def test_the_python_examples_import_names_that_exist(document):
+    for example in re.findall(
+        r"^```python\n(.*?)^```", DOCUMENTS[document].read_text("utf-8"), re.MULTILINE | re.DOTALL
+    ):
+        for node in ast.walk(ast.parse(example)):
+            if isinstance(node, ast.ImportFrom) and node.module != "mymodule":
+                module = importlib.import_module(node.module or "")
+                assert not [name.name for name in node.names if not hasattr(module, name.name)]
