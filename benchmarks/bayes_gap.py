@@ -45,7 +45,7 @@ from textenv.tasks import assistant
 PAIRS = (200, 600, 2_000, 6_000, 20_000)
 AMPLE, RESPONSES, LABELS = 30_000, 8, 5
 """Prompts, answers to each, and annotators who rank them: one pass over five labels a set in place of five passes over
-one, from which the noise would be learned by heart."""
+one, whose noise would be memorised."""
 COIN, COIN_SEEDS = "shuffled-6000", range(1, 25)
 ANNOTATORS = 16
 """Labels of each test pair: the texts stay the same, the noise of labels averages out."""

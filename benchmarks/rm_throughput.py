@@ -33,7 +33,7 @@ SIZES = {
     "gpt2-6x256": {"n_layer": 6, "n_embd": 256, "n_head": 4, "vocab_size": 4096},
 }
 BATCH, SHORTEST, LONGEST = 32, 8, 256
-"""Texts a batch, and tokens a text, EOS included."""
+"""Texts per batch, and tokens per text, EOS included."""
 
 
 class Counter:

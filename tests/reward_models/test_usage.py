@@ -69,7 +69,7 @@ def test_sentiment_is_vaders():
     assert bad < -0.5
 
 
-def test_a_weighted_sum_tells_its_parts_to_the_environment_and_is_scored_once(text_options):
+def test_a_weighted_sum_lists_its_parts_for_the_environment_and_is_scored_once(text_options):
     calls = []
 
     def counted(prompts, completions):

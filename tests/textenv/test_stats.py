@@ -233,7 +233,7 @@ def test_the_bootstrap_interval_of_many_independent_values_is_the_normal_one():
     assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.1 * error)
 
 
-def test_a_rate_tells_the_interval_of_pairs_from_that_of_clusters():
+def test_a_rate_distinguishes_the_interval_of_pairs_from_that_of_clusters():
     # Two prompts of two pairs each, one all right, one all wrong: any resample is 0, ½ or 1. Wilson's interval of 2 of
     # 4 is ½ ± z √(¼/4 + z²/64)/(1 + z²/4), 0.150 … 0.850.
     outcomes, cluster = np.array([1.0, 1.0, 0.0, 0.0]), np.array([3, 3, 5, 5])

@@ -25,7 +25,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
 
 @pytest.fixture(scope="module")
 def world():
-    """The exact world with a budget of three tokens: 400 responses a prompt are enough to tell right from wrong."""
+    """The exact world with a budget of three tokens: 400 responses per prompt are enough to tell right from wrong."""
     return exact_world(gymnasium.make("textenv/Micro-v0", max_new_tokens=3))
 
 

@@ -22,7 +22,7 @@ def length(prompts, completions, **columns):
 
 
 def noise(seed=0):
-    """A fixed random score a text."""
+    """A fixed random score per text."""
     return lambda prompts, completions, **columns: [
         np.random.default_rng([seed, *map(ord, prompt + text)]).normal()
         for prompt, text in zip(prompts, completions, strict=True)

@@ -27,7 +27,7 @@ def test_the_difference_counts_the_pairs_that_only_one_gets_right():
     assert (found.only_first, found.only_second, found.pairs) == (20, 0, 100)
     assert found.mcnemar_p == pytest.approx(2 * 0.5**20)
     assert 0.05 < found.interval[0] < 0.2 < found.interval[1] < 0.35
-    # Paired, two pairs a prompt: 10 of 50 prompts gain 1, the rest 0 — standard error √(0.2 · 0.8 / 49).
+    # Paired, two pairs per prompt: 10 of 50 prompts gain 1, the rest 0 — standard error √(0.2 · 0.8 / 49).
     assert found.se == pytest.approx(np.sqrt(0.2 * 0.8 / 49))
     assert compare(b, a).difference == pytest.approx(-0.2)
     assert compare(a, a).interval == (0.0, 0.0)

@@ -137,7 +137,7 @@ def test_the_command_writes_a_table_a_page_and_a_json_a_model(capsys, tmp_path):
         (["assistant-gold", "--limit", "0"], "limit must be 1 or more, got 0"),
     ],
 )
-def test_what_a_user_can_mend_is_one_line(capsys, arguments, message):
+def test_an_error_that_a_user_can_fix_is_one_line(capsys, arguments, message):
     code, printed = cli(capsys, *arguments)
     assert code == 2
     assert message in printed.err

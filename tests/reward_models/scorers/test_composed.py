@@ -40,7 +40,7 @@ def scorer(seed=0, **options):
     return model
 
 
-def test_a_sum_inside_a_sum_tells_its_parts_scaled_and_by_their_path():
+def test_a_sum_inside_a_sum_lists_its_scaled_parts_by_path():
     inner = WeightedSum({"a": Part(A, 2.0), "b": Part(B, -1.0)})
     outer = WeightedSum({"in": Part(inner, 0.5), "a": Part(A)})
     terms = outer.terms(["p", "p"], ["x", "y"], bonus=[0.0, 1.0])

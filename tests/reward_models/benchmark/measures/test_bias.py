@@ -43,7 +43,7 @@ def test_length_bias_is_measured_within_prompts():
     assert within_prompt_spearman(np.ones(4), lengths, prompt) == [0.0, 0.0]
 
 
-def test_only_a_prompt_blind_model_is_told_that_it_reads_no_prompt():
+def test_only_a_prompt_blind_model_is_flagged_as_ignoring_prompts():
     records = [{"prompt": f"say {i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(60)]
 
     def blind(prompts, completions, **columns):

@@ -1,4 +1,4 @@
-"""The same text must score the same in other company."""
+"""A text must score the same whatever it is batched with."""
 
 import math
 
