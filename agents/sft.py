@@ -30,7 +30,10 @@ import textenv
 from textenv.data.records import read_jsonl_lines
 from textenv.lm import LanguageModel, Responses, TokenRule, length_buckets, response_outputs
 from textenv.lm.logprobs import token_logprobs
-from textenv.training.loop import Objective, OnProgress, Ragged, TrainingConfig, encode_texts, fit, remove_checkpoints
+from textenv.training.batches import Ragged, encode_texts
+from textenv.training.checkpoint import RunFolder
+from textenv.training.config import TrainingConfig
+from textenv.training.loop import Evaluation, Objective, OnProgress, fit
 
 _log = logging.getLogger(__name__)
 
@@ -92,35 +95,30 @@ def train_sft(
         ValueError: a record is malformed (names its number), or the output folder holds an unfinished run.
     """
     config = config or SFTConfig()
+    folder = RunFolder(output_dir, resume=resume)
     demonstrations = load_demonstrations(records)
     held_out = None if eval_records is None else load_demonstrations(eval_records)
     if isinstance(model, str):
         learner = textenv.fresh_language_model(model)
     else:
         learner = replace(model, model=copy.deepcopy(model.model))
-    examples = _tokenise(learner, demonstrations, config)
-    held_out_examples = None if held_out is None else _tokenise(learner, held_out, config)
+    examples = tokenise(learner, demonstrations, config)
+    held_out_examples = None if held_out is None else tokenise(learner, held_out, config)
 
     def evaluate() -> dict[str, float]:
-        if held_out_examples is None:
-            return {}
-        return {"eval_nll": _mean_nll(learner.model, held_out_examples, config.batch_size)}
+        assert held_out_examples is not None
+        return {"eval_nll": mean_nll(learner.model, held_out_examples, config.batch_size)}
 
     run = fit(
         Objective(learner.model, _summed_loss),
-        examples.lengths,
-        examples.collate,
+        examples,
         config,
-        save=learner.save_pretrained,
+        folder,
         inputs={"data": examples.prompts.digest() + examples.responses.digest()},
-        output_dir=output_dir,
-        resume=resume,
+        evaluation=None if held_out_examples is None else Evaluation(evaluate),
         on_progress=on_progress,
-        evaluate=None if held_out_examples is None else evaluate,
     )
-    if output_dir is not None:
-        learner.save_pretrained(output_dir)
-        remove_checkpoints(output_dir)
+    folder.replace(learner.save_pretrained)
     metrics = {
         "seconds": run.seconds,
         "steps": float(run.steps),
@@ -130,23 +128,6 @@ def train_sft(
         **run.evaluation,
     }
     return SFTResult(learner, run.history, metrics)
-
-
-def sft_loss(model: PreTrainedModel, batch: Responses) -> Float[Tensor, ""]:
-    """Mean negative log-likelihood of a response token (nats): the objective, on one batch, with gradient."""
-    return _summed_nll(model, batch) / batch.response_lengths.sum()
-
-
-def completion_nll(
-    model: LanguageModel,
-    records: Sequence[Mapping[str, Any]] | str | Path,
-    *,
-    completion_only: bool = True,
-    batch_size: int = 64,
-) -> float:
-    """Mean negative log-likelihood (nats a token, EOS included) of demonstrations. No gradient."""
-    examples = _tokenise(model, load_demonstrations(records), SFTConfig(completion_only=completion_only))
-    return _mean_nll(model.model, examples, batch_size)
 
 
 def load_demonstrations(records: Sequence[Mapping[str, Any]] | str | Path) -> list[Demonstration]:
@@ -207,12 +188,15 @@ class _Examples(NamedTuple):
         return Responses(*self.prompts.padded(index, left=True), *self.responses.padded(index))
 
     def collate(self, index: Int[Tensor, " B"]) -> dict[str, Tensor]:
-        """The batch as Trainer wants it; ``labels`` has one entry a learned token, for Trainer to count."""
-        batch = self.batch(index)
-        return {**batch._asdict(), "labels": torch.zeros(int(batch.response_lengths.sum()))}
+        return self.batch(index)._asdict()
+
+    def items(self, index: Int[Tensor, " B"]) -> int:
+        """Tokens that are learned."""
+        return int(self.responses.lengths[index].sum())
 
 
-def _tokenise(model: LanguageModel, demonstrations: list[Demonstration], config: SFTConfig) -> _Examples:
+def tokenise(model: LanguageModel, demonstrations: list[Demonstration], config: SFTConfig) -> _Examples:
+    """The tokens of demonstrations, cut to the length that the model or ``config`` allows."""
     prompts, completions = encode_texts(
         model.tokenizer, [d.prompt for d in demonstrations], [d.completion for d in demonstrations]
     )
@@ -243,21 +227,23 @@ def _tokenise(model: LanguageModel, demonstrations: list[Demonstration], config:
     return _Examples(Ragged(prompts), Ragged(completions), cut_prompts, cut_completions)
 
 
-def _summed_nll(model: PreTrainedModel, batch: Responses) -> Float[Tensor, ""]:
+def summed_nll(model: PreTrainedModel, batch: Responses) -> Float[Tensor, ""]:
+    """Negative log-likelihood (nats) of the response tokens of a batch, with gradient."""
     logprobs, _ = response_outputs(model, batch, _PLAIN)
     return -token_logprobs(logprobs, batch).sum()
 
 
 def _summed_loss(model: PreTrainedModel, **fields: Tensor) -> Float[Tensor, ""]:
-    return _summed_nll(model, Responses(**fields))
+    return summed_nll(model, Responses(**fields))
 
 
 @torch.no_grad()
-def _mean_nll(model: PreTrainedModel, examples: _Examples, batch_size: int) -> float:
+def mean_nll(model: PreTrainedModel, examples: _Examples, batch_size: int) -> float:
+    """Mean negative log-likelihood (nats) of a learned token. No gradient."""
     training = model.training
     model.eval()
     total = 0.0
     for index in length_buckets(examples.lengths, batch_size):
-        total += _summed_nll(model, examples.batch(index).to(model.device)).item()
+        total += summed_nll(model, examples.batch(index).to(model.device)).item()
     model.train(training)
     return total / int(examples.responses.lengths.sum())

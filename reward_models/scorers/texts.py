@@ -13,7 +13,7 @@ from torch import Tensor
 
 from reward_models.preferences import prompt_key
 from textenv.lm.endings import template_ending
-from textenv.training.loop import Ragged, encode_texts
+from textenv.training.batches import Ragged, encode_texts
 
 SHOWN = 60
 """Characters of a text in an error."""

@@ -36,7 +36,7 @@ from reward_models.scorers.texts import EncodedTexts, encode_for_decoder, encode
 from textenv.data.hub import hub_or_cache
 from textenv.lm import LanguageModel, disable_dropout, length_buckets
 from textenv.lm.load import load_tokenizer
-from textenv.training.loop import untouched_globals
+from textenv.training.isolation import untouched_globals
 
 __all__ = ["TransformerRewardModel", "load_reward_model", "score_head", "score_rows", "score_unit"]
 

@@ -51,13 +51,17 @@ class Examples(NamedTuple):
         ).hexdigest()[:16]
 
     def collate(self, index: Int[Tensor, " B"]) -> dict[str, Tensor]:
-        """The batch as Trainer wants it; ``labels`` has one entry a prompt, for Trainer to count."""
+        """The responses of the prompts numbered ``index``, as arguments of the loss."""
         counts = self.counts[index]
         within = torch.arange(int(counts.sum())) - (counts.cumsum(0) - counts).repeat_interleave(counts)
         rows = self.starts[index].repeat_interleave(counts) + within
         texts = self.texts.batch(rows) if self.features is None else {"features": self.features[rows]}
         batch = {"counts": counts, "ranks": self.ranks[rows], "margins": self.margins[index]}
-        return {**texts, **batch, "labels": torch.zeros(len(index))}
+        return {**texts, **batch}
+
+    def items(self, index: Int[Tensor, " B"]) -> int:
+        """Prompts, which weigh the same however many responses they have."""
+        return len(index)
 
 
 def table(values: Tensor, counts: Int[Tensor, " B"]) -> tuple[Tensor, Bool[Tensor, "B K"]]:

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from reward_models.scorers.heads import score_head
-from textenv.training.loop import untouched_globals
+from textenv.training.isolation import untouched_globals
 
 
 class LoRA:

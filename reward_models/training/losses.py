@@ -56,13 +56,6 @@ def plackett_luce_nll(scores: Float[Tensor, "B K"], mask: Bool[Tensor, "B K"]) -
     return nll / (mask.sum(1) - 1)
 
 
-def ranking_loss(
-    scores: Float[Tensor, "B K"], mask: Bool[Tensor, "B K"], margin: Float[Tensor, " B"] | None = None
-) -> Float[Tensor, ""]:
-    """:func:`ranking_nll` averaged over prompts, each of equal weight however many responses it has."""
-    return ranking_nll(scores, mask, margin).mean()
-
-
 def centre_penalty(scores: Float[Tensor, "B K"], mask: Bool[Tensor, "B K"]) -> Float[Tensor, " B"]:
     """Squared mean of each prompt's scores: comparisons leave it free, this draws it to 0 (Eisenstein et al. 2023).
 

@@ -31,8 +31,10 @@ from reward_models.training.lora import LoRA
 from reward_models.training.losses import centre_penalty, plackett_luce_nll, ranking_nll
 from textenv.lm import LanguageModel
 from textenv.settings import Count, NonNegative, PositiveInt
-from textenv.training.loop import Objective, OnProgress, TrainingConfig, fit, remove_checkpoints
-from textenv.training.trainable import BestWeights, load_trainable, save_trainable, trainable_weights
+from textenv.training.checkpoint import RunFolder
+from textenv.training.config import TrainingConfig
+from textenv.training.loop import Evaluation, Objective, OnProgress, fit
+from textenv.training.trainable import BestWeights, trainable_weights
 
 __all__ = ["RewardConfig", "RewardResult", "evaluate_reward_model", "train_reward_model"]
 
@@ -122,6 +124,7 @@ def train_reward_model(
             an unfinished run.
     """
     config = config or RewardConfig()
+    folder = RunFolder(output_dir, resume=resume)
     rankings = load_rankings(rankings)
     held_out = None if eval_rankings is None else load_rankings(eval_rankings)
     _check(config, rankings, held_out)
@@ -132,26 +135,22 @@ def train_reward_model(
     featurize = _featurize(learner, config, on_progress) if config.freeze_trunk else None
     examples = Examples.of(learner, rankings, featurize)
     lora = _choose_trainable(learner.model, config)
-    evaluate = None if held_out is None else _evaluation(learner, held_out, featurize)
-    patience = config.early_stopping_patience
+    patience, evaluation = config.early_stopping_patience, None
+    if held_out is not None:
+        best = None if patience is None else BestWeights(learner.model, "eval_nll_per_ranking", patience)
+        evaluation = Evaluation(_evaluation(learner, held_out, featurize), config.eval_steps, best)
     inputs = {"start model": start, "data": examples.digest()}
     if patience is not None:  # the weights depend on it
         inputs["held-out data"] = hashlib.sha256(repr(held_out).encode()).hexdigest()[:16]
     trained = sum(weight.numel() for weight in trainable_weights(learner.model).values())
     run = fit(
         Objective(learner.model, _summed_loss(config)),
-        examples.lengths,
-        examples.collate,
+        examples,
         config,
-        save=learner.save_pretrained if lora is None else _in_folder(save_trainable, learner.model),
-        load=None if lora is None else _in_folder(load_trainable, learner.model),
+        folder,
         inputs=inputs,
-        output_dir=output_dir,
-        resume=resume,
+        evaluation=evaluation,
         on_progress=on_progress,
-        evaluate=evaluate,
-        eval_steps=config.eval_steps,
-        best=None if patience is None else BestWeights(learner.model, "eval_nll_per_ranking", patience),
     )
     if lora is not None:
         lora.merge()
@@ -160,9 +159,7 @@ def train_reward_model(
     if config.normalize:
         known = None if examples.features is None else learner.scores_of(examples.features)
         learner.normalize(rankings, known)
-    if output_dir is not None:
-        learner.save_pretrained(output_dir)
-        remove_checkpoints(output_dir)
+    folder.replace(learner.save_pretrained)
     return RewardResult(learner, run.history, metrics)
 
 
@@ -243,11 +240,6 @@ def _summed_loss(config: RewardConfig) -> Callable[..., Float[Tensor, ""]]:
         return nll.sum()
 
     return summed
-
-
-def _in_folder(act: Callable[[nn.Module, Path], None], model: nn.Module) -> Callable[[Path], None]:
-    """What writes or reads the trainable weights of ``model`` in a checkpoint's folder."""
-    return lambda folder: act(model, folder / "trainable.safetensors")
 
 
 def _copy(model: TransformerRewardModel) -> TransformerRewardModel:

@@ -8,7 +8,8 @@ import pytest
 
 from agents.demo.run import new_base_model
 from agents.ppo import PPO, PPOConfig
-from agents.sft import SFTConfig, completion_nll, train_sft
+from agents.sft import SFTConfig, train_sft
+from tests.agents.test_sft import completion_nll
 from textenv.tasks import assistant
 from textenv.tasks.exact import exact_world
 

@@ -1,21 +1,25 @@
 """Supervised fine-tuning: the loss is a hand-computed NLL; a run repeats, resumes and has no side effects."""
 
+import contextlib
 import json
 import logging
 import math
 import os
 import random
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from agents.sft import SFTConfig, completion_nll, load_demonstrations, sft_loss, train_sft
+from agents.sft import SFTConfig, load_demonstrations, mean_nll, summed_nll, tokenise, train_sft
 from tests.conftest import tiny_model
 from textenv.lm import Responses, load_language_model
-from textenv.training.loop import LengthBuckets, Ragged, encode_texts
+from textenv.training.batches import Ragged, encode_texts, epoch_windows
 
 TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}{% if add_generation_prompt %}is {% endif %}"
 
@@ -44,6 +48,11 @@ def hand_nll(lm, records, completion_only=True):
         every = negative_logprobs(lm.model, prompt + completion)
         terms += every[len(prompt) - 1 :] if completion_only else every
     return sum(terms) / len(terms)
+
+
+def completion_nll(lm, records, *, completion_only=True, batch_size=64):
+    examples = tokenise(lm, load_demonstrations(records), SFTConfig(completion_only=completion_only))
+    return mean_nll(lm.model, examples, batch_size)
 
 
 def weights(lm):
@@ -85,13 +94,13 @@ def test_the_loss_ignores_whatever_stands_in_padding():
         torch.tensor([[3, 0, 0], [4, 5, 0]]),
         torch.tensor([2, 3]),
     )
-    loss = sft_loss(lm.model, batch)
+    loss = summed_nll(lm.model, batch)
     poisoned = batch._replace(
         prompt_ids=torch.tensor([[9, 8, 6], [1, 2, 3]]), response_ids=torch.tensor([[3, 0, 7], [4, 5, 0]])
     )
-    assert torch.equal(loss, sft_loss(lm.model, poisoned))
+    assert torch.equal(loss, summed_nll(lm.model, poisoned))
     terms = negative_logprobs(lm.model, [8, 6, 3, 0])[1:] + negative_logprobs(lm.model, [1, 2, 3, 4, 5, 0])[2:]
-    assert loss.item() == pytest.approx(np.mean(terms), rel=1e-5)
+    assert loss.item() == pytest.approx(sum(terms), rel=1e-5)
 
 
 def test_the_first_logged_loss_is_the_nll_before_training_and_held_out_nll_is_logged_every_epoch():
@@ -205,7 +214,6 @@ def test_periodic_checkpoints_serve_a_run_that_died_without_warning(tmp_path):
     lm, options = tiny_model(), config(save_steps=2)
     with pytest.raises(PowerCutError):
         train_sft(lm, RECORDS, options, tmp_path, on_progress=interrupted(5, die))
-    (tmp_path / "checkpoint-5").mkdir()  # cut short while it was written
     resumed = train_sft(lm, RECORDS, options, tmp_path, resume=True)
     assert torch.equal(weights(resumed.model), weights(train_sft(lm, RECORDS, options).model))
 
@@ -220,7 +228,7 @@ def test_a_checkpoint_is_not_silently_overwritten_nor_continued_with_other_setti
         train_sft(lm, RECORDS, config(learning_rate=1e-3), tmp_path, resume=True)
     with pytest.raises(ValueError, match="resumed with the data it started with"):
         train_sft(lm, list(reversed(RECORDS)), config(), tmp_path, resume=True)
-    (tmp_path / "checkpoint-2" / "model.safetensors").write_bytes(b"nonsense")
+    (tmp_path / "checkpoint-2" / "trainable.safetensors").write_bytes(b"nonsense")
     with pytest.raises(ValueError, match="checkpoint must be readable"):
         train_sft(lm, RECORDS, config(), tmp_path, resume=True)
     with pytest.raises(ValueError, match="output_dir"):
@@ -236,6 +244,62 @@ def test_the_result_is_a_plain_hugging_face_folder_and_models_are_found_by_name(
     assert AutoTokenizer.from_pretrained(tmp_path)("the sky").input_ids == [7, 4]
     assert plain.config.use_cache == tiny_model().model.config.use_cache
     assert (tmp_path / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("writes", range(1, 5))
+@pytest.mark.parametrize("act", ["rename", "unlink"])
+def test_a_kill_between_any_two_steps_of_a_write_leaves_a_run_that_resumes_exactly(tmp_path, monkeypatch, act, writes):
+    """Four writes: checkpoints at steps 2, 4 and 6, and the model; each is killed in the middle."""
+    out, lm, settings = tmp_path / "out", tiny_model(), config(save_steps=2)
+    original, count = getattr(Path, act), []
+
+    def killed(self, *args, **options):
+        if act == "unlink" or self == out:
+            count.append(self)
+            if len(count) == writes:
+                raise KeyboardInterrupt
+        return original(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, act, killed)
+        with contextlib.suppress(KeyboardInterrupt):
+            train_sft(lm, RECORDS, settings, out)
+    resumed = train_sft(lm, RECORDS, settings, out, resume=True)
+    assert torch.equal(weights(resumed.model), weights(train_sft(lm, RECORDS, settings).model))
+    assert torch.equal(weights(load_language_model(out)), weights(resumed.model))
+
+
+def test_files_of_others_are_refused_before_the_training_and_stay(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    seen = []
+    with pytest.raises(ValueError, match=r"thesis\.tex"):
+        train_sft(tiny_model(), RECORDS, config(), tmp_path, on_progress=lambda *report: seen.append(report))
+    assert not seen
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+TWO_PROCESSES = """
+import sys, torch
+from accelerate import PartialState
+from agents.sft import train_sft
+from tests.agents.test_sft import RECORDS, config
+from tests.conftest import tiny_model
+assert PartialState().num_processes == 2
+train_sft(tiny_model(), RECORDS[:5], config(gradient_accumulation_steps=2), sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path):
+    """Windows of 4 and 1: examples of unequal length on either process, and one process without any."""
+    (tmp_path / "train.py").write_text(TWO_PROCESSES)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launch, str(tmp_path / "train.py"), str(tmp_path / "out")]
+    own = {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = {**os.environ, **own}
+    subprocess.run(command, check=True, env=environment, timeout=180)
+    one = train_sft(tiny_model(), RECORDS[:5], config(gradient_accumulation_steps=2)).model
+    torch.testing.assert_close(weights(load_language_model(tmp_path / "out")), weights(one), atol=2e-5, rtol=0)
 
 
 def test_a_messages_record_equals_its_prompt_and_completion_twin():
@@ -329,14 +393,9 @@ def test_a_setting_out_of_range_is_refused(wrong):
 
 def test_an_epoch_shows_every_example_once_in_windows_of_similar_length():
     lengths = torch.tensor(np.random.default_rng(0).integers(1, 100, size=1003))
-    order = LengthBuckets(lengths, 8, seed=0)
-    orders = []
-    for epoch in (0, 1):
-        order.set_epoch(epoch)
-        orders.append(list(order))
-        assert sorted(orders[-1]) == list(range(1003))
-    order.set_epoch(0)
-    assert orders[0] == list(order)
+    orders = [torch.cat(list(epoch_windows(lengths, 8, 0, epoch))).tolist() for epoch in (0, 1, 0)]
+    assert all(sorted(order) == list(range(1003)) for order in orders)
+    assert orders[0] == orders[2]
     assert orders[0] != orders[1]
     windows = lengths[orders[0][:1000]].reshape(-1, 8)
     padding = 1 - windows.sum() / (8 * windows.max(1).values.sum())

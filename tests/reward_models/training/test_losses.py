@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from reward_models.training.losses import plackett_luce_nll, ranking_loss, ranking_nll
+from reward_models.training.losses import plackett_luce_nll, ranking_nll
 
 
 def full(scores):
@@ -14,7 +14,7 @@ def full(scores):
 
 
 def loss(scores, **options):
-    return ranking_loss(torch.tensor(scores, dtype=torch.float64), full(scores), **options).item()
+    return ranking_nll(torch.tensor(scores, dtype=torch.float64), full(scores), **options).mean().item()
 
 
 def test_a_pair_has_the_bradley_terry_likelihood():
@@ -44,7 +44,7 @@ def test_prompts_weigh_the_same_however_many_responses_they_have():
     # K = 4: gaps 1 × 3, 2 × 2, 3 × 1
     four = (3 * 0.3132617 + 2 * 0.1269280 + 0.0485874) / 6
     assert ranking_nll(scores, mask).tolist() == pytest.approx([0.3132617, four], abs=1e-6)
-    assert ranking_loss(scores, mask).item() == pytest.approx((0.3132617 + four) / 2, abs=1e-6)
+    assert ranking_nll(scores, mask).mean().item() == pytest.approx((0.3132617 + four) / 2, abs=1e-6)
 
 
 def test_a_constant_added_to_a_prompt_changes_nothing():
@@ -100,8 +100,8 @@ def test_nothing_on_a_padded_slot_reaches_loss_or_gradient(poison):
     mask = torch.tensor([[True, True, False], [True, True, True]])
     clean = torch.tensor([[0.3, 0.1, 0.0], [0.2, 0.5, -1.0]], requires_grad=True)
     dirty = clean.detach().masked_fill(~mask, poison).requires_grad_()
-    ranking_loss(clean, mask).backward()
-    ranking_loss(dirty, mask).backward()
+    ranking_nll(clean, mask).mean().backward()
+    ranking_nll(dirty, mask).mean().backward()
     assert torch.equal(ranking_nll(clean, mask), ranking_nll(dirty, mask))
     assert torch.equal(clean.grad, dirty.grad)
 
@@ -117,7 +117,7 @@ def test_the_gradient_pushes_the_better_up_and_sums_to_zero_in_every_prompt():
 def test_the_gradient_is_that_of_finite_differences():
     mask = torch.tensor([[True, True, True, False], [True] * 4])
     scores = torch.randn(2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda s: ranking_loss(s, mask, torch.tensor([0.5, 0.0])), (scores,))
+    assert torch.autograd.gradcheck(lambda s: ranking_nll(s, mask, torch.tensor([0.5, 0.0])).mean(), (scores,))
 
 
 def test_extreme_scores_stay_finite():

@@ -1,15 +1,19 @@
 """An interrupt changes nothing in any way to train, and held-out figures are those of the model at that step."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
 from reward_models.preferences import Ranking
+from reward_models.scorers.heads import score_head
 from reward_models.scorers.transformer import TransformerRewardModel, load_reward_model
 from reward_models.training.trainer import RewardConfig, train_reward_model
 from tests.conftest import encoder_folder, tiny_model
 from tests.reward_models.training.test_trainer import RANKINGS, config, weights
+from textenv.training.trainable import load_trainable
 
 HELD_OUT = [
     Ranking("what is the sky ?", ("grass", "blue", "the sky is blue")),
@@ -155,7 +159,11 @@ def test_held_out_figures_in_training_are_those_of_the_model_at_that_step(mode, 
             train_reward_model(
                 start, RANKINGS, settings, tmp_path, eval_rankings=HELD_OUT, resume=True, on_progress=stop_at(step)
             )
-        by_hand = figures_by_hand(load_reward_model(tmp_path / f"checkpoint-{step}"), HELD_OUT)
+        at_step = TransformerRewardModel(copy.deepcopy(start.model), start.tokenizer)
+        at_step.model.requires_grad_(False)
+        (score_head(at_step.model) if mode.get("freeze_trunk") else at_step.model).requires_grad_(True)
+        load_trainable(at_step.model, tmp_path / f"checkpoint-{step}" / "trainable.safetensors")
+        by_hand = figures_by_hand(at_step, HELD_OUT)
         assert {key: entries[step][key] for key in by_hand} == pytest.approx(by_hand, rel=1e-3, abs=1e-5)
     assert {key: result.metrics[key] for key in by_hand} == {key: entries[6][key] for key in by_hand}
     by_hand = figures_by_hand(result.model, HELD_OUT)  # normalised since, which changes no figure

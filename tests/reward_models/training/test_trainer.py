@@ -12,7 +12,7 @@ from reward_models.evaluation import measure_scores
 from reward_models.preferences import Ranking
 from reward_models.scorers.transformer import TransformerRewardModel, load_reward_model
 from reward_models.training.examples import table
-from reward_models.training.losses import ranking_loss
+from reward_models.training.losses import ranking_nll
 from reward_models.training.start import start_reward_model
 from reward_models.training.trainer import RewardConfig, evaluate_reward_model, train_reward_model
 from tests.conftest import tiny_model
@@ -60,7 +60,7 @@ def test_the_loss_in_training_is_the_ranking_loss_of_the_scores_the_model_gives(
     losses = []
     for ranking in RANKINGS:
         scores = torch.tensor([started([ranking.prompt] * len(ranking.responses), ranking.responses)])
-        losses.append(ranking_loss(scores, torch.ones_like(scores, dtype=torch.bool)).item())
+        losses.append(ranking_nll(scores, torch.ones_like(scores, dtype=torch.bool)).mean().item())
     assert result.history[0]["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
     assert evaluate_reward_model(started, RANKINGS)["nll_per_ranking"] == pytest.approx(np.mean(losses), rel=1e-4)
 

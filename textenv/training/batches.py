@@ -1,0 +1,83 @@
+"""Texts as token lists, and the batches that training draws from them."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+_POOL = 50
+"""Steps whose examples are sorted by length together: large enough for little padding, small enough to stay random."""
+
+
+class Ragged:
+    """Token lists of different lengths, end to end in one tensor, with their lengths: padding is cut to size on use."""
+
+    def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
+        self.lengths: Int[Tensor, " N"] = torch.tensor([len(sequence) for sequence in sequences], dtype=torch.int64)
+        self.flat: Int[Tensor, " n"] = torch.tensor([i for sequence in sequences for i in sequence], dtype=torch.int64)
+        self._starts = self.lengths.cumsum(0) - self.lengths
+
+    def padded(self, index: Int[Tensor, " B"], *, left: bool = False) -> tuple[Int[Tensor, "B W"], Int[Tensor, " B"]]:
+        """The lists number ``index`` as ``(ids, lengths)``, padded with 0 on the right (or ``left``) to the longest."""
+        lengths = self.lengths[index]
+        column = torch.arange(max(int(lengths.max()), 1))[None, :]
+        if left:
+            column = column - (column.shape[1] - lengths)[:, None]
+        real = (column >= 0) & (column < lengths[:, None])
+        source = (self._starts[index][:, None] + column).clamp(0, max(len(self.flat) - 1, 0))
+        return self.flat[source].masked_fill(~real, 0), lengths
+
+    def digest(self) -> str:
+        """A fingerprint of the tokens and of where each list ends."""
+        return hashlib.sha256(self.flat.numpy().tobytes() + self.lengths.numpy().tobytes()).hexdigest()[:16]
+
+
+def epoch_windows(lengths: Int[Tensor, " N"], window: int, seed: int, epoch: int) -> Iterator[Int[Tensor, " n"]]:
+    """The examples of each optimizer step of an epoch, of similar length within a step.
+
+    The order depends on the seed and the epoch alone: shuffle, sort by length within pools of many windows, shuffle the
+    windows of a pool. The examples that fill no window come last.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(lengths))
+    full = len(order) // window * window
+    for start in range(0, full, _POOL * window):
+        pool = order[start : min(start + _POOL * window, full)]
+        windows = pool[np.argsort(lengths.numpy()[pool], kind="stable")].reshape(-1, window)
+        yield from torch.from_numpy(rng.permutation(windows))
+    if full < len(order):
+        yield torch.from_numpy(order[full:])
+
+
+def encode_texts(
+    tokenizer: Any, prompts: Sequence[Any], responses: Sequence[str], *, rendered: bool = False
+) -> tuple[list[list[int]], list[list[int]]]:
+    """``(prompt tokens, response tokens)`` of many texts at once, without EOS; special tokens in prompts only.
+
+    The tokens are those of ``LanguageModel.encode_prompt`` and ``encode_response``: a chat goes through the tokenizer's
+    template, which brings its own special tokens. ``rendered=True``: so has a string that starts with BOS.
+    """
+    keys: list[tuple[str, bool]] = []
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            special = not (rendered and tokenizer.bos_token and prompt.startswith(tokenizer.bos_token))
+            keys.append((prompt, special))
+        else:
+            keys.append((tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False), False))
+    encoded: dict[tuple[str, bool], list[int]] = {}
+    for special in (True, False):
+        texts = [key for key in dict.fromkeys(keys) if key[1] is special]
+        encoded |= zip(texts, _encode(tokenizer, [text for text, _ in texts], special), strict=True)
+    return [encoded[key] for key in keys], _encode(tokenizer, list(responses), False)
+
+
+def _encode(tokenizer: Any, texts: list[str], special: bool) -> list[list[int]]:
+    if not texts:
+        return []
+    return tokenizer(
+        texts, add_special_tokens=special, return_attention_mask=False, return_token_type_ids=False
+    ).input_ids

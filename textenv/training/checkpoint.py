@@ -1,0 +1,101 @@
+"""The output folder of a training run: one checkpoint while it runs, the finished model at the end."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import nn
+
+from textenv.data.folders import check_replaceable, recover, replace_folder
+from textenv.data.records import write_json
+from textenv.training.trainable import BestWeights, load_trainable, save_trainable
+
+
+class RunFolder:
+    """Writes replace the whole folder, so that a kill at any moment leaves the state before or after.
+
+    Every process of a run may call the methods; only the main one writes. Without a path nothing is written.
+    """
+
+    def __init__(self, path: str | Path | None, *, resume: bool) -> None:
+        """Check the folder, before any long work.
+
+        Raises:
+            ValueError: it holds files of others or an unfinished run that is not resumed, or cannot be written.
+        """
+        self.path = None if path is None else Path(path)
+        self._resume = resume
+        if self.path is None:
+            if resume:
+                raise ValueError("resume needs an output_dir to resume from, got None. Give output_dir.")
+            return
+        if PartialState().is_main_process:
+            recover(self.path)
+        PartialState().wait_for_everyone()
+        check_replaceable(self.path)
+        found = self.checkpoint
+        if found is not None and not resume:
+            raise ValueError(
+                f"output_dir must not hold the checkpoint of an unfinished run, got {str(path)!r} ({found.name}). "
+                "Continue it with resume=True, remove it, or choose another folder."
+            )
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The folder of the checkpoint, if there is one."""
+        return None if self.path is None else next(self.path.glob("checkpoint-*"), None)
+
+    def save(
+        self, model: nn.Module, state: Mapping[str, Any], identity: Mapping[str, Any], best: BestWeights | None
+    ) -> None:
+        """Replace the checkpoint: trainable weights, the state of the loop, and what the run depends on."""
+        step = state["step"]
+
+        def write(folder: Path) -> None:
+            folder = folder / f"checkpoint-{step}"
+            save_trainable(model, folder / "trainable.safetensors")
+            torch.save(dict(state), folder / "state.pt")
+            if best is not None:
+                best.save(folder)
+            write_json(folder / "run.json", identity)
+
+        self.replace(write)
+
+    def load(self, model: nn.Module, identity: Mapping[str, Any], best: BestWeights | None) -> dict[str, Any] | None:
+        """Read the checkpoint into the model and return the state of the loop; None for a fresh start.
+
+        Raises:
+            ValueError: it is damaged, or of a run with another identity.
+        """
+        folder = self.checkpoint
+        if folder is None:
+            return None
+        try:
+            saved = json.loads((folder / "run.json").read_text("utf-8"))
+            for key, value in identity.items():
+                if saved.get(key) != value:
+                    break
+            else:
+                load_trainable(model, folder / "trainable.safetensors")
+                if best is not None:
+                    best.load(folder)
+                return torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
+        except Exception as error:
+            raise ValueError(
+                f"a checkpoint must be readable, got {str(folder)!r}: {error}. Start in another folder."
+            ) from error
+        raise ValueError(
+            f"a run must be resumed with the {key} it started with, {saved.get(key)!r}, got {value!r}. "
+            "Restore it, or start in another folder."
+        )
+
+    def replace(self, write: Callable[[Path], None]) -> None:
+        """Replace everything in the folder by what ``write`` writes: a checkpoint, or the finished model."""
+        if self.path is not None:
+            if PartialState().is_main_process:
+                with replace_folder(self.path) as folder:
+                    write(folder)
+            PartialState().wait_for_everyone()

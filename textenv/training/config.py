@@ -1,0 +1,47 @@
+"""Settings that every supervised training shares."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from textenv.settings import Below1, Count, NonNegative, Positive, PositiveInt, check_settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Optimisation, shared by supervised fine-tuning and reward-model training: AdamW with one learning-rate schedule.
+
+    Dropout is off in every model of this package and stays off in training.
+    """
+
+    learning_rate: Positive = 1e-4
+    """Peak step size of AdamW, > 0. Higher learns faster, then diverges."""
+    epochs: PositiveInt = 1
+    """Passes over the data, ≥ 1. More fits the data better, then overfits it."""
+    batch_size: PositiveInt = 32
+    """Examples in one forward pass, ≥ 1. Higher is faster and takes more memory."""
+    gradient_accumulation_steps: PositiveInt = 1
+    """Forward passes in one optimizer step, ≥ 1. The gradient is that of one large batch, however it is split."""
+    warmup_ratio: Annotated[Below1, "It is a share of the steps."] = 0.05
+    """Share of the steps, in [0, 1), in which the learning rate rises from 0 to its peak."""
+    lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """Course of the learning rate after the warm-up: to 0 along a line or a cosine, or constant."""
+    weight_decay: NonNegative = 0.0
+    """Decoupled weight decay, ≥ 0, on matrices only (not on biases and norms)."""
+    max_grad_norm: NonNegative = 1.0
+    """Gradients with a larger norm are scaled down to it; 0 never does."""
+    adam_beta2: Below1 = 0.999
+    """Memory of AdamW's squared gradients, in [0, 1). Lower follows changes faster."""
+    seed: Count = 0
+    """Order of the examples. The same seed gives the same weights, bit for bit on a CPU."""
+    logging_steps: Annotated[PositiveInt | None, "Use None for the default."] = None
+    """Optimizer steps between entries of the history, ≥ 1; None: about 50 entries a run."""
+    save_steps: Annotated[PositiveInt | None, "Use None for the default."] = None
+    """Optimizer steps between checkpoints in the output folder, ≥ 1; None: only when interrupted."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    @property
+    def window(self) -> int:
+        """Examples in one optimizer step."""
+        return self.batch_size * self.gradient_accumulation_steps
