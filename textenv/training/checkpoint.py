@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator
 from torch import nn
 
 from textenv.data.folders import check_replaceable, recover, replace_folder
@@ -27,14 +27,16 @@ class RunFolder:
             ValueError: it holds files of others or an unfinished run that is not resumed, or cannot be written.
         """
         self.path = None if path is None else Path(path)
+        self.accelerator = Accelerator(device_placement=False)
+        """The processes of the run."""
         self._resume = resume
         if self.path is None:
             if resume:
                 raise ValueError("resume needs an output_dir to resume from, got None. Give output_dir.")
             return
-        if PartialState().is_main_process:
+        if self.accelerator.is_main_process:
             recover(self.path)
-        PartialState().wait_for_everyone()
+        self.accelerator.wait_for_everyone()
         check_replaceable(self.path)
         found = self.checkpoint
         if found is not None and not resume:
@@ -95,7 +97,7 @@ class RunFolder:
     def replace(self, write: Callable[[Path], None]) -> None:
         """Replace everything in the folder by what ``write`` writes: a checkpoint, or the finished model."""
         if self.path is not None:
-            if PartialState().is_main_process:
+            if self.accelerator.is_main_process:
                 with replace_folder(self.path) as folder:
                     write(folder)
-            PartialState().wait_for_everyone()
+            self.accelerator.wait_for_everyone()

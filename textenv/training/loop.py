@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
-from accelerate import Accelerator
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, get_scheduler
@@ -141,7 +140,7 @@ class _Loop:
         inputs: Mapping[str, str],
         evaluation: Evaluation | None,
     ) -> None:
-        self.accelerator = Accelerator(device_placement=False)
+        self.accelerator = folder.accelerator
         if self.accelerator.num_processes > 1:
             objective.to(self.accelerator.device)
         self.model, self.examples, self.config, self.folder = objective.model, examples, config, folder
