@@ -6,10 +6,11 @@ import numpy as np
 import torch
 
 from agents.core.agent import LanguageModelAgent, as_batch
-from agents.core.job import Algorithm, Job, Trained, make_env
+from agents.core.job import Algorithm, Job, Trained
 from textenv import registry
 from textenv.episode import Task, observation_tokens
 from textenv.lm import Sampled
+from textenv.vector import make_vec
 
 
 @final
@@ -21,7 +22,7 @@ class ReferenceAgent(LanguageModelAgent, Algorithm):
 
     @classmethod
     def train(cls, job: Job) -> Trained:
-        agent = cls(make_env(job.env_id, 1).task, seed=job.seed)
+        agent = cls(make_vec(job.env_id, 1).task, seed=job.seed)
         return Trained(agent, agent.policy.model, [], 0)
 
 
@@ -34,7 +35,7 @@ class RandomAgent(Algorithm):
 
     @classmethod
     def train(cls, job: Job) -> Trained:
-        return Trained(cls(make_env(job.env_id, 1).task, seed=job.seed), None, [], 0)
+        return Trained(cls(make_vec(job.env_id, 1).task, seed=job.seed), None, [], 0)
 
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False

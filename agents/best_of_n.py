@@ -13,12 +13,13 @@ import numpy as np
 import torch
 
 from agents.core.agent import LanguageModelAgent, as_batch
-from agents.core.job import Algorithm, Job, Trained, make_env
+from agents.core.job import Algorithm, Job, Trained
 from textenv import registry
 from textenv.episode import Episodes, Task, observation_tokens
 from textenv.evaluation import Evaluation
 from textenv.lm import LanguageModel, Responses, Sampled
 from textenv.scoring import call_reward_model
+from textenv.vector import make_vec
 
 
 @final
@@ -47,7 +48,7 @@ class BestOfN(LanguageModelAgent, Algorithm):
 
     @classmethod
     def train(cls, job: Job) -> Trained:
-        task = make_env(job.env_id, 1).task
+        task = make_vec(job.env_id, 1).task
         policy = registry.fresh_language_model(task.config.reference, task.config.device)
         return Trained(cls(task, policy, job.options.get("n", 4), seed=job.seed), None, [], 0)
 

@@ -15,14 +15,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import gymnasium
 from transformers.utils import logging as hf_logging
 
 from agents.core.agent import LanguageModelAgent
 from agents.core.rollout import Stream
 from benchmarks.record import write_result
 from textenv import registry, scoring
-from textenv.vector import TextVectorEnv
+from textenv.vector import make_vec
 
 
 class Clock:
@@ -44,8 +43,7 @@ class Clock:
 
 def bookkeeping(episodes: int, repeats: int) -> dict[str, float]:
     """Seconds per rollout of ``episodes``, and the share of them outside model calls."""
-    env = gymnasium.make_vec("textenv/Assistant-v0", num_envs=episodes)
-    assert isinstance(env, TextVectorEnv)
+    env = make_vec("textenv/Assistant-v0", episodes)
     agent = LanguageModelAgent(registry.language_model("assistant-sft"), env.task)
     stream = Stream(env, seed=0)
     clock = Clock()

@@ -46,6 +46,11 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     return word_level_tokenizer(WORDS)
 
 
+def kl_k2(logprobs, ref_logprobs):
+    """(log π − log π_ref)² / 2 per token: the biased estimator that must not stand inside a reward."""
+    return 0.5 * (logprobs - ref_logprobs) ** 2
+
+
 def tiny_model(family: str = "gpt2", seed: int = 0, spread: float = 0.2):
     """A random causal language model over ``WORDS``, far from uniform, as a ``LanguageModel``."""
     config = tiny_config(

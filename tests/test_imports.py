@@ -68,7 +68,7 @@ def test_no_folder_holds_more_than_a_dozen_loose_modules():
 
 HEAVY = {"torch", "transformers", "stable_baselines3", "matplotlib", "accelerate", "rich", "tyro", "yaml", "datasets"}
 LIGHT = ["__init__", "config", "kl", "data/__init__", "data/records", "registry/__init__", "registry/experiment"]
-LIGHT = [f"textenv/{name}.py" for name in (*LIGHT, "protocols", "registry/names", "registry/plugins")]
+LIGHT = [f"textenv/{name}.py" for name in (*LIGHT, "protocols", "registry/ids", "registry/sources", "registry/plugins")]
 
 
 @pytest.mark.parametrize("name", LIGHT)

@@ -2,12 +2,11 @@
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import gymnasium
 import numpy as np
 from jaxtyping import Float, Int
 
 from textenv.stats import Mean, mean_ci95
-from textenv.vector import TextVectorEnv
+from textenv.vector import TextVectorEnv, make_vec
 
 
 @runtime_checkable
@@ -73,12 +72,7 @@ def evaluate(
         num_envs: slots, when ``env`` is an id.
     """
     if isinstance(env, str):
-        made = gymnasium.make_vec(env, num_envs=num_envs, **options).unwrapped
-        if not isinstance(made, TextVectorEnv):
-            raise ValueError(
-                f"evaluate needs a text environment, got {env!r}, a {type(made).__name__}. Name an id of textenv."
-            )
-        env = made
+        env = make_vec(env, num_envs, **options)
     elif options:
         raise ValueError(
             f"options go with an id, got {sorted(options)} for an environment already made. Leave them out."

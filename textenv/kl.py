@@ -23,11 +23,6 @@ def kl_k1(logprobs: Float[np.ndarray, "*S"], ref_logprobs: Float[np.ndarray, "*S
     return logprobs - ref_logprobs
 
 
-def kl_k2(logprobs: Float[np.ndarray, "*S"], ref_logprobs: Float[np.ndarray, "*S"]) -> Float[np.ndarray, "*S"]:
-    """(log π − log π_ref)² / 2 a token, in nats."""
-    return 0.5 * (logprobs - ref_logprobs) ** 2
-
-
 def kl_k3(logprobs: Float[np.ndarray, "*S"], ref_logprobs: Float[np.ndarray, "*S"]) -> Float[np.ndarray, "*S"]:
     """exp(−d) − 1 + d a token, in nats, where d = log π − log π_ref. Never negative."""
     d = logprobs - ref_logprobs

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import gymnasium
 import numpy as np
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -188,6 +189,21 @@ class TextVectorEnv(ScoredByTask, VectorEnv):
         if len(ids) != self.num_envs:
             raise ValueError(f"prompt_id must be one number or one a slot, with {len(ids)} for {self.num_envs} slots.")
         return {**options, "prompt_id": ids[slot]}
+
+
+def make_vec(env_id: str, num_envs: int = 1, **options: Any) -> TextVectorEnv:
+    """``gymnasium.make_vec`` for text environments: without wrappers, and known to be a :class:`TextVectorEnv`.
+
+    Raises:
+        ValueError: the id is that of another kind of environment.
+    """
+    env = gymnasium.make_vec(env_id, num_envs=num_envs, **options).unwrapped
+    if not isinstance(env, TextVectorEnv):
+        raise ValueError(
+            f"the id must be that of a text environment, got {env_id!r}, a {type(env).__name__}. "
+            "`textenv envs` lists the ids of this package."
+        )
+    return env
 
 
 def columns_of(infos: list[dict[str, Any]]) -> dict[str, Any]:

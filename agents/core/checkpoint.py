@@ -10,14 +10,14 @@ from typing import Any, Self, cast
 import torch
 from safetensors.torch import load_file, save_file
 
-from agents.core.job import Algorithm, Job, Trained, make_env
+from agents.core.job import Algorithm, Job, Trained
 from agents.core.learner import Config, Learner
 from textenv.data.folders import check_replaceable, recover, replace_folder
 from textenv.data.records import write_json
 from textenv.lm import load_language_model
 from textenv.training.interrupt import deferred_interrupt
 from textenv.training.progress import Advance
-from textenv.vector import TextVectorEnv
+from textenv.vector import TextVectorEnv, make_vec
 
 
 class CheckpointedLearner(Learner[Config], Algorithm):
@@ -126,7 +126,7 @@ class CheckpointedLearner(Learner[Config], Algorithm):
         options = dict(job.options)
         num_envs = options.pop("num_envs", None)
         config = cast(Config, cls.config_type(**options, seed=job.seed))
-        agent = cls.resume(job.folder, make_env(job.env_id, int(num_envs or config.batch_size)), config)
+        agent = cls.resume(job.folder, make_vec(job.env_id, int(num_envs or config.batch_size)), config)
         agent.learn_with_checkpoints(job.total_episodes, job.folder, advance=job.advance)
         tokens = round(sum(log["response_tokens"] * config.batch_size for log in agent.history))
         return Trained(agent, agent.policy.model, agent.history, tokens)

@@ -5,11 +5,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import gymnasium
-
 from textenv.evaluation import Agent
 from textenv.training.progress import Advance
-from textenv.vector import TextVectorEnv
 
 
 class Job(NamedTuple):
@@ -54,9 +51,3 @@ class Algorithm(ABC):
     @abstractmethod
     def train(cls, job: Job) -> Trained:
         """Build the agent, train it and hand it over."""
-
-
-def make_env(env_id: str, num_envs: int, **options: Any) -> TextVectorEnv:
-    env = gymnasium.make_vec(env_id, num_envs=num_envs, **options).unwrapped
-    assert isinstance(env, TextVectorEnv)
-    return env

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 from jaxtyping import Float
 
@@ -19,7 +18,7 @@ from textenv.evaluation import Evaluation, evaluate
 from textenv.lm import load_language_model
 from textenv.stats import bayes_limits, mean_ci95
 from textenv.tasks import assistant
-from textenv.vector import TextVectorEnv
+from textenv.vector import TextVectorEnv, make_vec
 
 
 def evaluate_stages(
@@ -53,9 +52,7 @@ def evaluate_stages(
 
 def assistant_env(split: str, *, num_envs: int = 256, **options: Any) -> TextVectorEnv:
     """The embedded world on one part of its prompts."""
-    env = gymnasium.make_vec("textenv/Assistant-v0", num_envs=num_envs, prompts=f"assistant-{split}", **options)
-    assert isinstance(env, TextVectorEnv)
-    return env
+    return make_vec("textenv/Assistant-v0", num_envs, prompts=f"assistant-{split}", **options)
 
 
 def gold_of(evaluation: Evaluation) -> Float[np.ndarray, " B"]:

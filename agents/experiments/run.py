@@ -19,13 +19,14 @@ from rich.console import Console
 from rich.table import Table
 
 from agents.algorithms import algorithm, check_plan
-from agents.core.job import Job, Trained, make_env
+from agents.core.job import Job, Trained
 from textenv.data.records import write_json
 from textenv.evaluation import evaluate
 from textenv.registry.experiment import BUILT_IN_AGENTS, AgentPlan, RunPlan
 from textenv.stats import Mean, mean_ci95
 from textenv.tasks.exact import exact_world
 from textenv.training.progress import Advance, progress_bar
+from textenv.vector import make_vec
 
 FIGURES = {
     "reward": "reward",
@@ -153,7 +154,7 @@ def train(cell: Cell, folder: Path, advance: Advance | None) -> Trained:
 
 def measure(trained: Trained, cell: Cell) -> dict[str, float]:
     """Means over the prompts of the evaluation environment, and the regret ratio where the world can be enumerated."""
-    env = make_env(cell.env_id, 64, **cell.evaluation)
+    env = make_vec(cell.env_id, 64, **cell.evaluation)
     env.reset(seed=cell.seed)
     count = len(env.task.prompts.ids)
     repeats = -(-256 // count)  # at least 256 answers: few prompts are answered often, many once

@@ -97,7 +97,7 @@ def test_a_name_that_the_other_process_does_not_know_is_an_error(text_options):
     registry.register_reward_model("passing", lambda prompts, completions: [0.0] * len(prompts))
     env = gymnasium.make("textenv/Text-v0", **text_options | {"reward_model": "passing"})
     pickled = cloudpickle.dumps(env)
-    registry.names._sources["reward model"].pop("passing")
+    registry.sources._sources["reward model"].pop("passing")
     registry.clear_cache()
     with pytest.raises(ValueError, match="passing"):
         pickle.loads(pickled)

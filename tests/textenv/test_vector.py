@@ -8,6 +8,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from tests.conftest import tiny_model
 from textenv.conformance.subject import difference
+from textenv.vector import TextVectorEnv, make_vec
 
 MODES = [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED]
 
@@ -202,3 +203,17 @@ def test_actions_and_played_tokens_are_whole_numbers(make_vector):
         env.play(np.array([[1.5, 0], [0, 0]]), np.array([2, 1]))
     with pytest.raises(ValueError, match="response_lengths must be whole numbers"):
         env.play(np.array([[1, 0], [0, 0]]), np.array([2.0, 1.0]))
+
+
+def test_make_vec_makes_text_environments_alone():
+    assert type(make_vec("textenv/Micro-v0", 2)) is TextVectorEnv
+    with pytest.raises(ValueError, match=r"must be that of a text environment, got 'CartPole-v1'"):
+        make_vec("CartPole-v1", 2)
+
+
+@pytest.mark.parametrize("actions", [np.array([1.0, 2.0]), np.array([1.7, 2.0]), [True, False], [-1, 0], [0, 99]])
+def test_a_vector_step_refuses_what_is_no_token(make_vector, actions):
+    env = make_vector(2)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"whole numbers \(token ids\)|token of the vocabulary"):
+        env.step(actions)

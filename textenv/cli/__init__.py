@@ -73,12 +73,14 @@ class EnvArgs:
     """Where the models run, like cpu or cuda:0."""
 
     def make(self, num_envs: int) -> Any:
+        from textenv.vector import make_vec
+
         check_at_least(1, num_envs=num_envs)
         check_device(self.device or "cpu")
         options = dataclasses.asdict(self)
         env_id = options.pop("env_id")
         given = {name: value for name, value in options.items() if value is not None}
-        return gymnasium.make_vec(env_id, num_envs=num_envs, **given).unwrapped
+        return make_vec(env_id, num_envs, **given)
 
 
 def sft_command() -> Callable[..., None]:

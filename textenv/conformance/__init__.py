@@ -48,7 +48,7 @@ class Check(NamedTuple):
     seconds: float
 
 
-class Report(NamedTuple):
+class ConformanceReport(NamedTuple):
     """All checks of one id."""
 
     env_id: str
@@ -64,7 +64,7 @@ class Report(NamedTuple):
         return {check.name: check.detail for check in self.checks if not check.passed}
 
 
-def check(env_id: str, **options: Any) -> Report:
+def check(env_id: str, **options: Any) -> ConformanceReport:
     """Run every check on an id; ``options`` are those of ``gymnasium.make``. No other check runs if "make" fails.
 
     Raises:
@@ -84,4 +84,4 @@ def check(env_id: str, **options: Any) -> Report:
         found.append(Check(name, passed, detail, time.perf_counter() - start))
         if name == "make" and not passed:
             break
-    return Report(env_id, tuple(found))
+    return ConformanceReport(env_id, tuple(found))

@@ -1,22 +1,24 @@
 """Names, and what stands behind them: environment ids, prompt sets, models, plug-ins and experiment files."""
 
-from textenv.registry.names import (
-    REWARD_SPEC,
-    SEQUENCE_CLASSIFIER,
+from textenv.registry.ids import (
     all_or_nothing,
     check_options,
-    clear_cache,
     environment_spec,
-    fresh_language_model,
     is_registered,
+    register,
+    registered_ids,
+)
+from textenv.registry.sources import (
+    REWARD_SPEC,
+    SEQUENCE_CLASSIFIER,
+    clear_cache,
+    fresh_language_model,
     language_model,
     prompt_set,
-    register,
     register_language_model,
     register_prompts,
     register_reward_model,
     register_source,
-    registered_ids,
     registered_sources,
     reward_model,
     vocabulary_size,

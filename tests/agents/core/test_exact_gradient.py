@@ -14,7 +14,8 @@ import torch
 
 from agents.core.losses import ppo_policy_loss
 from agents.core.returns import generalized_advantages
-from textenv.kl import kl_k1, kl_k2, kl_k3
+from tests.conftest import kl_k2
+from textenv.kl import kl_k1, kl_k3
 from textenv.lm import Responses, ScalarHead, TokenRule, gather_predictions, pad_left, response_outputs
 from textenv.lm.logprobs import token_logprobs
 from textenv.scoring import spread_kl

@@ -70,7 +70,7 @@ def experiment(tmp_path, model_folder):
     yield tmp_path / "exp.yaml"
     for env_id in ("cli/Mine-v0", "cli/Gone-v0"):
         gymnasium.registry.pop(env_id, None)
-        registry.names._descriptions.pop(env_id, None)
+        registry.ids._descriptions.pop(env_id, None)
 
 
 def test_envs_and_check_take_an_experiment_file(capsys, experiment):

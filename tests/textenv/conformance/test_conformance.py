@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import textenv
-from textenv.conformance import CHECKS, Report, check
+from textenv.conformance import CHECKS, ConformanceReport, check
 from textenv.conformance.subject import Skipped, Subject, difference
 
 IDS = ("textenv/Micro-v0", "textenv/Assistant-v0", "textenv/Text-v0")
@@ -205,7 +205,7 @@ def test_checking_leaves_the_global_generators_and_the_model_as_they_were(text_o
 
 def test_a_report_tells_failures_by_name(subject):
     report = check(subject("EmitsBothFlags").spec.id)
-    assert isinstance(report, Report)
+    assert isinstance(report, ConformanceReport)
     assert not report.passed
     assert "endings" in report.failures
 

@@ -86,7 +86,7 @@ def temporary_id():
     """An id that no other test sees."""
     yield "test/Temporary-v0"
     gymnasium.registry.pop("test/Temporary-v0", None)
-    registry.names._descriptions.pop("test/Temporary-v0", None)
+    registry.ids._descriptions.pop("test/Temporary-v0", None)
 
 
 @pytest.mark.parametrize(

@@ -60,9 +60,9 @@ def write(tmp_path, model_folder, monkeypatch):
         return path
 
     stores = [
-        *registry.names._sources.values(),
-        registry.names._loaded,
-        registry.names._descriptions,
+        *registry.sources._sources.values(),
+        registry.sources._loaded,
+        registry.ids._descriptions,
         gymnasium.registry,
     ]
     before = [dict(store) for store in stores]
@@ -125,7 +125,7 @@ def test_registering_twice_or_the_same_file_again_changes_nothing_and_warns_of_n
 
 def test_a_registration_that_fails_midway_leaves_nothing(write, monkeypatch):
     experiment = textenv.load_experiment(write())
-    before = dict(gymnasium.registry), [registry.registered_sources(kind) for kind in registry.names._sources]
+    before = dict(gymnasium.registry), [registry.registered_sources(kind) for kind in registry.sources._sources]
     real = registry.register
 
     def fails_for_other(env_id, **options):
@@ -136,7 +136,10 @@ def test_a_registration_that_fails_midway_leaves_nothing(write, monkeypatch):
     monkeypatch.setattr(registry, "register", fails_for_other)
     with pytest.raises(ValueError, match="no"):
         experiment.register()
-    assert (dict(gymnasium.registry), [registry.registered_sources(kind) for kind in registry.names._sources]) == before
+    assert (
+        dict(gymnasium.registry),
+        [registry.registered_sources(kind) for kind in registry.sources._sources],
+    ) == before
 
 
 def test_merge_keys_share_options_and_a_later_one_wins(write):
@@ -210,11 +213,14 @@ BAD = [
 @pytest.mark.parametrize(("replacements", "line", "message"), BAD, ids=[str(i) for i in range(len(BAD))])
 def test_a_mistake_is_one_error_with_file_line_key_and_remedy_and_registers_nothing(write, replacements, line, message):
     path = write(*replacements)
-    before = dict(gymnasium.registry), [registry.registered_sources(kind) for kind in registry.names._sources]
+    before = dict(gymnasium.registry), [registry.registered_sources(kind) for kind in registry.sources._sources]
     with pytest.raises(ValueError, match=message) as error:
         textenv.load_experiment(path)
     assert str(error.value).startswith(f"{path}, line {line}: ")
-    assert (dict(gymnasium.registry), [registry.registered_sources(kind) for kind in registry.names._sources]) == before
+    assert (
+        dict(gymnasium.registry),
+        [registry.registered_sources(kind) for kind in registry.sources._sources],
+    ) == before
 
 
 def test_a_missing_or_empty_file_is_an_error(tmp_path):

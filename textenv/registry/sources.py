@@ -1,21 +1,17 @@
-"""Names → environment ids, prompt sets, reward models and language models.
+"""Names of prompt sets, reward models and language models, and how a name becomes the thing itself.
 
 Everything an environment is built from is named by JSON values (a registered name, ``"module:attribute"``, a path, a
-list of strings), so that a Gymnasium spec can be copied and written down. Models behind a name are loaded on first use,
-once a process and device, and shared.
+list of strings), so that a Gymnasium spec can be copied and written down. Models are loaded on first use, once per
+process and device, and shared.
 """
 
 import importlib
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import gymnasium
-from gymnasium.envs.registration import EnvSpec
-
-from textenv.config import REQUIRED, TaskConfig, hint
+from textenv.config import hint
 from textenv.data.datasets import check_dataset, read_dataset
 from textenv.data.records import PromptSet, as_prompt_set, looks_like_path
 from textenv.protocols import RewardModel
@@ -29,115 +25,13 @@ SEQUENCE_CLASSIFIER = "reward_models.scorers.transformer:load_reward_model"
 REWARD_SPEC = "reward_models.scorers.spec:build_reward_model"
 """What turns a JSON object into a reward model."""
 
-
 _sources: dict[str, dict[str, Any]] = {"prompts": {}, "reward model": {}, "language model": {}}
 _loaded: dict[tuple[str, str, str], Any] = {}
-_descriptions: dict[str, str] = {}
 
 
-def register(
-    id: str,
-    *,
-    prompts: Any,
-    reference: str,
-    reward_model: str,
-    max_prompt_tokens: int,
-    max_new_tokens: int,
-    description: str = "",
-    **defaults: Any,
-) -> None:
-    """Register a text-generation environment, single and vector, under a Gymnasium id.
-
-    ``prompts``, ``reference`` and ``reward_model`` are what :class:`textenv.env.TextEnv` takes; ``defaults`` are more
-    of its keyword arguments. All of them can be overridden in ``gym.make``. An id that exists is replaced, with
-    Gymnasium's warning. After an error nothing is registered.
-
-    Raises:
-        ValueError: an option does not exist, has a wrong value, or is not JSON.
-    """
-    given = {"prompts": prompts, "reference": reference, "reward_model": reward_model}
-    given |= {"max_prompt_tokens": max_prompt_tokens, "max_new_tokens": max_new_tokens, **defaults}
-    options = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
-    check_options(options)
-    if id in gymnasium.registry:
-        gymnasium.logger.warn(
-            "%s", f"id (={id!r}) was registered before and is replaced. A changed task is a new version: raise its -v."
-        )
-    with all_or_nothing():
-        gymnasium.registry.pop(id, None)
-        gymnasium.register(
-            id=id,
-            entry_point="textenv.env:TextEnv",
-            vector_entry_point="textenv.vector:TextVectorEnv",
-            kwargs=json.loads(json.dumps(options)),  # a copy: the caller's lists stay the caller's
-            # No max_episode_steps: the length budget belongs to the task, which scores what it ends.
-        )
-        _descriptions[id] = description
-
-
-def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse options of an id that cannot work: unknown names, non-JSON or wrong values. Loads no model."""
-    task = {name: value for name, value in options.items() if name != "render_mode"}
-    TaskConfig.check_names(task)
-    if all(task.get(name) is not None for name in REQUIRED):
-        TaskConfig(**task)
-    for name, value in options.items():
-        try:
-            json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError):
-            raise ValueError(
-                f"an option must be a JSON value, so that the spec can be written down, with {name} (={value!r}). "
-                "Register the object under a name (textenv.register_prompts, register_reward_model, "
-                "register_language_model) and give the name."
-            ) from None
-    prompts = options.get("prompts")
-    if isinstance(prompts, Mapping):
-        check_dataset(prompts)
-    elif isinstance(prompts, list | tuple):
-        as_prompt_set(prompts)
-
-
-@contextmanager
-def all_or_nothing() -> Iterator[None]:
-    """Registrations in this block count only if it ends well."""
-    stores: list[dict[Any, Any]] = [*_sources.values(), _loaded, _descriptions, gymnasium.registry]
-    before = [dict(store) for store in stores]
-    try:
-        yield
-    except BaseException:
-        for store, content in zip(stores, before, strict=True):
-            store.clear()
-            store.update(content)
-        raise
-
-
-def environment_spec(env_id: str) -> EnvSpec:
-    """The spec of a registered id; ``"module:id"`` imports the module first.
-
-    Raises:
-        ValueError: no such id; proposes the one that was meant.
-    """
-    module, _, name = env_id.rpartition(":")
-    try:
-        if module:
-            importlib.import_module(module)
-        return gymnasium.spec(name)
-    except (ImportError, gymnasium.error.Error) as error:
-        raise ValueError(
-            f"an environment must be a registered id, with id (={env_id!r}). {hint(name, gymnasium.registry)}"
-            f"`textenv envs` lists the ids of this package. ({error})"
-        ) from None
-
-
-def is_registered(env_id: str, options: Mapping[str, Any]) -> bool:
-    """Whether an id is registered with exactly these options (its description aside)."""
-    spec = gymnasium.registry.get(env_id)
-    return spec is not None and spec.kwargs == {key: value for key, value in options.items() if key != "description"}
-
-
-def registered_ids() -> dict[str, str]:
-    """Ids registered through :func:`register`, with their descriptions."""
-    return dict(_descriptions)
+def stores() -> list[dict[Any, Any]]:
+    """Every dictionary that registering a name may change, so that a failed registration can be undone."""
+    return [*_sources.values(), _loaded]
 
 
 def register_prompts(name: str, source: Any) -> None:

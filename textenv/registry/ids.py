@@ -1,0 +1,123 @@
+"""Environment ids: registering them with Gymnasium, checking their options, and looking them up."""
+
+import importlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+from gymnasium.envs.registration import EnvSpec
+
+from textenv.config import REQUIRED, TaskConfig, hint
+from textenv.data.datasets import check_dataset
+from textenv.data.records import as_prompt_set
+from textenv.registry import sources
+
+_descriptions: dict[str, str] = {}
+
+
+def register(
+    id: str,
+    *,
+    prompts: Any,
+    reference: str,
+    reward_model: str,
+    max_prompt_tokens: int,
+    max_new_tokens: int,
+    description: str = "",
+    **defaults: Any,
+) -> None:
+    """Register a text-generation environment, single and vector, under a Gymnasium id.
+
+    ``prompts``, ``reference`` and ``reward_model`` are what :class:`textenv.env.TextEnv` takes; ``defaults`` are more
+    of its keyword arguments. All of them can be overridden in ``gym.make``. An id that exists is replaced, with
+    Gymnasium's warning. After an error nothing is registered.
+
+    Raises:
+        ValueError: an option does not exist, has a wrong value, or is not JSON.
+    """
+    given = {"prompts": prompts, "reference": reference, "reward_model": reward_model}
+    given |= {"max_prompt_tokens": max_prompt_tokens, "max_new_tokens": max_new_tokens, **defaults}
+    options = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+    check_options(options)
+    if id in gymnasium.registry:
+        gymnasium.logger.warn(
+            "%s", f"id (={id!r}) was registered before and is replaced. A changed task is a new version: raise its -v."
+        )
+    with all_or_nothing():
+        gymnasium.registry.pop(id, None)
+        gymnasium.register(
+            id=id,
+            entry_point="textenv.env:TextEnv",
+            vector_entry_point="textenv.vector:TextVectorEnv",
+            kwargs=json.loads(json.dumps(options)),  # a copy: the caller's lists stay the caller's
+            # No max_episode_steps: the length budget belongs to the task, which scores what it ends.
+        )
+        _descriptions[id] = description
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options of an id that cannot work: unknown names, non-JSON or wrong values. Loads no model."""
+    task = {name: value for name, value in options.items() if name != "render_mode"}
+    TaskConfig.check_names(task)
+    if all(task.get(name) is not None for name in REQUIRED):
+        TaskConfig(**task)
+    for name, value in options.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"an option must be a JSON value, so that the spec can be written down, with {name} (={value!r}). "
+                "Register the object under a name (textenv.register_prompts, register_reward_model, "
+                "register_language_model) and give the name."
+            ) from None
+    prompts = options.get("prompts")
+    if isinstance(prompts, Mapping):
+        check_dataset(prompts)
+    elif isinstance(prompts, list | tuple):
+        as_prompt_set(prompts)
+
+
+@contextmanager
+def all_or_nothing() -> Iterator[None]:
+    """Registrations in this block count only if it ends well."""
+    stores: list[dict[Any, Any]] = [*sources.stores(), _descriptions, gymnasium.registry]
+    before = [dict(store) for store in stores]
+    try:
+        yield
+    except BaseException:
+        for store, content in zip(stores, before, strict=True):
+            store.clear()
+            store.update(content)
+        raise
+
+
+def environment_spec(env_id: str) -> EnvSpec:
+    """The spec of a registered id; ``"module:id"`` imports the module first.
+
+    Raises:
+        ValueError: no such id; proposes the one that was meant.
+    """
+    module, _, name = env_id.rpartition(":")
+    try:
+        if module:
+            importlib.import_module(module)
+        return gymnasium.spec(name)
+    except (ImportError, gymnasium.error.Error) as error:
+        raise ValueError(
+            f"an environment must be a registered id, with id (={env_id!r}). {hint(name, gymnasium.registry)}"
+            f"`textenv envs` lists the ids of this package. ({error})"
+        ) from None
+
+
+def is_registered(env_id: str, options: Mapping[str, Any]) -> bool:
+    """Whether an id is registered with exactly these options (its description aside)."""
+    spec = gymnasium.registry.get(env_id)
+    return spec is not None and spec.kwargs == {key: value for key, value in options.items() if key != "description"}
+
+
+def registered_ids() -> dict[str, str]:
+    """Ids registered through :func:`register`, with their descriptions."""
+    return dict(_descriptions)
