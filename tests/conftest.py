@@ -6,6 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from jaxtyping import install_import_hook
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForCausalLM,
@@ -18,9 +19,14 @@ from transformers import (
     RobertaModel,
 )
 
-import textenv
-from textenv.lm import tiny_config
-from textenv.lm.load import word_level_tokenizer, wrap_language_model
+from tests import shapes  # noqa: F401
+
+# Shapes are types: in the tests, beartype checks those of every call into the packages.
+install_import_hook(("textenv", "reward_models", "agents"), "tests.shapes.checked")
+
+import textenv  # noqa: E402
+from textenv.lm import tiny_config  # noqa: E402
+from textenv.lm.load import word_level_tokenizer, wrap_language_model  # noqa: E402
 
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for one another
 

@@ -72,8 +72,8 @@ register(
 register(
     "textenv/Text-v0",
     prompts=None,
-    reference=None,  # type: ignore[arg-type]
-    reward_model=None,  # type: ignore[arg-type]
+    reference=None,
+    reward_model=None,
     max_prompt_tokens=64,
     max_new_tokens=64,
     description="Bring your own prompts, reference and reward model.",

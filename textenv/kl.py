@@ -36,7 +36,7 @@ def kl_exact(logprobs: Float[np.ndarray, "*S V"], ref_logprobs: Float[np.ndarray
     """
     allowed = logprobs > -np.inf
     difference = np.where(allowed, logprobs, 0.0) - np.where(allowed, ref_logprobs, 0.0)
-    return (np.exp(logprobs) * difference).sum(-1)
+    return np.asarray((np.exp(logprobs) * difference).sum(-1))
 
 
 class KLController(Protocol):

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from scipy import stats
 from scipy.optimize import root_scalar
 from scipy.special import entr, expit, log_expit
@@ -196,7 +196,7 @@ def spearman(first: Float[np.ndarray, " N"], second: Float[np.ndarray, " N"]) ->
     return float(stats.spearmanr(first, second)[0])  # type: ignore[arg-type]
 
 
-def auc(low: Float[np.ndarray, " A"], high: Float[np.ndarray, " B"]) -> float:
+def auc(low: Real[np.ndarray, " A"], high: Real[np.ndarray, " B"]) -> float:
     """P(a value of ``low`` < a value of ``high``), with equal values counting one half (Mann and Whitney 1947)."""
     return float(stats.mannwhitneyu(high, low, method="asymptotic").statistic) / (len(low) * len(high))
 
@@ -210,8 +210,8 @@ def within_prompt_sd(scores: Float[np.ndarray, " N"], prompt: Int[np.ndarray, " 
 
 
 def bayes_limits(
-    gold_gaps: Float[np.ndarray, " M"], temperature: float
-) -> tuple[Float[np.ndarray, " M"], Float[np.ndarray, " M"]]:
+    gold_gaps: Float[np.ndarray, "*M"], temperature: float
+) -> tuple[Float[np.ndarray, "*M"], Float[np.ndarray, "*M"]]:
     """What no model can beat on each pair: accuracy ``max(p, 1 − p)`` and NLL ``H(p)``, with ``p = σ(gap / τ)``."""
     p = expit(np.abs(gold_gaps) / temperature)
     return p, entr(p) + entr(1 - p)
