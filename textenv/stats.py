@@ -189,7 +189,7 @@ def calibration_slope(margins: Float[np.ndarray, " M"], cluster: Int[np.ndarray,
     return Slope(b / scale, ((b - half) / scale, (b + half) / scale))
 
 
-def spearman(first: Float[np.ndarray, " N"], second: Float[np.ndarray, " N"]) -> float:
+def spearman(first: Real[np.ndarray, " N"], second: Real[np.ndarray, " N"]) -> float:
     """Spearman's rank correlation (1904); NaN where one side is constant."""
     if not (np.ptp(first) > 0 and np.ptp(second) > 0):
         return math.nan
