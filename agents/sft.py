@@ -139,9 +139,7 @@ def load_demonstrations(records: Sequence[Mapping[str, Any]] | str | Path) -> li
     if isinstance(records, str | Path):
         return [_demonstration(row, where) for where, row in read_jsonl_lines(records).items()]
     if not records:
-        raise ValueError(
-            "demonstrations must hold at least one record, with records (=[]). Give a list or a JSONL file."
-        )
+        raise ValueError("demonstrations must hold at least one record, got []. Give a list or a JSONL file.")
     return [_demonstration(row, f"record {number}") for number, row in enumerate(records, start=1)]
 
 

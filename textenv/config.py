@@ -77,7 +77,7 @@ class TaskConfig:
         for name in options:
             if name not in names:
                 raise OptionError(
-                    f"an option must be one that the environment has, with option (={name!r}): "
+                    f"an option must be one that the environment has, got {name!r}: "
                     f"unexpected keyword argument {name!r}. "
                     f"{hint(name, names)}Options: {', '.join(names)}."
                 )
@@ -89,7 +89,7 @@ class TaskConfig:
         for name in REQUIRED:
             if options.get(name) is None:
                 use = "the KL and the vocabulary come from it" if name == "reference" else "a task needs it"
-                raise ValueError(f"{name} must be given, with {name} (=None): {use}. Pass {name}=... to gym.make.")
+                raise ValueError(f"{name} must be given, got None: {use}. Pass {name}=... to gym.make.")
         return cls(**options)
 
     def __post_init__(self) -> None:

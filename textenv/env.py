@@ -33,7 +33,7 @@ class TextEnv(ScoredByTask, gymnasium.Env):
 
     def __init__(self, *, render_mode: str | None = None, **options: Any) -> None:
         if render_mode not in (None, "ansi"):
-            raise OptionError(f"render_mode must be None or 'ansi', with render_mode (={render_mode!r}).")
+            raise OptionError(f"render_mode must be None or 'ansi', got {render_mode!r}.")
         self.render_mode = render_mode
         self.task = Task(TaskConfig.checked(**options))
         self.observation_space = self.task.observation_space

@@ -60,7 +60,7 @@ class Task:
         limit = self.reference.max_tokens
         if limit is not None and self.width > limit:
             raise ValueError(
-                f"max_prompt_tokens + max_new_tokens (={self.width}) must fit the context of the reference (={limit}). "
+                f"max_prompt_tokens + max_new_tokens must fit the reference's context ({limit}), got {self.width}. "
                 "Lower one of them."
             )
         self.prompts = encode_prompts(config.prompts, self.reference, config.max_prompt_tokens)
@@ -213,17 +213,17 @@ class Episodes:
     def report(self, logprobs: Float[np.ndarray, " N"]) -> None:
         """Keep the policy's log-probabilities of the actions to come."""
         if np.isnan(logprobs).any() or (logprobs > 1e-4).any():
-            raise ValueError(f"reported log-probabilities must be ≤ 0 and not NaN, with logprobs (={logprobs}).")
+            raise ValueError(
+                f"reported log-probabilities must be 0 or less and not NaN, got {logprobs}. Report those of "
+                "the chosen tokens."
+            )
         self._pending = logprobs
 
     def append(self, active: Bool[np.ndarray, " N"], actions: Int[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:
         """Add one token to each active episode; True where that ended it."""
         slots = np.flatnonzero(active)
         if self.ended[slots].any():
-            raise ValueError(
-                f"an episode must be running, with ended slots (={slots[self.ended[slots]].tolist()}). "
-                "Call reset first."
-            )
+            raise ValueError(f"an episode must be running, got {slots[self.ended[slots]].tolist()}. Call reset first.")
         self._check_tokens(actions[slots], self.response_lengths[slots])
         steps = self.response_lengths[slots]
         self.tokens[slots, self.task.prompt_width + steps] = actions[slots]
@@ -248,8 +248,8 @@ class Episodes:
             raise ValueError("play needs fresh episodes in every slot. Call reset first, or finish them with step.")
         if response_ids.shape[0] != len(self.tokens) or response_lengths.shape != (len(self.tokens),):
             raise ValueError(
-                f"play needs one response a slot, with response_ids (={response_ids.shape}), response_lengths "
-                f"(={response_lengths.shape}) for slots (={len(self.tokens)})."
+                f"play needs one response per slot ({len(self.tokens)}), got shapes {response_ids.shape} of ids and "
+                f"{response_lengths.shape} of lengths. Give one row per slot."
             )
         mask = np.arange(response_ids.shape[1]) < response_lengths[:, None]
         columns = np.broadcast_to(np.arange(response_ids.shape[1]), response_ids.shape)
@@ -259,8 +259,8 @@ class Episodes:
         if wrong.size:
             slot = wrong[0]
             raise ValueError(
-                "a played response must end at its first stop token or at the budget, with response_lengths "
-                f"(={response_lengths[slot]}) in slot {slot}, where the rules end it at {first_stop[slot]}."
+                "a played response must end at its first stop token or at the budget, got length "
+                f"{response_lengths[slot]} in slot {slot}, where the rules end it at {first_stop[slot]}. Cut it there."
             )
         self._check_tokens(response_ids[mask], columns[mask])
         width = self.task.prompt_width
@@ -278,14 +278,14 @@ class Episodes:
         outside = (tokens < 0) | (tokens >= vocabulary)
         if outside.any():
             raise ValueError(
-                f"an action must be a token of the vocabulary [0, {vocabulary}), with action (={tokens[outside][0]}). "
+                f"an action must be a token of the vocabulary [0, {vocabulary}), got {tokens[outside][0]}. "
                 "Policy and environment must share one vocabulary."
             )
         early = np.isin(tokens, self._stop) & (steps < self.task.rule.min_new_tokens)
         if early.any():
             raise ValueError(
-                f"an ending token is masked before min_new_tokens (={self.task.rule.min_new_tokens}), with action "
-                f"(={tokens[early][0]}). Use action_masks()."
+                f"an ending token is masked before min_new_tokens ({self.task.rule.min_new_tokens}), got action "
+                f"{tokens[early][0]}. Use action_masks()."
             )
 
     def finished(self, slots: Int[np.ndarray, " n"]) -> Finished:
@@ -328,8 +328,8 @@ class Episodes:
         if (reported != lengths).any():
             slot = int(np.flatnonzero(reported != lengths)[0])
             raise ValueError(
-                "log-probabilities must be reported for every token of an episode or for none, with reported "
-                f"(={reported[slot]}) of tokens (={lengths[slot]}). Call report_logprobs before each step."
+                "log-probabilities must be reported for every token of an episode or for none, got "
+                f"{reported[slot]} for {lengths[slot]} tokens. Call report_logprobs before each step."
             )
         return self._logprobs[slots]
 
@@ -395,7 +395,7 @@ def encode_prompts(source: Any, reference: LanguageModel, width: int) -> Encoded
 def _check_prompt(text: str, ids: list[int], width: int) -> None:
     if not 1 <= len(ids) <= width:
         raise ValueError(
-            f"a prompt must have 1 to max_prompt_tokens (={width}) tokens, with prompt (={text!r}) of {len(ids)}. "
+            f"a prompt must have 1 to max_prompt_tokens ({width}) tokens, got {len(ids)} in {text!r}. "
             "Raise max_prompt_tokens or drop the prompt."
         )
 
@@ -407,9 +407,7 @@ def _chosen_prompt(
     options = options or {}
     unknown = options.keys() - {"prompt", "prompt_id"}
     if unknown or len(options) > 1:
-        raise ValueError(
-            f"reset options must be 'prompt' or 'prompt_id', with options (={sorted(options)}). Give one of the two."
-        )
+        raise ValueError(f"reset options must be 'prompt' or 'prompt_id', got {sorted(options)}. Give one of the two.")
     if "prompt" in options:
         prompt = options["prompt"]
         text, ids = task.reference.prompt_text(prompt), task.reference.encode_prompt(prompt)
@@ -418,12 +416,12 @@ def _chosen_prompt(
     count = len(task.prompts.ids)
     index = int(options["prompt_id"]) if "prompt_id" in options else int(rng.integers(count))
     if not 0 <= index < count:
-        raise ValueError(f"prompt_id must lie in [0, {count}), with prompt_id (={index}).")
+        raise ValueError(f"prompt_id must lie in [0, {count}), got {index}. Name a prompt of the set.")
     return index, task.prompts.prompts[index], task.prompts.texts[index], task.prompts.ids[index]
 
 
 def _token_id(token: str, reference: LanguageModel) -> int:
     ids = reference.encode_response(token, eos=False)
     if len(ids) != 1:
-        raise ValueError(f"a stop token must be one token of the reference, with stop_tokens (={token!r}) → {ids}.")
+        raise ValueError(f"a stop token must be one token of the reference, got {token!r} → {ids}.")
     return ids[0]

@@ -70,9 +70,9 @@ class Scorer:
         batch_size: int = 64,
     ) -> None:
         if kl_source not in get_args(KLSource):
-            raise ValueError(f"kl_source must be one of {get_args(KLSource)}, with kl_source (={kl_source!r}).")
+            raise ValueError(f"kl_source must be one of {get_args(KLSource)}, got {kl_source!r}.")
         if not (np.isfinite(kl_coef) and kl_coef >= 0):
-            raise ValueError(f"kl_coef must be finite and ≥ 0, with kl_coef (={kl_coef}). Use 0 for no KL penalty.")
+            raise ValueError(f"kl_coef must be 0 or more, got {kl_coef}. Use 0 to switch the KL off.")
         self.reference = reference
         self.rule = rule
         self.kl_coef = kl_coef
@@ -116,13 +116,11 @@ class Scorer:
     def _source(self, episodes: Finished) -> str:
         if self.kl_source == "reported" and episodes.logprobs is None:
             raise ValueError(
-                "kl_source (='reported') needs the log-probability of every action. "
+                "kl_source 'reported' needs the log-probability of every action. "
                 "Call report_logprobs(...) before each step, or pass logprobs= to play."
             )
         if self.kl_source == "policy" and self.policy is None:
-            raise ValueError(
-                "kl_source (='policy') needs a policy. Call attach_policy(model) before the first episode."
-            )
+            raise ValueError("kl_source 'policy' needs a policy. Call attach_policy(model) before the first episode.")
         if self.kl_source != "auto":
             return self.kl_source
         if episodes.logprobs is not None:
@@ -155,8 +153,8 @@ def reward_model_terms(reward_model: RewardModel, episodes: Finished) -> dict[st
     parts: Any = itemise(*map(list, texts), **accepted_columns(itemise, episodes.columns))
     if not (isinstance(parts, Mapping) and parts):
         raise ValueError(
-            f"terms of {_called(reward_model)} must return a dict of names and scores, with terms "
-            f"(={reprlib.repr(parts)}). Return at least one part, or leave the method terms out."
+            f"terms of {_called(reward_model)} must return a dict of names and scores, got "
+            f"{reprlib.repr(parts)}. Return at least one part, or leave the method terms out."
         )
     return {
         f"reward_model/{name}": checked_scores(scores, *texts, f"part {name!r} of {_called(reward_model)}")
@@ -195,18 +193,18 @@ def checked_scores(
     unordered = isinstance(scores, str | bytes | Mapping | Set)
     if unordered or not isinstance(scores, Iterable) or getattr(scores, "shape", None) == ():
         raise ValueError(
-            f"{name} must return a list of scores, with scores (={reprlib.repr(scores)}). Return one number a text."
+            f"{name} must return a list of scores, got {reprlib.repr(scores)}. Return one number per text."
         )
     values: list[Any] = [s.item() if getattr(s, "shape", None) in ((), (1,)) else s for s in scores]
     if len(values) != len(prompts):
         raise ValueError(
-            f"{name} must return one score an episode, with scores (={len(values)}) for episodes (={len(prompts)})."
+            f"{name} must return one score per episode, got {len(values)} for {len(prompts)}. Return one per text."
         )
     for value, prompt, completion in zip(values, prompts, completions, strict=True):
         if not (isinstance(value, int | float | np.floating) and abs(value) <= sys.float_info.max):
             raise ValueError(
-                f"{name} must return finite scores, one number a text, with score (={reprlib.repr(value)}) for prompt "
-                f"(={prompt!r}) and response (={completion!r}). Mend the reward model."
+                f"{name} must return finite scores, one number per text, got {reprlib.repr(value)} for prompt "
+                f"{prompt!r} and response {completion!r}. Fix the reward model."
             )
     return np.array(values, dtype=np.float64)
 

@@ -33,9 +33,9 @@ class TextVectorEnv(ScoredByTask, VectorEnv):
         **options: Any,
     ) -> None:
         if num_envs < 1:
-            raise ValueError(f"num_envs must be ≥ 1, with num_envs (={num_envs}).")
+            raise ValueError(f"num_envs must be 1 or more, got {num_envs}. Raise it.")
         if render_mode not in (None, "ansi"):
-            raise OptionError(f"render_mode must be None or 'ansi', with render_mode (={render_mode!r}).")
+            raise OptionError(f"render_mode must be None or 'ansi', got {render_mode!r}.")
         self.num_envs = num_envs
         self.render_mode = render_mode
         self.autoreset_mode = AutoresetMode(autoreset_mode)
@@ -93,13 +93,15 @@ class TextVectorEnv(ScoredByTask, VectorEnv):
         seeds = [None] * self.num_envs if seed is None else seed
         seeds = [seeds + i for i in range(self.num_envs)] if isinstance(seeds, int) else seeds
         if len(seeds) != self.num_envs:
-            raise ValueError(f"seed must be one number or one a slot, with seeds (={len(seeds)}) for {self.num_envs}.")
+            raise ValueError(
+                f"seed must be one number, or one per slot, got {len(seeds)} for {self.num_envs} slots. Give as many."
+            )
         options = dict(options or {})
         mask = np.asarray(options.pop("reset_mask", np.ones(self.num_envs, dtype=bool)))
         if mask.shape != (self.num_envs,) or mask.dtype != np.bool_ or not mask.any():
             raise ValueError(
-                f"reset_mask must be a bool array of shape ({self.num_envs},) with a True in it, with reset_mask "
-                f"(={mask})."
+                f"reset_mask must be a bool array of shape ({self.num_envs},) with a True in it, got {mask}. "
+                "Name at least one slot."
             )
         infos = []
         slots = np.flatnonzero(mask)
@@ -113,12 +115,12 @@ class TextVectorEnv(ScoredByTask, VectorEnv):
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         if self.autoreset_mode is AutoresetMode.DISABLED and self._resetting.any():
             raise ValueError(
-                "with autoreset off, ended episodes must be reset before the next step, with ended slots "
-                f"(={np.flatnonzero(self._resetting).tolist()}). Call reset(options={{'reset_mask': ...}})."
+                "with autoreset off, ended episodes must be reset before the next step, got ended slots "
+                f"{np.flatnonzero(self._resetting).tolist()}. Call reset(options={{'reset_mask': ...}})."
             )
         actions = whole_numbers("actions", actions)
         if actions.shape != (self.num_envs,):
-            raise ValueError(f"actions must have shape ({self.num_envs},), with shape (={actions.shape}).")
+            raise ValueError(f"actions must have shape ({self.num_envs},), got {actions.shape}.")
         resetting = np.flatnonzero(self._resetting)
         ended = self._episodes.append(~self._resetting, actions)
         infos: dict[str, Any] = {}
@@ -187,7 +189,9 @@ class TextVectorEnv(ScoredByTask, VectorEnv):
         if ids is None or np.ndim(ids) == 0:
             return options
         if len(ids) != self.num_envs:
-            raise ValueError(f"prompt_id must be one number or one a slot, with {len(ids)} for {self.num_envs} slots.")
+            raise ValueError(
+                f"prompt_id must be one number, or one per slot, got {len(ids)} for {self.num_envs} slots."
+            )
         return {**options, "prompt_id": ids[slot]}
 
 

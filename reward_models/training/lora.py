@@ -22,7 +22,7 @@ class LoRA:
             from peft import LoraConfig, LoraModel
         except ImportError as error:
             raise ValueError(
-                f"lora_rank (={rank}) > 0 needs the package peft. Install it: pip install 'textenv[lora]'."
+                "lora_rank above 0 needs the package peft. Install it: pip install 'textenv[lora]'."
             ) from error
         head = score_head(model)
         layers: dict[str, Any] = {

@@ -32,7 +32,7 @@ def start_reward_model(name: str, device: str = "cpu") -> TransformerRewardModel
             config = AutoConfig.from_pretrained(name)
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"a reward model must start from a registered name, a folder or a hub id, with name (={name!r}): "
+                f"a reward model must start from a registered name, a folder or a hub id, got {name!r}: "
                 f"{error}{unreachable}"
             ) from error
     architecture = (config.architectures or [""])[0]

@@ -172,14 +172,16 @@ def _check(config: RewardConfig, rankings: Sequence[Ranking], held_out: Sequence
             "ties": any(ranking.has_ties for ranking in rankings),
         }.items():
             if found:
-                raise ValueError(f"{what} need loss='pairwise', with loss (='listwise'). Drop them or change the loss.")
+                raise ValueError(f"{what} need loss='pairwise', got 'listwise'. Drop them or change the loss.")
     for what, given in {"rankings": rankings, "eval_rankings": held_out or ()}.items():
         if given and not any(len(set(ranking.levels)) > 1 for ranking in given):
-            raise ValueError(f"{what} (={len(given)}) must hold a pair that is no tie. Add such rankings.")
+            raise ValueError(
+                f"{what} must hold a pair that is not a tie, got {len(given)} without one. Add such rankings."
+            )
     if held_out is None and (config.early_stopping_patience or config.eval_steps):
         raise ValueError(
-            "early_stopping_patience and eval_steps need held-out rankings, with early_stopping_patience "
-            f"(={config.early_stopping_patience}), eval_steps (={config.eval_steps}). Give eval_rankings."
+            "early_stopping_patience and eval_steps need held-out rankings, got "
+            f"{config.early_stopping_patience} and {config.eval_steps} without any. Give eval_rankings."
         )
 
 

@@ -259,15 +259,15 @@ BAD = [
     ({"prompts": None}, "prompts must be given"),
     ({"prompts": []}, "at least one prompt"),
     ({"prompts": [""]}, "prompt number 0"),
-    ({"prompts": ["the the the the the the the the"]}, "of 8.*Raise max_prompt_tokens"),
+    ({"prompts": ["the the the the the the the the"]}, "got 8 in .*Raise max_prompt_tokens"),
     ({"max_new_tokens": 0}, "max_new_tokens must be 1 or more, got 0"),
-    ({"max_new_tokens": 60}, "must fit the context of the reference \\(=64\\)"),
+    ({"max_new_tokens": 60}, "must fit the reference's context \\(64\\)"),
     ({"min_new_tokens": 9}, "min_new_tokens"),
     ({"kl_coef": -1.0}, "kl_coef must be 0 or more, got -1.0"),
     ({"kl_source": "guess"}, "kl_source must be one of"),
     ({"temperature": 0.0}, "temperature"),
     ({"obs_mode": "image"}, "obs_mode"),
-    ({"top_k": 5}, "option \\(='top_k'\\)"),
+    ({"top_k": 5}, "got 'top_k'"),
     ({"kl_coeff": 5}, "Did you mean 'kl_coef'"),
     ({"stop_tokens": ("sky grass",)}, "one token"),
 ]
@@ -301,7 +301,7 @@ def test_bad_reset_options_and_actions_are_errors(text_options):
     for action in (1.7, 1.0, True, "1", None, np.array([1.0])):
         with pytest.raises(ValueError, match="whole numbers"):
             env.step(action)
-    with pytest.raises(ValueError, match="must be ≤ 0"):
+    with pytest.raises(ValueError, match="must be 0 or less"):
         env.report_logprobs(0.5)
     env.report_logprobs(-1.0)
     env.step(1)
@@ -310,22 +310,22 @@ def test_bad_reset_options_and_actions_are_errors(text_options):
 
 
 NO_SCORES = {
-    "nothing": (None, r"list of scores, with scores \(=None\)"),
-    "a number": (1.0, r"list of scores, with scores \(=1.0\)"),
-    "an array of no axis": (np.array(1.0), r"list of scores, with scores \(=array\(1.\)\)"),
-    "a string": ("1", r"list of scores, with scores \(='1'\)"),
-    "a dict": ({1.0: 2.0}, r"list of scores, with scores \(=\{1.0: 2.0\}\)"),  # one key for one text
-    "a set": ({1.0}, r"list of scores, with scores \(=\{1.0\}\)"),
-    "too many": ([1.0, 2.0], r"one score an episode, with scores \(=2\) for episodes \(=1\)"),
-    "NaN": ([float("nan")], r"finite scores.* with score \(=nan\) for prompt \(='red'\)"),
-    "infinity": (torch.tensor([torch.inf]), r"finite scores.* with score \(=inf\) for prompt \(='red'\)"),
-    "too large": ([10**400], r"finite scores.* with score \(=10+\.\.\.0+\) for prompt \(='red'\)"),
-    "a list of nothing": ([None], r"finite scores.* with score \(=None\) for prompt \(='red'\)"),
-    "a list of strings": (["1.5"], r"finite scores.* with score \(='1.5'\) for prompt \(='red'\)"),
-    "an array of strings": (np.array(["1.5"]), r"finite scores.* with score \(='1.5'\) for prompt \(='red'\)"),
-    "a complex number": (np.array([1j]), r"finite scores.* with score \(=1j\) for prompt \(='red'\)"),
-    "two a text": (np.array([[1.0, 2.0]]), r"finite scores.* with score \(=array\(\[1., 2.\]\)\) for prompt"),
-    "tensors of two": (torch.ones(1, 2), r"finite scores.* with score \(=tensor\(\[1., 1.\]\)\) for prompt"),
+    "nothing": (None, r"list of scores, got None"),
+    "a number": (1.0, r"list of scores, got 1.0"),
+    "an array of no axis": (np.array(1.0), r"list of scores, got array\(1.\)"),
+    "a string": ("1", r"list of scores, got '1'"),
+    "a dict": ({1.0: 2.0}, r"list of scores, got \{1.0: 2.0\}"),  # one key for one text
+    "a set": ({1.0}, r"list of scores, got \{1.0\}"),
+    "too many": ([1.0, 2.0], r"one score per episode, got 2 for 1"),
+    "NaN": ([float("nan")], r"finite scores.* got nan for prompt 'red'"),
+    "infinity": (torch.tensor([torch.inf]), r"finite scores.* got inf for prompt 'red'"),
+    "too large": ([10**400], r"finite scores.* got 10+\.\.\.0+ for prompt 'red'"),
+    "a list of nothing": ([None], r"finite scores.* got None for prompt 'red'"),
+    "a list of strings": (["1.5"], r"finite scores.* got '1.5' for prompt 'red'"),
+    "an array of strings": (np.array(["1.5"]), r"finite scores.* got '1.5' for prompt 'red'"),
+    "a complex number": (np.array([1j]), r"finite scores.* got 1j for prompt 'red'"),
+    "two a text": (np.array([[1.0, 2.0]]), r"finite scores.* got array\(\[1., 2.\]\) for prompt"),
+    "tensors of two": (torch.ones(1, 2), r"finite scores.* got tensor\(\[1., 1.\]\) for prompt"),
 }
 
 

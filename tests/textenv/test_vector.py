@@ -109,7 +109,7 @@ def test_play_equals_step_for_sampled_responses_and_their_kl(make_vector):
         ([[1, 1, 1, 1, 1, 1]], [3], "rules end it at 6"),
         ([[1, 0]], [1], "rules end it at 6"),
         ([[1, 12, 0]], [3], "token of the vocabulary"),
-        ([[1, 0], [1, 0]], [2, 2], "one response a slot"),
+        ([[1, 0], [1, 0]], [2, 2], "one response per slot"),
     ],
 )
 def test_play_refuses_responses_that_break_the_rules(make_vector, ids, lengths, message):
@@ -172,7 +172,7 @@ def test_prompt_ids_can_be_given_a_slot_each(make_vector):
     env = make_vector(3)
     _, infos = env.reset(options={"prompt_id": [2, 0, 1]})
     assert infos["prompt_id"].tolist() == [2, 0, 1]
-    with pytest.raises(ValueError, match="one a slot"):
+    with pytest.raises(ValueError, match="one per slot"):
         env.reset(options={"prompt_id": [2, 0]})
 
 
@@ -180,7 +180,7 @@ def test_stepping_an_ended_slot_without_autoreset_is_an_error(make_vector):
     env = make_vector(2, autoreset_mode="Disabled")
     env.reset(seed=0)
     env.step(np.array([0, 1]))
-    with pytest.raises(ValueError, match=r"ended slots \(=\[0\]\)"):
+    with pytest.raises(ValueError, match=r"ended slots \[0\]"):
         env.step(np.array([1, 1]))
 
 

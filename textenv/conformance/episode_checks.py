@@ -22,8 +22,8 @@ def endings(subject: Subject) -> str:
         reason = str(info.get("finish_reason"))
         ended = last in ending
         fits = {"eos": ended, "stop": not ended, "length": not ended and count == budget}
-        expect(reason in fits, f"finish_reason must be one of {tuple(fits)}, with finish_reason (={reason!r})")
-        expect(fits[reason], f"finish_reason (={reason!r}) must fit the last token (={last}) and the length (={count})")
+        expect(reason in fits, f"finish_reason must be one of {tuple(fits)}, got {reason!r}")
+        expect(fits[reason], f"finish_reason {reason!r} must fit the last token ({last}) and the length ({count})")
         expect(
             info.get("response_length") == count, f"response_length must be {count}, not {info.get('response_length')}"
         )
@@ -42,17 +42,15 @@ def rewards(subject: Subject) -> str:
         terms = info["reward_terms"]
         expect(all(np.isfinite(value) for value in terms.values()), f"reward_terms must be finite, with {terms}")
         total = sum(terms.values())
-        expect(close(reward, total, 1e-6), f"the reward (={reward}) must be the sum of reward_terms (={total})")
+        expect(close(reward, total, 1e-6), f"the reward ({reward}) must be the sum of reward_terms ({total})")
         scored = [value for name, value in terms.items() if name.split("/")[0] == "reward_model"]  # itemised or not
         expect(bool(scored) and close(sum(scored), info["rm_score"], 1e-6), "reward_terms must hold rm_score")
         coefficient = env.unwrapped.kl_coef
         expect(info["kl_coef"] == coefficient, f"kl_coef must be {coefficient}, not {info['kl_coef']}")
         paid, owed = terms.get("kl", 0.0), -coefficient * info.get("kl", 0.0)
-        expect(close(paid, owed, 1e-6), f"reward_terms['kl'] must be -kl_coef · kl (={owed}), not {paid}")
+        expect(close(paid, owed, 1e-6), f"reward_terms['kl'] must be -kl_coef · kl ({owed}), not {paid}")
         if "gold_score" in info:
-            expect(
-                np.isfinite(info["gold_score"]), f"gold_score must be finite, with gold_score (={info['gold_score']})"
-            )
+            expect(np.isfinite(info["gold_score"]), f"gold_score must be finite, got {info['gold_score']}")
     return f"{len(EOS_RATES)} episodes: zeros, then the sum of {', '.join(terms)}"
 
 

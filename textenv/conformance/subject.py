@@ -101,7 +101,7 @@ def run_episode(
         touch(step)
         if step[2] or step[3]:
             return episode
-    raise AssertionError(f"an episode must end within max_new_tokens (={budget}) steps, and did not")
+    raise AssertionError(f"an episode must end within max_new_tokens ({budget}) steps, and did not")
 
 
 def run_vector(

@@ -31,7 +31,7 @@ def vector(subject: Subject, mode: AutoresetMode) -> str:
     singles: list[Any] = [env.unwrapped for env in sync.envs]
     for name in ("observation_space", "action_space", "single_observation_space", "single_action_space"):
         expect(getattr(native, name) == getattr(sync, name), f"{name} must be {getattr(sync, name)}")
-    expect(native.metadata["autoreset_mode"] is mode, f"metadata must say autoreset_mode (={mode})")
+    expect(native.metadata["autoreset_mode"] is mode, f"metadata must say autoreset_mode {mode}")
     rng = np.random.default_rng(0)
     expect_same(native.reset(seed=11), sync.reset(seed=11), "reset(seed)")
     ended, resetting = 0, np.zeros(SLOTS, dtype=bool)

@@ -102,7 +102,7 @@ def _pad(sequences: Sequence[Sequence[int]], pad_id: int, width: int | None, *, 
     longest = max(lengths, default=0)
     width = longest if width is None else width
     if longest > width:
-        raise ValueError(f"a row must fit its width, with length (={longest}) > width (={width}). Raise the width.")
+        raise ValueError(f"a row must fit its width ({width}), got {longest} tokens. Raise the width.")
     ids = torch.full((len(sequences), width), pad_id, dtype=torch.int64)
     for row, sequence in enumerate(sequences):
         if sequence:

@@ -110,8 +110,8 @@ def load_language_model(
                 tokenizer = load_tokenizer(name)
         except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
             raise ValueError(
-                f"a language model must be a registered name, a folder, a hub id or a .gguf file, with name "
-                f"(={str(name)!r}). Loading it as a Hugging Face causal language model failed: {error}{unreachable}"
+                f"a language model must be a registered name, a folder, a hub id or a .gguf file, got "
+                f"{str(name)!r}. Loading it as a Hugging Face causal language model failed: {error}{unreachable}"
             ) from error
     model.to(torch.device(device))  # type: ignore[arg-type]
     return wrap_language_model(model, tokenizer, name=str(name))
@@ -158,7 +158,7 @@ def load_tokenizer(name: str | Path) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(str(name))
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise ValueError(
-            f"a folder must hold its tokenizer, with name (={str(name)!r}): nothing but special tokens was found. Save "
+            f"a folder must hold its tokenizer, got {str(name)!r}: nothing but special tokens was found. Save "
             "it there: tokenizer.save_pretrained(folder)."
         )
     return tokenizer
@@ -196,7 +196,7 @@ def disable_dropout(model: nn.Module) -> None:
 def output_embeddings(model: PreTrainedModel) -> nn.Linear:
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
-        raise ValueError(f"the model must have a linear LM head, with head (={type(head).__name__}). Use a causal LM.")
+        raise ValueError(f"the model must have a linear LM head, got {type(head).__name__}. Use a causal LM.")
     return head
 
 

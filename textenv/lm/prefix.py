@@ -147,8 +147,8 @@ def _pairs(cache: DynamicCache) -> Pairs:
     for layer in cache.layers:
         if type(layer) is not DynamicLayer or layer.keys is None or layer.values is None:
             raise ValueError(
-                "a prefix cache needs a model of attention layers that keep every token, with cache layer "
-                f"(={type(layer).__name__}). Turn the cache off (use_cache=False)."
+                "a prefix cache needs a model of attention layers that keep every token, got cache layer "
+                f"{type(layer).__name__}. Turn the cache off (use_cache=False)."
             )
         pairs.append((layer.keys, layer.values))
     return pairs

@@ -125,11 +125,11 @@ class _Reading:
     def mapping(self, keys: "Keys", value: Any, allowed: list[str] | None = None) -> dict[str, Any]:
         if not isinstance(value, dict):
             what = f"the keys {', '.join(allowed)}" if allowed else "names and their values"
-            raise self.file.error(keys, f"must be a mapping of {what}, with value (={value!r}).")
+            raise self.file.error(keys, f"must be a mapping of {what}, got {value!r}.")
         for key in value:
             if allowed and key not in allowed:
                 raise self.file.error(
-                    (*keys, key), f"unknown key (={key!r}). {hint(key, allowed)}Keys: {', '.join(allowed)}."
+                    (*keys, key), f"unknown key {key!r}. {hint(key, allowed)}Keys: {', '.join(allowed)}."
                 )
         return value
 
@@ -139,7 +139,7 @@ class _Reading:
         for name, value in given.items():
             keys = (section, name)
             if not name or ":" in name:
-                raise self.file.error(keys, f"a name must be non-empty and without ':', with name (={name!r}).")
+                raise self.file.error(keys, f"a name must be non-empty and without ':', got {name!r}.")
             if isinstance(value, str) and value in self.names[kind]:
                 raise self.file.error(keys, f"{value!r} is a registered name already. Use it as it stands.")
             out[name] = self.source(kind, value, keys)
@@ -155,25 +155,21 @@ class _Reading:
         if kind == "reward model" and isinstance(value, dict):
             return value  # a JSON object, checked by what builds it
         if not isinstance(value, str) or not value:
-            raise self.file.error(
-                keys, f"must be a registered name, a path or 'module:attribute', with value (={value!r})."
-            )
+            raise self.file.error(keys, f"must be a registered name, a path or 'module:attribute', got {value!r}.")
         if value in self.names[kind]:
             return value
         path = self.folder / value
         if path.exists():
             return os.path.abspath(path)
         if looks_like_path(value):
-            raise self.file.error(
-                keys, f"must exist, with path (={value!r}), looked for at {str(path)!r}. Check the path."
-            )
+            raise self.file.error(keys, f"must exist, got {value!r}, looked for at {str(path)!r}. Check the path.")
         if ":" in value:
             return self.attribute(value, keys)
         if kind != "prompts" and value.count("/") == 1:
             return value  # a hub id: only loading it will tell
         raise self.file.error(
             keys,
-            f"{kind} must be a registered name, an existing path or 'module:attribute', with value (={value!r}). "
+            f"{kind} must be a registered name, an existing path or 'module:attribute', got {value!r}. "
             f"{hint(value, self.names[kind])}Names: {', '.join(sorted(self.names[kind])) or 'none'}.",
         )
 
@@ -187,7 +183,7 @@ class _Reading:
             raise self.file.error(keys, str(error)) from None
         path = self.folder / value["dataset"]
         if not path.exists() and looks_like_path(value["dataset"]):
-            raise self.file.error((*keys, "dataset"), f"must exist, with path (={value['dataset']!r}). Check the path.")
+            raise self.file.error((*keys, "dataset"), f"must exist, got {value['dataset']!r}. Check the path.")
         return {**value, "dataset": os.path.abspath(path) if path.exists() else value["dataset"]}
 
     def attribute(self, value: str, keys: "Keys") -> str:
@@ -197,7 +193,7 @@ class _Reading:
         if not found:
             raise self.file.error(
                 keys,
-                f"'module:attribute' must be importable, with value (={value!r}). No module {top!r} is installed "
+                f"'module:attribute' must be importable, got {value!r}. No module {top!r} is installed "
                 f"or stands in {str(self.folder)!r}.",
             )
         return value
@@ -230,7 +226,7 @@ class _Reading:
         options = dict(self.mapping(keys, value))
         algorithm = options.pop("algorithm", None)
         if not isinstance(algorithm, str):
-            raise self.file.error(keys, f"algorithm must be the name of one, with algorithm (={algorithm!r}).")
+            raise self.file.error(keys, f"algorithm must be the name of one, got {algorithm!r}.")
         places = {key: f"{self.file.path}, line {self.file.lines[*keys, key]}" for key in value}
         return AgentPlan(name=name, algorithm=algorithm, options=options, places=places)
 
@@ -246,15 +242,15 @@ class _Reading:
                 if item not in choices:
                     raise self.file.error(
                         ("run", name, i),
-                        f"must be one that exists, with name (={item!r}). {hint(item, choices)}"
+                        f"must be one that exists, got {item!r}. {hint(item, choices)}"
                         f"This file has: {', '.join(environments if name == 'environments' else agents) or 'none'}.",
                     )
         self.items("seeds", given["seeds"], int)
         episodes, output = given["total_episodes"], given["output"]
         if type(episodes) is not int or episodes < 1:
-            raise self.file.error(("run", "total_episodes"), f"must be a whole number ≥ 1, with value (={episodes!r}).")
+            raise self.file.error(("run", "total_episodes"), f"must be a whole number, 1 or more, got {episodes!r}.")
         if not isinstance(output, str):
-            raise self.file.error(("run", "output"), f"must be a folder, with value (={output!r}).")
+            raise self.file.error(("run", "output"), f"must be a folder, got {output!r}.")
         lists = {name: tuple(given[name]) for name in ("environments", "agents", "seeds")}
         measured = self.evaluation(given.get("evaluation") or {}, given["environments"])
         return RunPlan(**lists, total_episodes=episodes, output=str(self.folder / output), evaluation=measured)
@@ -275,8 +271,8 @@ class _Reading:
         """A list of distinct items of one type."""
         what = "names" if kind is str else "whole numbers"
         if not isinstance(value, list) or not value or any(type(item) is not kind for item in value):
-            raise self.file.error(("run", name), f"must be a list of {what}, like [a, b], with value (={value!r}).")
+            raise self.file.error(("run", name), f"must be a list of {what}, like [a, b], got {value!r}.")
         for i, item in enumerate(value):
             if item in value[:i]:
-                raise self.file.error(("run", name, i), f"must stand once, with item (={item!r}) a second time.")
+                raise self.file.error(("run", name, i), f"must stand once, got {item!r} a second time.")
         return value

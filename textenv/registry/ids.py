@@ -44,7 +44,7 @@ def register(
     check_options(options)
     if id in gymnasium.registry:
         gymnasium.logger.warn(
-            "%s", f"id (={id!r}) was registered before and is replaced. A changed task is a new version: raise its -v."
+            "%s", f"id {id!r} was registered before and is replaced. A changed task is a new version: raise its -v."
         )
     with all_or_nothing():
         gymnasium.registry.pop(id, None)
@@ -69,7 +69,7 @@ def check_options(options: Mapping[str, Any]) -> None:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError):
             raise ValueError(
-                f"an option must be a JSON value, so that the spec can be written down, with {name} (={value!r}). "
+                f"option {name} must be a JSON value, so that the spec can be written down, got {value!r}. "
                 "Register the object under a name (textenv.register_prompts, register_reward_model, "
                 "register_language_model) and give the name."
             ) from None
@@ -107,7 +107,7 @@ def environment_spec(env_id: str) -> EnvSpec:
         return gymnasium.spec(name)
     except (ImportError, gymnasium.error.Error) as error:
         raise ValueError(
-            f"an environment must be a registered id, with id (={env_id!r}). {hint(name, gymnasium.registry)}"
+            f"an environment must be a registered id, got {env_id!r}. {hint(name, gymnasium.registry)}"
             f"`textenv envs` lists the ids of this package. ({error})"
         ) from None
 

@@ -29,7 +29,7 @@ def load_plugins() -> list[str]:
         except (Exception, SystemExit) as error:
             warnings.warn(
                 f"the textenv plug-in {entry.name!r} (={entry.value!r}) failed and registered nothing: "
-                f"{type(error).__name__}: {error}. Mend or uninstall its package. (Where the package itself imports "
+                f"{type(error).__name__}: {error}. Fix or uninstall its package. (Where the package itself imports "
                 "textenv at its top, the function must stand in a module of its own.)",
                 stacklevel=2,
             )

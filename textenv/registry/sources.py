@@ -98,7 +98,7 @@ def reward_model(name: str | Mapping[str, Any], device: str = "cpu") -> RewardMo
             key = ("reward model", json.dumps(spec, sort_keys=True), device)
         except TypeError as error:
             raise ValueError(
-                f"a reward model must be made of JSON values, with reward_model (={name!r}): {error}. Register a "
+                f"a reward model must be made of JSON values, got {name!r}: {error}. Register a "
                 "callable under a name and give the name."
             ) from None
         if key not in _loaded:
@@ -106,7 +106,7 @@ def reward_model(name: str | Mapping[str, Any], device: str = "cpu") -> RewardMo
         return _loaded[key]
     if not isinstance(name, str):
         raise ValueError(
-            f"reward_model must be a name or a JSON object, with reward_model (={name!r}). Register a callable first: "
+            f"reward_model must be a name or a JSON object, got {name!r}. Register a callable first: "
             "textenv.register_reward_model('mine', f), then reward_model='mine'."
         )
     return _once("reward model", name, device, lambda source: _reward_function(source, device))
@@ -136,9 +136,7 @@ def _json_object(source: Any) -> dict[str, Any] | None:
         try:
             return json.loads(source)
         except json.JSONDecodeError as error:
-            raise ValueError(
-                f"a reward model that starts with '{{' must be JSON, with reward_model (={source!r}): {error}."
-            ) from None
+            raise ValueError(f"a reward model that starts with '{{' must be JSON, got {source!r}: {error}.") from None
     return dict(source) if isinstance(source, Mapping) else None
 
 
@@ -149,7 +147,7 @@ def clear_cache() -> None:
 
 def _register(kind: str, name: str, source: Any) -> None:
     if not name or ":" in name:
-        raise ValueError(f"the name of a {kind} must be non-empty and without ':', with name (={name!r}).")
+        raise ValueError(f"the name of a {kind} must be non-empty and without ':', got {name!r}.")
     _sources[kind][name] = source
     for key in [key for key in _loaded if key[0] == kind and (key[1] == name or _is_composed(kind, key[1]))]:
         del _loaded[key]
@@ -176,7 +174,7 @@ def _source(kind: str, name: str) -> Any:
     if ":" in name or Path(name).exists() or hub_id:
         return name
     raise ValueError(
-        f"{kind} must be a registered name, an existing path or 'module:attribute', with {kind} (={name!r}). "
+        f"{kind} must be a registered name, an existing path or 'module:attribute', got {name!r}. "
         f"{hint(name, names)}Registered: {', '.join(sorted(names)) or 'none'}."
     )
 
@@ -189,7 +187,7 @@ def _attribute(source: Any) -> Any:
     try:
         return getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"'module:attribute' must be importable, with name (={source!r}): {error}.") from error
+        raise ValueError(f"'module:attribute' must be importable, got {source!r}: {error}.") from error
 
 
 def _language_model(source: Any, device: str) -> "LanguageModel":
@@ -200,9 +198,7 @@ def _language_model(source: Any, device: str) -> "LanguageModel":
         return load_language_model(source, device=device)
     loaded = source()
     if not isinstance(loaded, LanguageModel):
-        raise ValueError(
-            f"a language-model function must return a LanguageModel, with result (={type(loaded).__name__})."
-        )
+        raise ValueError(f"a language-model function must return a LanguageModel, got {type(loaded).__name__}.")
     loaded.model.to(device)  # type: ignore[arg-type]
     return loaded
 
@@ -223,7 +219,7 @@ def _prompt_records(source: Any) -> Any:
     if isinstance(source, str | Path):
         if not Path(source).exists():
             raise ValueError(
-                f"prompts must be an existing file or folder, with prompts (={str(source)!r}). Check the path; a data "
+                f"prompts must be an existing file or folder, got {str(source)!r}. Check the path; a data "
                 "set of the hub is {'dataset': id, 'column': name}."
             )
         source = {"dataset": str(source)}

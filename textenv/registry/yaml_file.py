@@ -34,7 +34,7 @@ class YamlFile:
         self.path = path
         self.lines: dict[Keys, int] = {}
         if not path.is_file():
-            raise ValueError(f"an experiment must be a YAML file, with path (={str(path)!r}). Check the path.")
+            raise ValueError(f"an experiment must be a YAML file, got {str(path)!r}. Check the path.")
         try:
             self._loader = _Loader(path.read_text("utf-8"))
             node = self._loader.get_single_node()
@@ -57,7 +57,7 @@ class YamlFile:
         if isinstance(node, yaml.ScalarNode):
             return self._loader.construct_object(node)
         if node.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
-            raise self.error(keys, f"a value must be plain, with tag (={node.tag!r}). Remove the tag.")
+            raise self.error(keys, f"a value must be plain, got {node.tag!r}. Remove the tag.")
         if isinstance(node, yaml.SequenceNode):
             return [self._plain(item, (*keys, i)) for i, item in enumerate(node.value)]
         assert isinstance(node, yaml.MappingNode)
@@ -74,7 +74,7 @@ class YamlFile:
         for key_node, _ in node.value:
             key, line = key_node.value, key_node.start_mark.line + 1
             if key_node.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
-                raise self.error(keys, f"a key must be text, with key (={key!r}). Quote it.", line)
+                raise self.error(keys, f"a key must be text, got {key!r}. Quote it.", line)
             if key in seen:
-                raise self.error(keys, f"a key must stand once, with key (={key!r}) a second time.", line)
+                raise self.error(keys, f"a key must stand once, got {key!r} a second time.", line)
             seen.add(key)

@@ -172,7 +172,7 @@ class ExactWorld:
         """``log π(y|x)`` of ``π ∝ π_ref exp(rewards / kl_coef)``, the best policy for that reward and coefficient."""
         if not kl_coef > 0:
             raise ValueError(
-                f"a tilted policy needs kl_coef > 0, with kl_coef (={kl_coef}). "
+                f"a tilted policy needs kl_coef > 0, got {kl_coef}. "
                 "Without KL the best policy is any on the responses of highest reward."
             )
         return torch.log_softmax(self.ref_logprobs + (self.rewards if rewards is None else rewards) / kl_coef, dim=1)
@@ -277,7 +277,7 @@ class ExactWorld:
         broken without looking at the responses (first drawn, or at random: the distribution is the same).
         """
         if n < 1:
-            raise ValueError(f"best-of-n needs n ≥ 1, with n (={n}).")
+            raise ValueError(f"best-of-n needs n ≥ 1, got {n}.")
         scores = self.rewards if scores is None else scores
         logprobs = torch.stack(
             [_best_of_n(ref, score, n) for ref, score in zip(self.ref_logprobs, scores, strict=True)]
@@ -321,8 +321,8 @@ def enumerate_responses(
         tokens = [a for a in range(vocabulary) if a not in rule.stop_ids or step >= rule.min_new_tokens]
         if len(finished) + len(trunks) * len(tokens) > MAX_STRINGS:
             raise ValueError(
-                f"an exact world must have at most {MAX_STRINGS} responses, with vocabulary (={vocabulary}), "
-                f"max_new_tokens (={max_new_tokens}). Take a smaller vocabulary or budget."
+                f"an exact world must have at most {MAX_STRINGS} responses, got vocabulary "
+                f"{vocabulary} and max_new_tokens {max_new_tokens}. Take a smaller vocabulary or budget."
             )
         grown = [(*prefix, token) for prefix in trunks for token in tokens]
         last = step + 1 == max_new_tokens

@@ -147,7 +147,7 @@ def test_a_part_that_returns_no_scores_is_named(scores, tmp_path):
         (WeightedSum({"wrong": Part(wrong["wrong"])}), "part 'wrong' of a weighted sum"),
         (CachedRewardModel(wrong["wrong"], tmp_path / "scores.sqlite", version="1"), "a cached reward model"),
     ]:
-        with pytest.raises(ValueError, match=f"{name} must return .*, with scores? "):
+        with pytest.raises(ValueError, match=f"{name} must return .*, got "):
             model(["p"], ["x"])
 
 

@@ -99,13 +99,13 @@ def test_check_takes_options_as_json_or_text_and_exits_with_one_on_a_failure(cap
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["check", "textenv/Micr-v0"], r"id (='textenv/Micr-v0'). Did you mean 'textenv/Micro-v0'?"),
+        (["check", "textenv/Micr-v0"], r"got 'textenv/Micr-v0'. Did you mean 'textenv/Micro-v0'?"),
         (["check", "no_such_module:textenv/Micro-v0"], "No module named 'no_such_module'"),
         (
             ["check", "textenv/Micro-v0", "--option", "kl_coef"],
             "option must be NAME=VALUE, got 'kl_coef'",
         ),
-        (["envs", "--experiment", "/no/exp.yaml"], "must be a YAML file, with path (='/no/exp.yaml')"),
+        (["envs", "--experiment", "/no/exp.yaml"], "must be a YAML file, got '/no/exp.yaml'"),
         (["evaluate", "--model", "micro-reference", "--env-id", "textenv/Micr-v0"], "Micr"),
     ],
 )

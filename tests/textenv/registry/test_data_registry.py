@@ -92,8 +92,8 @@ def temporary_id():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_new_token": 5}, r"option \(='max_new_token'\).*Did you mean 'max_new_tokens'"),
-        ({"autoreset_mode": "SameStep"}, r"option \(='autoreset_mode'\)"),
+        ({"max_new_token": 5}, r"got 'max_new_token'.*Did you mean 'max_new_tokens'"),
+        ({"autoreset_mode": "SameStep"}, r"got 'autoreset_mode'"),
         ({"max_new_tokens": 0}, "max_new_tokens must be 1 or more, got 0"),
         ({"max_new_tokens": "many"}, "max_new_tokens must be a whole number"),
         ({"max_new_tokens": True}, "max_new_tokens must be a whole number"),
@@ -182,10 +182,10 @@ def test_registrations_in_a_block_that_fails_are_all_taken_back():
 @pytest.mark.parametrize(
     ("kind", "name", "message"),
     [
-        (textenv.prompt_set, "./prompts", r"prompts must be .* with prompts \(='./prompts'\)"),
+        (textenv.prompt_set, "./prompts", r"prompts must be .* got './prompts'"),
         (textenv.prompt_set, "assistant-trian", "Did you mean 'assistant-train'"),
         (textenv.prompt_set, "org/name", "existing path"),
-        (textenv.language_model, "./sft", r"language model must be .* with language model \(='./sft'\)"),
+        (textenv.language_model, "./sft", r"language model must be .* got './sft'"),
         (textenv.reward_model, "/no/such/folder", "existing path"),
         (textenv.reward_model, "no_such_module:f", "importable"),
     ],

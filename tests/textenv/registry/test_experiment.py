@@ -173,17 +173,17 @@ BAD = [
     ([("kl_coef: 1e-1", "kl_coeff: 1e-1")], 7, "exp/Polite-v0 → kl_coeff: unknown key.*Did you mean 'kl_coef'"),
     ([("environments:\n  exp/P", "enviroments:\n  exp/P")], 5, "'enviroments'.*Did you mean 'environments'"),
     ([("reference: exp-sft", "reference: exp-stf")], 6, "→ reference: language model must.*Did you mean 'exp-sft'"),
-    ([("prompts: exp-mine", "prompts: mine")], 6, r"→ prompts: prompts must be .* with value \(='mine'\)"),
+    ([("prompts: exp-mine", "prompts: mine")], 6, r"→ prompts: prompts must be .* got 'mine'"),
     ([("reward_model: micro-gold", "reward_model: mikro-gold")], 11, "Did you mean 'micro-gold'"),
-    ([("reference: ./sft", "reference: ./stf")], 10, r"must exist, with path \(='./stf'\), looked for at '.*/stf'"),
-    ([("exp-sft: ./sft", "exp-sft: /no/such/sft")], 1, r"exp-sft: must exist, with path \(='/no/such/sft'\)"),
-    ([("./prompts.jsonl", "./prompt.jsonl")], 4, r"exp-mine: must exist, with path \(='./prompt.jsonl'\)"),
-    ([("./prompts.jsonl", "{dataset: ./nope, column: p}")], 4, r"→ dataset: must exist, with path \(='./nope'\)"),
+    ([("reference: ./sft", "reference: ./stf")], 10, r"must exist, got './stf', looked for at '.*/stf'"),
+    ([("exp-sft: ./sft", "exp-sft: /no/such/sft")], 1, r"exp-sft: must exist, got '/no/such/sft'"),
+    ([("./prompts.jsonl", "./prompt.jsonl")], 4, r"exp-mine: must exist, got './prompt.jsonl'"),
+    ([("./prompts.jsonl", "{dataset: ./nope, column: p}")], 4, r"→ dataset: must exist, got './nope'"),
     ([("./prompts.jsonl", "{dataset: org/name, spilt: test}")], 4, "Did you mean 'split'"),
     ([("./prompts.jsonl", "[]")], 4, "exp-mine: prompts must hold at least one prompt"),
     ([("[red, {", "['', {")], 9, "prompt number 0"),
     ([("exp_module:p", "exp_modul:p")], 2, "must be importable.*No module 'exp_modul' is installed or stands in"),
-    ([("exp-polite: exp_module:politeness", "exp-polite: 3")], 2, r"must be a registered name.* with value \(=3\)"),
+    ([("exp-polite: exp_module:politeness", "exp-polite: 3")], 2, r"must be a registered name.* got 3"),
     ([("    max_new_tokens: 6\nagents", "agents")], 8, "exp/Other-v0: max_new_tokens must be given"),
     ([("max_prompt_tokens: 7\n", "max_prompt_tokens: seven\n")], 12, "max_prompt_tokens must be a whole number"),
     ([("max_prompt_tokens: 7\n", "max_prompt_tokens: 0\n")], 12, "max_prompt_tokens must be 1 or more"),
@@ -193,18 +193,18 @@ BAD = [
     ([("{exp-polite:", "{micro-gold:")], 2, "registered with another source. Choose another name"),
     ([("exp_module:politeness", "micro-gold")], 2, "is a registered name already"),
     ([("{exp-sft: ./sft}", "[./sft]")], 1, "language_models: must be a mapping of names"),
-    ([("    algorithm: ppo\n", "")], 15, r"ppo-small: algorithm must be the name of one, with algorithm \(=None\)"),
-    ([("ppo-small, reference", "ppo-smal, reference")], 21, r"agents → 0: .*'ppo-smal'\). Did you mean 'ppo-small'"),
+    ([("    algorithm: ppo\n", "")], 15, r"ppo-small: algorithm must be the name of one, got None"),
+    ([("ppo-small, reference", "ppo-smal, reference")], 21, r"agents → 0: .*'ppo-smal'\. Did you mean 'ppo-small'"),
     ([("[exp/Polite-v0, text", "[exp/Polit-v0, text")], 20, "environments → 0: .*Did you mean 'exp/Polite-v0'"),
-    ([("[1, 2, 3]", "[1, 2, 2]")], 22, r"seeds → 2: must stand once, with item \(=2\)"),
+    ([("[1, 2, 3]", "[1, 2, 2]")], 22, r"seeds → 2: must stand once, got 2"),
     ([("[1, 2, 3]", "3")], 22, "seeds: must be a list of whole numbers"),
     ([("[1, 2, 3]", "[]")], 22, "seeds: must be a list of whole numbers"),
-    ([("total_episodes: 5120", "total_episodes: 5k")], 23, "must be a whole number ≥ 1"),
+    ([("total_episodes: 5120", "total_episodes: 5k")], 23, "must be a whole number, 1 or more"),
     ([("total_episodes: 5120", "episodes: 5120")], 23, "unknown key.*Did you mean 'total_episodes'"),
     ([("  output: runs/polite\n", "")], 19, "run: output must be given"),
     ([("    algorithm: ppo", "    algorithm: [ppo")], 17, "not valid YAML"),
-    ([("    batch_size: 256", "    learning_rate: 256")], 18, r"key \(='learning_rate'\) a second time"),
-    ([("  seeds:", "  off:")], 22, r"a key must be text, with key \(='off'\). Quote it"),
+    ([("    batch_size: 256", "    learning_rate: 256")], 18, r"got 'learning_rate' a second time"),
+    ([("  seeds:", "  off:")], 22, r"a key must be text, got 'off'. Quote it"),
     ([("[1, 2, 3]", "!!python/object/apply:os.getcwd []")], 22, "a value must be plain"),
     ([("ppo-small:\n", "ppo-small: &again\n"), ("256", "[*again]")], 18, "nested too deeply"),
 ]
@@ -224,7 +224,7 @@ def test_a_mistake_is_one_error_with_file_line_key_and_remedy_and_registers_noth
 
 
 def test_a_missing_or_empty_file_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match=r"must be a YAML file, with path \(='.*none.yaml'\)"):
+    with pytest.raises(ValueError, match=r"must be a YAML file, got '.*none.yaml'"):
         textenv.load_experiment(tmp_path / "none.yaml")
     (tmp_path / "empty.yaml").write_text("# nothing\n")
     with pytest.raises(ValueError, match="must be a mapping of the keys language_models"):

@@ -132,7 +132,7 @@ def _question(prompt: Prompt) -> Prompt:
 
 def _answers(prompt: Prompt, source: Source) -> Node:
     if source not in get_args(Source):
-        raise ValueError(f"source must be one of {get_args(Source)}, with source (={source!r}).")
+        raise ValueError(f"source must be one of {get_args(Source)}, got {source!r}.")
     return _grammar(_question(prompt), source)
 
 

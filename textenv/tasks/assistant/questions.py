@@ -103,7 +103,7 @@ def parse_prompt(text: str) -> Prompt:
                 return _prompt(tone, index, relation=slots["relation"], subject=slots["subject"], sentence=sentence)
             return _prompt(tone, index, sentence=sentence, **slots)
     raise ValueError(
-        f"a prompt must read 'user: [please be polite . | be brief .] <question> assistant:', with prompt (={text!r}). "
+        f"a prompt must read 'user: [please be polite . | be brief .] <question> assistant:', got {text!r}. "
         "Take one from textenv.tasks.assistant.prompts."
     )
 
@@ -143,7 +143,7 @@ def test_prompts() -> list[dict[str, str | bool]]:
 
 def _checked(split: Split) -> Split:
     if split not in get_args(Split):
-        raise ValueError(f"split must be one of {get_args(Split)}, with split (={split!r}).")
+        raise ValueError(f"split must be one of {get_args(Split)}, got {split!r}.")
     return split
 
 
