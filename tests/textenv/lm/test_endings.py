@@ -7,7 +7,7 @@ import torch
 
 import textenv
 from agents.ppo import PPO, PPOConfig
-from agents.sft import SFTConfig, _tokenise, load_demonstrations
+from agents.sft import SFTConfig, load_demonstrations, tokenise
 from reward_models.scorers.texts import encode_for_decoder
 from tests.conftest import WORDS, tiny_model, word_tokenizer
 from textenv.lm.endings import ending_ids, template_ending, turn_end_id
@@ -87,7 +87,7 @@ def test_sft_learns_the_token_that_closes_the_turn():
         {"messages": [{"role": "user", "content": "red"}, {"role": "assistant", "content": "the sky"}]},
         {"prompt": "red", "completion": "the sky"},
     ]
-    padded, lengths = _tokenise(lm, load_demonstrations(records), SFTConfig()).responses.padded(torch.arange(2))
+    padded, lengths = tokenise(lm, load_demonstrations(records), SFTConfig()).responses.padded(torch.arange(2))
     the, sky = WORDS.index("the"), WORDS.index("sky")
     assert lengths.tolist() == [3, 3]
     assert padded.tolist() == [[the, sky, 13], [the, sky, EOS]]
