@@ -81,6 +81,7 @@ def train_sft(
     output_dir: str | Path | None = None,
     *,
     eval_records: Sequence[Mapping[str, Any]] | str | Path | None = None,
+    device: str = "cpu",
     resume: bool = False,
     on_progress: OnProgress | None = None,
 ) -> SFTResult:
@@ -90,6 +91,7 @@ def train_sft(
     assistant turn is learned; ``"truncated": true`` marks a completion that was cut off and gets no EOS. With
     ``output_dir`` the result is a Hugging Face folder there; checkpoints, resume and Ctrl-C are those of
     :func:`textenv.training.loop.fit`. ``eval_records`` are held out: their NLL enters the history after every epoch.
+    ``device`` is where a model that is named is loaded and trained; a ``LanguageModel`` stays where it is.
 
     Raises:
         ValueError: a record is malformed (names its number), or the output folder holds an unfinished run.
@@ -99,7 +101,7 @@ def train_sft(
     demonstrations = load_demonstrations(records)
     held_out = None if eval_records is None else load_demonstrations(eval_records)
     if isinstance(model, str):
-        learner = textenv.fresh_language_model(model)
+        learner = textenv.fresh_language_model(model, device)
     else:
         learner = replace(model, model=copy.deepcopy(model.model))
     examples = tokenise(learner, demonstrations, config)

@@ -28,7 +28,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from agents.core.agent import LanguageModelAgent
 from agents.demo.judge import assistant_env, evaluate_stages, gold_of
-from agents.demo.report import summary_table, write_report
+from agents.demo.report import write_report
 from agents.ppo import PPO, PPOConfig
 from agents.sft import SFTConfig, train_sft
 from reward_models.training.trainer import RewardConfig, train_reward_model
@@ -151,7 +151,6 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> dict[str, An
     summary["seconds"] = run.state["seconds"]
     write_json(run.folder / "summary.json", summary)
     report = write_report(run.folder)
-    Console().print(summary_table(summary))
     console.print(f"report: {report}")
     return summary
 

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from agents.algorithms import algorithm, check_plan
 from agents.core.job import Job, Trained
+from textenv.data.folders import collection_folder
 from textenv.data.records import write_json
 from textenv.evaluation import evaluate
 from textenv.registry.experiment import BUILT_IN_AGENTS, AgentPlan, RunPlan
@@ -87,7 +88,7 @@ def run_experiment(cells: Iterable[Cell], output: str | Path, console: Console |
     Raises:
         ValueError: an agent's plan is wrong (before anything runs), or two cells share a folder.
     """
-    cells, output = list(cells), Path(output)
+    cells = list(cells)
     console = console or Console(stderr=True)
     for cell in cells:
         check_plan(cell.plan)
@@ -95,7 +96,7 @@ def run_experiment(cells: Iterable[Cell], output: str | Path, console: Console |
     if len(set(folders)) < len(folders):
         twice = next(folder for folder in folders if folders.count(folder) > 1)
         raise ValueError(f"every cell must have a folder of its own, got {twice!r} twice. Rename an agent.")
-    results = []
+    output, results = collection_folder(output), []
     for number, cell in enumerate(cells, 1):
         folder = output / cell.folder
         known = finished_result(folder, cell)
@@ -217,8 +218,21 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def print_tables(rows: list[dict[str, Any]], console: Console | None = None) -> None:
+    """A table per environment, a column per agent; agents that do not fit beside the others go below them."""
+    console = console or Console()
     for env_id, (header, body) in tables(rows).items():
-        table = Table(*header, title=f"{env_id}: mean ± 95 % over seeds", box=None, title_justify="left")
-        for cells in body:
-            table.add_row(*cells)
-        (console or Console()).print(table)
+        console.print(f"\n{env_id}: mean ± 95 % over seeds", style="bold", highlight=False)
+        columns, room = [body[0]], console.width - max(map(len, header))
+        for cells in body[1:]:
+            if sum(max(map(len, column)) + 2 for column in [*columns, cells]) > room:
+                _print_columns(console, header, columns)
+                columns = []
+            columns.append(cells)
+        _print_columns(console, header, columns)
+
+
+def _print_columns(console: Console, header: list[str], columns: list[list[str]]) -> None:
+    table = Table(header[0], *(column[0] for column in columns), box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name, *cells in list(zip(header, *columns, strict=True))[1:]:
+        table.add_row(name, *cells)
+    console.print(table)

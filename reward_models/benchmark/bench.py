@@ -11,6 +11,7 @@ from reward_models.benchmark.page import write_page
 from reward_models.benchmark.report import BenchmarkReport, markdown_table, plain
 from reward_models.benchmark.run import run_benchmark
 from reward_models.benchmark.suites import BenchmarkConfig, Suite, load_suite
+from textenv.data.folders import collection_folder
 from textenv.data.records import atomic_path, write_json
 
 
@@ -32,16 +33,13 @@ def run_all(
         ValueError: no or twice the same model, a name that stands for nothing, malformed data, or an output folder that
             cannot be written.
     """
-    config, output = config or BenchmarkConfig(), Path(output)
+    config = config or BenchmarkConfig()
     if not models or len(set(models)) < len(models):
         raise ValueError(f"a benchmark needs one or more models, each named once, got {list(models)}.")
     for name in models:
         textenv.reward_model(name)  # a wrong name should not wait for the models before it
     suite = load_suite(data, config)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"output must be a folder that can be written, got {str(output)!r}: {error}.") from error
+    output = collection_folder(output)
     reports: list[BenchmarkReport] = []
     try:
         for number, (name, stem) in enumerate(zip(models, file_stems(models), strict=True)):

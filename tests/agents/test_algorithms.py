@@ -10,7 +10,7 @@ import agents
 from agents.algorithms import ALGORITHMS, LEARNERS, algorithm, check_plan, summary
 from agents.core.job import Algorithm
 from agents.experiments.run import Cell, run_experiment
-from textenv.cli import COMMANDS, learner_command, main
+from textenv.cli import COMMANDS, Command, main
 from textenv.registry.experiment import AgentPlan
 
 MADE_UP = '''
@@ -50,7 +50,8 @@ def test_a_new_algorithm_is_one_file_and_one_line(tmp_path, monkeypatch, capsys)
     assert len(result["curve"]) == 2
     with pytest.raises(ValueError, match="made-up has no option 'clip'"):
         check_plan(AgentPlan(name="new", algorithm="made-up", options={"clip": 1}))
-    monkeypatch.setitem(COMMANDS, "made-up", lambda: learner_command("made-up"))
+    monkeypatch.setitem(LEARNERS, "made-up", "made_up:MadeUp")
+    monkeypatch.setitem(COMMANDS, "made-up", Command("learner:learner_command", summary("made-up")))
     with pytest.raises(SystemExit):
         main(["made-up", "--help"])
     assert "--clip-range" in capsys.readouterr().out
@@ -67,8 +68,8 @@ def test_every_learner_is_a_command_with_a_line_of_help(capsys):
 @pytest.mark.parametrize("name", LEARNERS)
 def test_the_command_of_a_learner_imports_no_other_algorithm(name):
     code = (
-        "import sys; from textenv.cli import COMMANDS; "
-        f"COMMANDS[{name!r}](); print(*(m for m in sys.modules if m.startswith('agents.') or m == 'stable_baselines3'))"
+        f"import sys; from textenv.cli import COMMANDS; COMMANDS[{name!r}].load({name!r}); "
+        "print(*(m for m in sys.modules if m.startswith('agents.') or m == 'stable_baselines3'))"
     )
     others = {target.partition(":")[0] for other, target in ALGORITHMS.items() if other != name}
     unwanted = {*others, "stable_baselines3"} | ({"agents.core.group"} if name in ("ppo", "reinforce") else set())

@@ -30,10 +30,10 @@ from textenv.conformance.subject import (
 
 def make(subject: Subject) -> str:
     """It can be made, single and vector."""
-    subject.make()
+    reference = subject.make().unwrapped.reference
     if subject.has_vector:
         subject.make_vec(2)
-    return "made"
+    return f"a turn ends at {' or '.join(reference.tokenizer.convert_ids_to_tokens(list(reference.ending_ids)))}"
 
 
 def global_generators(subject: Subject) -> str:

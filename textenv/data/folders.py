@@ -37,6 +37,34 @@ def check_replaceable(path: str | Path) -> None:
             )
 
 
+def check_collection(path: str | Path) -> None:
+    """Refuse a place where :func:`collection_folder` could write over files of others; call it before long work.
+
+    Raises:
+        ValueError: it holds files and no marker of a collection, or cannot be written.
+    """
+    path = Path(path)
+    check_writable(path)
+    if path.is_dir() and any(path.iterdir()) and (_files(path) or not (path / MARKER).is_file()):
+        raise ValueError(
+            f"output must be a new or empty folder, or hold earlier results of the same command, got {str(path)!r} "
+            "with other files. Nothing was changed. Name another folder."
+        )
+
+
+def collection_folder(path: str | Path) -> Path:
+    """A folder for results that come one by one, made if it is new; its marker lists nothing, so nothing replaces it.
+
+    Raises:
+        ValueError: see :func:`check_collection`.
+    """
+    check_collection(path)
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    (path / MARKER).write_text("[]", "utf-8")
+    return path
+
+
 def check_writable(path: str | Path) -> None:
     """Refuse a place where no folder can be made, or no file in the folder that stands there. Tries it and cleans up.
 

@@ -1,13 +1,14 @@
 """Experiments: cells are run once, kept whole, resumed; tables and intervals say what the results say."""
 
 import json
+import re
 
 import pytest
 
 import textenv
 from agents.experiments import run as experiment
 from agents.experiments.page import write_summary
-from agents.experiments.run import Cell, cells_of, run_experiment, summarise
+from agents.experiments.run import Cell, cells_of, print_tables, run_experiment, summarise
 from textenv.cli import main
 from textenv.registry.experiment import AgentPlan
 
@@ -39,7 +40,10 @@ def cells(path):
 def test_a_file_is_run_from_the_shell_and_summed_up(file, capsys):
     assert main(["run", str(file)]) == 0
     output = file.parent / "results"
-    assert "summary:" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "summary:" in printed.err
+    assert max(map(len, printed.out.splitlines())) <= 80
+    assert re.search("agent +small-ppo +best +reference +random", printed.out)
     rows = {row["agent"]: row for row in json.loads((output / "summary.json").read_text())["rows"]}
     assert rows.keys() == {"small-ppo", "best", "reference", "random"}
     assert rows["reference"]["figures"]["regret_ratio"]["mean"] == pytest.approx(1.0)
@@ -51,6 +55,19 @@ def test_a_file_is_run_from_the_shell_and_summed_up(file, capsys):
     assert "| small-ppo | 2 |" in (output / "summary.md").read_text()
     assert (output / "curves-textenv-Micro-v0.png").is_file()
     assert "textenv/Micro-v0" in (output / "index.html").read_text()
+
+
+def test_a_table_keeps_names_whole_and_puts_agents_that_do_not_fit_below(capsys):
+    figure = {"mean": 0.1234567, "ci95": 0.0123456}
+    names = [f"an-agent-with-a-long-name-{number}" for number in range(4)]
+    print_tables([{"env_id": "a/B-v0", "agent": name, "seeds": 3, "figures": {"kl": figure}} for name in names])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split() for line in lines if line.startswith("agent")] == [
+        ["agent", *names[:2]],
+        ["agent", *names[2:]],
+    ]
+    assert sum(line.count("0.123 ± 0.012") for line in lines) == 4
 
 
 def test_finished_cells_are_not_run_again(file, monkeypatch):

@@ -1,6 +1,7 @@
 """The command line: help is there, each command works on small data, errors are one line."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,12 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import textenv
+from agents.algorithms import LEARNERS
 from textenv import registry
-from textenv.cli import COMMANDS, main
+from textenv.cli import COMMANDS, Command, main
+from textenv.cli.common import show
 from textenv.data.records import write_jsonl
+from textenv.stats import Mean
 
 
 def run(capsys, *arguments):
@@ -37,7 +41,7 @@ def test_no_command_or_an_unknown_one_prints_the_usage(capsys):
 
 
 def test_envs_lists_every_id(capsys):
-    code, printed = run(capsys, "envs", "--as-json")
+    code, printed = run(capsys, "envs", "--json")
     assert code == 0
     ids = {json.loads(line)["id"] for line in printed.out.splitlines()}
     assert {"textenv/Micro-v0", "textenv/Assistant-v0", "textenv/Text-v0"} <= ids
@@ -54,7 +58,9 @@ def test_envs_tells_what_an_id_is_made_of_and_a_question_mark_where_only_loading
     assert "vocabulary ?, prompt + response ≤ 4 + 4 tokens" in text
     assert "? only loading the reference tells its vocabulary: --load" in text
     assert "prompts yours, reference yours, reward model yours" in text
-    assert "vocabulary 8, prompt" in " ".join(run(capsys, "envs", "--load")[1].out.split())
+    loaded = " ".join(run(capsys, "envs", "--load")[1].out.split())
+    assert "vocabulary 8, prompt" in loaded
+    assert loaded.count("a turn ends at <eos>") == 2
 
 
 @pytest.fixture
@@ -83,6 +89,7 @@ def test_envs_and_check_take_an_experiment_file(capsys, experiment):
     assert code == 0, printed.out
     assert "cli/Mine-v0: all checks passed" in printed.out
     assert "FAILED" not in printed.out
+    assert "a turn ends at <eos>" in printed.out
 
 
 def test_check_takes_options_as_json_or_text_and_exits_with_one_on_a_failure(capsys, text_options):
@@ -139,14 +146,15 @@ def test_sft_reward_ppo_and_evaluate_work_on_files(capsys, tmp_path, model_folde
     code, printed = run(capsys, *ppo, "--total-episodes", 48)
     assert code == 2
     assert "--resume" in printed.err
-    code, printed = run(capsys, *ppo, "--total-episodes", 48, "--resume")
+    code, printed = run(capsys, *ppo, "--total-episodes", 48, "--resume", "--json")
     assert code == 0, printed.err
     assert json.loads(printed.out)["episodes"] == 48
-    code, printed = run(
-        capsys, "evaluate", "--model", tmp_path / "ppo", *env, "--best-of", 2, "--output", tmp_path / "answers.jsonl"
-    )
+    answer = ["evaluate", "--model", tmp_path / "ppo", *env, "--best-of", 2, "--output", tmp_path / "answers.jsonl"]
+    code, printed = run(capsys, *answer)
     assert code == 0, printed.err
-    assert json.loads(printed.out)["rm_score"].keys() == {"mean", "ci95"}
+    assert re.search(r"^rm score +-?[\d.]+ ± [\d.]+$", printed.out, re.MULTILINE)
+    assert max(map(len, printed.out.splitlines())) <= 80
+    assert json.loads(run(capsys, *answer, "--json")[1].out)["rm_score"].keys() == {"mean", "ci95"}
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 2
 
 
@@ -174,7 +182,7 @@ def test_each_learner_is_a_command_that_trains_resumes_and_knows_its_own_checkpo
     assert state["config"].get("normalize_std", False) is False
     code, printed = run(capsys, name, *options, *flags, "--total-episodes", 32, "--resume")
     assert code == 0, printed.err
-    assert json.loads(printed.out)["episodes"] == 32
+    assert re.search(r"^episodes +32$", printed.out, re.MULTILINE)
     other = "rloo" if name == "grpo" else "grpo"
     code, printed = run(capsys, other, *options, "--total-episodes", 48, "--resume")
     assert code == 2
@@ -246,78 +254,177 @@ def test_what_the_system_refuses_is_one_line(capsys, tmp_path, model_folder):
     [("reward", "with --resume continues"), ("demo", "The same command continues"), ("envs", "stopped.")],
 )
 def test_ctrl_c_says_how_to_go_on_where_that_is_possible(capsys, monkeypatch, command, says):
-    def stop():
+    def stop(self, name):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(COMMANDS, command, stop)
+    monkeypatch.setattr(Command, "load", stop)
     code, printed = run(capsys, command)
     assert code == 130
     assert says in printed.err
     assert ("--resume" in printed.err) is (command == "reward")
 
 
-LEARNER = ["--env-id", "textenv/Micro-v0", "--num-envs", "8", "--batch-size", "8", "--total-episodes", "8"]
-SERVE = ["serve-rm", "micro-gold", "--port", "0"]
+SUPERVISED_COMMANDS = ("sft", "reward")
+MICRO = ["--env-id", "textenv/Micro-v0", "--num-envs", "8"]
+LEARNER = [*MICRO, "--batch-size", "8", "--total-episodes", "8", "--output", "OUT"]
+SUPERVISED = ["--model", "micro-reference", "--data", "good.jsonl", "--output", "OUT"]
+COMPLETE = {
+    "sft": SUPERVISED,
+    "reward": SUPERVISED,
+    "rm-bench": ["micro-gold", "--data", "good.jsonl", "--output", "OUT"],
+    **dict.fromkeys(LEARNERS, LEARNER),
+    "evaluate": ["--model", "micro-reference", *MICRO, "--output", "OUT"],
+    "serve-rm": ["micro-gold", "--port", "0"],
+    "demo": ["--output", "OUT"],
+    "run": ["experiment.yaml"],
+    "check": ["textenv/Micro-v0"],
+    "envs": ["--experiment", "experiment.yaml"],
+}
+"""Every command with arguments that it would accept; OUT stands for a new folder."""
+FAULTS = {
+    **{(name, "model"): ["--model", "org/gone"] for name in ("sft", "reward", "evaluate")},
+    ("rm-bench", "model"): ["org/gone"],
+    ("serve-rm", "model"): ["org/gone"],
+    **{(name, "model"): ["--reference", "org/gone"] for name in LEARNERS},
+    **{(name, "reward model"): ["--reward-model", "no_such_module:rule"] for name in (*LEARNERS, "evaluate")},
+    **{(name, "data"): ["--data", "gone.jsonl"] for name in ("sft", "reward", "rm-bench")},
+    **{(name, "empty data"): ["--data", "empty.jsonl"] for name in ("sft", "reward", "rm-bench")},
+    **{(name, "data"): ["--prompts", "gone.jsonl"] for name in (*LEARNERS, "evaluate")},
+    **{(name, "device"): ["--device", "cuda:99"] for name in (*SUPERVISED_COMMANDS, *LEARNERS, "evaluate", "serve-rm")},
+    **{(name, "setting"): ["--learning-rate", "-1"] for name in (*SUPERVISED_COMMANDS, *LEARNERS)},
+    ("rm-bench", "setting"): ["--bins", "0"],
+    ("demo", "setting"): ["--kl-coef", "-1"],
+    ("evaluate", "setting"): ["--temperature", "0"],
+    **{(name, "number"): ["--num-envs", "0"] for name in (*LEARNERS, "evaluate")},
+    **{(name, "no number"): ["--learning-rate", "fast"] for name in (*SUPERVISED_COMMANDS, *LEARNERS)},
+    ("evaluate", "no number"): ["--best-of", "many"],
+    ("rm-bench", "no number"): ["--bins", "2.5"],
+    ("demo", "choice"): ["--eval-split", "tst"],
+    ("reward", "choice"): ["--loss", "pointwise"],
+    ("serve-rm", "token"): ["--token-variable", "NO_SUCH_VARIABLE"],
+    ("check", "option"): ["--option", "reference"],
+    ("envs", "data"): ["--experiment", "gone.yaml"],
+    **{(name, "flag"): ["--no-such-flag"] for name in COMPLETE},
+}
+"""Flags that are added to a complete command, and what is wrong with them."""
 
 
-@pytest.mark.parametrize("place", ["FILE", "FILE/below", "/proc/out", "/sys/a/b"])
-@pytest.mark.parametrize("name", ["sft", "reward", "rm-bench", "ppo", "rloo", "grpo", "reinforce", "demo", "run"])
-def test_an_output_that_cannot_be_written_is_one_line_before_any_work(capsys, tmp_path, name, place):
-    (tmp_path / "FILE").write_text("mine")
-    output = str(tmp_path / place) if place.startswith("FILE") else place
-    arguments = ["--output", output]
-    if name in ("sft", "reward"):
-        arguments += ["--model", "no-such-model", "--data", "no-such-data.jsonl"]
-    elif name == "rm-bench":
-        arguments += ["no_such_module:model"]
-    elif name == "run":
+@pytest.fixture
+def shell(tmp_path, monkeypatch, capsys):
+    """Calls a command in a folder with small data; OUT is ``tmp_path / "out"`` unless told otherwise."""
+    monkeypatch.chdir(tmp_path)
+    good = {"prompt": "q", "completion": "a", "chosen": "a", "rejected": "b"}
+    write_jsonl("good.jsonl", [good] * 4)
+    Path("empty.jsonl").write_text("")
+
+    def call(name, extra=(), output="out"):
         plan = "environments: [textenv/Micro-v0], agents: [random], seeds: [0], total_episodes: 8"
-        plan = f"run: {{output: {output}, {plan}}}"
-        (tmp_path / "exp.yaml").write_text(plan)
-        arguments = [tmp_path / "exp.yaml"]
-    code, printed = run(capsys, name, *arguments)
+        Path("experiment.yaml").write_text(f"run: {{output: {output}, {plan}}}")
+        return run(capsys, name, *(output if part == "OUT" else part for part in COMPLETE[name]), *extra)
+
+    return call
+
+
+def assert_one_line(name, code, printed, says=""):
     assert code == 2
-    assert printed.err.startswith(f"textenv {name}: output must be"), printed.err
-    assert printed.err.count("\n") == 1
-    assert (tmp_path / "FILE").read_text() == "mine"
+    assert printed.err.startswith(f"textenv {name}: "), printed.err
+    assert printed.err.count("\n") == 1, printed.err
+    assert says in printed.err
+    assert not printed.out
 
 
-@pytest.mark.parametrize("device", ["cuda:99", "gpu", "mps", "meta"])
+def test_the_faults_cover_every_command():
+    assert COMPLETE.keys() == COMMANDS.keys()
+
+
+@pytest.mark.parametrize(("name", "fault"), FAULTS, ids=[f"{name} {fault}" for name, fault in FAULTS])
+def test_what_is_wrong_is_one_line_before_any_work(shell, name, fault):
+    """No bar, no folder, no traceback; the line repeats what was given."""
+    given = FAULTS[name, fault]
+    assert_one_line(name, *shell(name, given), says=given[-1])
+    assert not Path("out").exists()
+
+
+WRITERS = ("sft", "reward", "rm-bench", *LEARNERS, "demo", "run")
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/out", "/sys/a/b"])
+@pytest.mark.parametrize("name", [*WRITERS, "evaluate"])
+def test_an_output_that_cannot_be_written_is_one_line_before_any_work(shell, name, place):
+    Path("file").write_text("mine")
+    if name == "evaluate" and place == "file":
+        place = "."  # it writes a file, and a folder is what it cannot replace
+    assert_one_line(name, *shell(name, output=place), says="output must be")
+    assert Path("file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_folder_with_files_of_others_is_left_alone(shell, name):
+    Path("out").mkdir()
+    for file in ("thesis.tex", "report.html", "table.md", "summary.html"):
+        Path("out", file).write_text("mine")
+    assert_one_line(name, *shell(name), says="Name another folder.")
+    assert {path.read_text() for path in Path("out").iterdir()} == {"mine"}
+    assert len(list(Path("out").iterdir())) == 4
+
+
+@pytest.mark.parametrize("name", ["rm-bench", "run"])
+def test_results_that_come_one_by_one_go_into_a_folder_of_their_own_again_and_again(shell, name):
+    for _ in range(2):
+        code, printed = shell(name)
+        assert code == 0, printed.err
+    assert_one_line("ppo", *shell("ppo"), says="Name another folder.")
+
+
+@pytest.mark.parametrize("device", ["gpu", "mps", "meta"])
+def test_a_device_that_is_not_there_is_one_line(shell, device):
+    says = f"device must be one that torch can use here, got {device!r}. Use cpu."
+    assert_one_line("ppo", *shell("ppo", ["--device", device]), says=says)
+
+
 @pytest.mark.parametrize(
-    "command", [["ppo", "--output", "OUT", *LEARNER], SERVE, ["evaluate", "--model", "micro-reference"]]
+    ("arguments", "says"),
+    [
+        (["--learning-rte", "1"], "--learning-rte, 1. Did you mean --learning-rate? See textenv ppo --help."),
+        (["--output"], "missing value for argument '--output'"),
+        (["--output", "a", "--batch-size", "x"], "--batch-size: invalid literal for int() with base 10: 'x'. See"),
+        ([], "these must be given: --output. See textenv ppo --help."),
+    ],
 )
-def test_a_device_that_is_not_there_is_one_line(capsys, tmp_path, command, device):
-    command = [str(tmp_path / "out") if part == "OUT" else part for part in command]
-    code, printed = run(capsys, *command, "--device", device)
-    assert code == 2
-    assert (
-        printed.err == f"textenv {command[0]}: device must be one that torch can use here, got {device!r}. Use cpu.\n"
+def test_a_flag_that_cannot_be_understood_is_one_line(capsys, arguments, says):
+    if "--learning-rte" in arguments:
+        arguments = ["--output", "a", *arguments]
+    assert_one_line("ppo", *run(capsys, "ppo", *arguments), says=says)
+
+
+def test_figures_have_four_digits_in_a_table_and_all_of_them_in_json(capsys):
+    figures = {"kl": 0.123456789, "tokens": 123456.7, "episodes": 32.0, "gold": Mean(-1.23456, 0.0123), "none": None}
+    show(figures, as_json=False)
+    assert capsys.readouterr().out.splitlines() == [
+        "kl        0.1235",
+        "tokens    123,457",
+        "episodes  32",
+        "gold      -1.235 ± 0.012",
+        "none      –",
+    ]
+    show(figures, as_json=True)
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["kl"] == 0.123456789
+    assert printed["gold"] == {"mean": -1.23456, "ci95": 0.0123}
+
+
+def test_a_command_imports_only_its_own_file():
+    code = (
+        "import sys\n"
+        "from textenv.cli import main\n"
+        "assert 'rich' not in sys.modules\n"
+        "assert main(['envs']) == 0\n"
+        "print(*sys.modules)"
     )
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("flag", "value"),
-    [("--num-envs", 0), ("--total-episodes", -1), ("--save-every", 0), ("--prompts", "no-such-prompts")],
-)
-def test_a_bad_number_or_missing_data_of_a_learner_is_one_line(capsys, tmp_path, flag, value):
-    code, printed = run(capsys, "ppo", "--output", tmp_path / "out", *LEARNER, flag, value)
-    assert code == 2
-    assert printed.err.startswith("textenv ppo: ")
-    assert printed.err.count("\n") == 1
-    assert str(value) in printed.err
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("name", ["sft", "reward"])
-def test_missing_models_and_data_are_errors_without_a_bar(capsys, tmp_path, name, model_folder):
-    (tmp_path / "empty.jsonl").write_text("")
-    for model, data in ((model_folder, tmp_path / "gone.jsonl"), (model_folder, tmp_path / "empty.jsonl")):
-        code, printed = run(capsys, name, "--model", model, "--data", data, "--output", tmp_path / "out")
-        assert code == 2
-        assert printed.err.startswith(f"textenv {name}: ")
-        assert printed.err.count("\n") == 1
-        assert not (tmp_path / "out").exists()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert not loaded & {"torch", "transformers", "datasets", "scipy", "matplotlib", "stable_baselines3"}
+    assert {name for name in loaded if name.startswith("textenv.cli.")} == {"textenv.cli.envs"}
 
 
 def test_the_version_is_printed(capsys):

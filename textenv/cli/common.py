@@ -1,0 +1,91 @@
+"""What several commands share: flags that name an environment, checks before the work, and figures at the end."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from textenv.data.folders import check_replaceable
+from textenv.settings import PositiveInt, check_value
+from textenv.training.progress import Advance
+from textenv.vector import TextVectorEnv, make_vec
+
+Json = Annotated[bool, tyro.conf.arg(name="json", help="print the figures as JSON instead of a table.")]
+"""The flag ``--json``."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EnvArgs:
+    """Which environment, and what to change in it. What is not given stays as the id defines it."""
+
+    env_id: str = "textenv/Assistant-v0"
+    """A registered id (`textenv envs` lists them). `textenv/Text-v0` takes your prompts, reference, reward model."""
+    prompts: str | None = None
+    """Prompt set: a registered name or a JSONL file of strings under "prompt"."""
+    reference: str | None = None
+    """Language model that the KL is measured against: a registered name, a folder or a hub id."""
+    reward_model: str | None = None
+    """A registered name, module:callable, the folder or hub id of a sequence classifier, or a JSON object."""
+    kl_coef: float | None = None
+    """Reward paid for each nat of KL."""
+    max_prompt_tokens: int | None = None
+    """Width of the prompt, tokens."""
+    max_new_tokens: int | None = None
+    """Length budget of a response, tokens."""
+    temperature: float | None = None
+    """Sampling temperature of the policy and the reference alike."""
+    missing_eos_penalty: float | None = None
+    """Subtracted when a response spends its budget without ending."""
+    device: str | None = None
+    """Where the models run, like cpu or cuda:0."""
+
+    def make(self, num_envs: int) -> TextVectorEnv:
+        check_value("num_envs", num_envs, PositiveInt)
+        check_device(self.device or "cpu")
+        options = dataclasses.asdict(self)
+        env_id = options.pop("env_id")
+        return make_vec(env_id, num_envs, **{name: value for name, value in options.items() if value is not None})
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that torch cannot compute on here, before any model is loaded."""
+    import torch
+
+    try:
+        torch.zeros(1, device=name).item()
+    except (AssertionError, RuntimeError) as error:  # NotImplementedError is a RuntimeError
+        raise ValueError(f"device must be one that torch can use here, got {name!r}. Use cpu.") from error
+
+
+def check_unfinished(output: Path) -> None:
+    """Refuse a folder that cannot be written, holds other files, or holds a model that training has finished."""
+    check_replaceable(output)
+    if (output / "config.json").is_file() and not list(output.glob("checkpoint-*")):
+        raise ValueError(f"output must hold no finished model, got {str(output)!r}. Remove it, or name another folder.")
+
+
+def show_loss(advance: Advance) -> Callable[[int, int, Mapping[str, float]], None]:
+    """Progress of a supervised training, with its loss beside the bar."""
+    return lambda done, total, figures: advance(done, total, {"loss": figures["loss"]} if "loss" in figures else None)
+
+
+def show(figures: Mapping[str, Any], as_json: bool) -> None:
+    """The figures of a command on standard output: a table with four significant digits, or JSON with all of them."""
+    if as_json:
+        plain = {key: value._asdict() if hasattr(value, "_asdict") else value for key, value in figures.items()}
+        print(json.dumps(plain, indent=2, ensure_ascii=False))
+        return
+    width = max(map(len, figures))
+    for name, value in figures.items():
+        print(f"{name.replace('_', ' '):<{width}}  {_short(value)}")
+
+
+def _short(value: Any) -> str:
+    if hasattr(value, "mean"):
+        return f"{_short(value.mean)} ± {value.ci95:.2g}"
+    if not isinstance(value, int | float):
+        return "–" if value is None else str(value)
+    return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 1e4 else f"{value:.4g}"

@@ -1,0 +1,61 @@
+"""``textenv evaluate``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+import textenv
+from agents.best_of_n import best_responses
+from agents.core.agent import LanguageModelAgent
+from reward_models.benchmark.measures.best_of_n import kl_bound
+from textenv.cli.common import EnvArgs, Json, show
+from textenv.data.folders import check_writable
+from textenv.data.records import write_jsonl
+from textenv.evaluation import evaluate as evaluate_agent
+from textenv.settings import PositiveInt, check_value
+from textenv.training.progress import progress_bar
+
+
+def evaluate(
+    model: str,
+    env: Annotated[EnvArgs, tyro.conf.arg(name="")],
+    *,
+    best_of: int = 1,
+    deterministic: bool = False,
+    num_envs: int = 128,
+    seed: int = 0,
+    output: Path | None = None,
+    as_json: Json = False,
+) -> None:
+    """Answer every prompt of an environment and score the answers: means with 95 % intervals.
+
+    Args:
+        model: language model that answers: a registered name, a folder (also a checkpoint of `ppo`, …) or a hub id.
+        env: the environment.
+        best_of: draw this many answers per prompt and keep the one with the highest reward-model score.
+        deterministic: take the most likely token instead of sampling.
+        num_envs: prompts answered at once.
+        seed: seed of the sampling.
+        output: write prompts, answers and scores to this JSONL file.
+    """
+    check_value("best_of", best_of, PositiveInt)
+    if output is not None:
+        check_writable(output.parent)
+        if output.is_dir():
+            raise ValueError(f"output must be a file, got the folder {str(output)!r}. Name a file in it.")
+    vector = env.make(num_envs)
+    folder = Path(model) / "policy"
+    policy = textenv.fresh_language_model(str(folder) if folder.is_dir() else model, vector.task.config.device)
+    agent = LanguageModelAgent(policy, vector.task, seed=seed)
+    samples = []
+    with progress_bar("evaluation") as advance:
+        for k in range(best_of):
+            samples.append(evaluate_agent(agent, vector, deterministic=deterministic))
+            advance(k + 1, best_of)
+    result = best_responses(samples) if best_of > 1 else samples[0]
+    if output is not None:
+        names = ("prompts", "responses", "rm_scores", "rewards", "finish_reasons")
+        columns = [list(getattr(result, name)) for name in names]
+        write_jsonl(output, [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)])
+    show(result.summary() | ({"kl_bound": kl_bound(best_of)} if best_of > 1 else {}), as_json)

@@ -1,0 +1,48 @@
+"""``textenv sft``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from agents.sft import SFTConfig, train_sft
+from textenv.cli.common import Json, check_device, check_unfinished, show, show_loss
+from textenv.training.progress import progress_bar
+
+
+def sft(
+    model: str,
+    data: Path,
+    output: Path,
+    config: Annotated[SFTConfig, tyro.conf.arg(name="")],
+    *,
+    eval_data: Path | None = None,
+    device: str = "cpu",
+    resume: bool = False,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a language model on demonstrations; the result is a Hugging Face folder.
+
+    Args:
+        model: where to start: a registered name, a folder or a hub id.
+        data: JSONL of {"prompt", "completion"} or {"messages"} records.
+        output: folder for the result; an interrupted run leaves its checkpoint there.
+        config: how to train.
+        eval_data: held-out records; their NLL is printed at the end.
+        device: where to train, like cpu or cuda:0.
+        resume: continue the interrupted run in the output folder.
+    """
+    check_unfinished(output)
+    check_device(device)
+    with progress_bar("supervised fine-tuning") as advance:
+        result = train_sft(
+            model,
+            data,
+            config,
+            output,
+            eval_records=eval_data,
+            device=device,
+            resume=resume,
+            on_progress=show_loss(advance),
+        )
+    show({**result.metrics, "output": str(output)}, as_json)
