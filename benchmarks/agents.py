@@ -17,40 +17,25 @@ from agents.experiments.run import Cell, markdown, run_experiment, summarise
 from benchmarks.record import write_result
 from textenv.registry.experiment import AgentPlan
 
-DECAY = {"lr_decay_episodes": 0}  # stands for the number of episodes of the run
-LEARNER = {"epochs": 4, "minibatches": 4, **DECAY}
-GROUP = {"epochs": 2, "minibatches": 4, "group_size": 4, **DECAY}
 SB3 = {"gamma": 1.0, "vf_coef": 0.1, "linear_decay": True}
-DR = {"normalize_std": False, "normalize_length": False}
+LEARNERS: list[tuple[str, str, dict[str, Any]]] = [  # with the preset of the id
+    ("PPO", "ppo", {}),
+    ("RLOO", "rloo", {}),
+    ("GRPO", "grpo", {}),
+    ("Dr. GRPO", "grpo", {"normalize_std": False, "normalize_length": False}),
+    ("REINFORCE", "reinforce", {}),
+]
 FIXED = [("best-of-4", "best-of-n", {"n": 4}), ("reference", "reference", {}), ("random", "random", {})]
-
-MICRO: list[tuple[str, str, dict[str, Any]]] = [
-    ("PPO", "ppo", {**LEARNER, "learning_rate": 7e-4}),
-    ("RLOO", "rloo", {**GROUP, "learning_rate": 1e-3}),
-    ("GRPO", "grpo", {**GROUP, "learning_rate": 1e-3}),
-    ("Dr. GRPO", "grpo", {**GROUP, **DR, "learning_rate": 1e-3}),
-    ("REINFORCE", "reinforce", {**DECAY, "learning_rate": 2e-3}),
-    (
-        "SB3 PPO",
-        "sb3-ppo",
-        {**SB3, "num_envs": 256, "n_steps": 4, "batch_size": 256, "n_epochs": 4, "learning_rate": 7e-4},
-    ),
-    ("SB3 A2C", "sb3-a2c", {**SB3, "num_envs": 256, "n_steps": 4, "learning_rate": 1e-3, "use_rms_prop": False}),
+SB3_MICRO = {**SB3, "num_envs": 256, "n_steps": 4}
+SB3_PPO = {"n_epochs": 4, "batch_size": 256, "learning_rate": 7e-4}
+SB3_ASSISTANT = {**SB3, "num_envs": 128, "n_steps": 24, "batch_size": 768, "n_epochs": 4, "learning_rate": 3e-4}
+MICRO = [
+    *LEARNERS,
+    ("SB3 PPO", "sb3-ppo", {**SB3_MICRO, **SB3_PPO}),
+    ("SB3 A2C", "sb3-a2c", {**SB3_MICRO, "learning_rate": 1e-3, "use_rms_prop": False}),
     *FIXED,
 ]
-ASSISTANT: list[tuple[str, str, dict[str, Any]]] = [
-    ("PPO", "ppo", {**LEARNER, "learning_rate": 3e-4, "per_token_kl": True}),
-    ("RLOO", "rloo", {**GROUP, "learning_rate": 3e-4}),
-    ("GRPO", "grpo", {**GROUP, "learning_rate": 3e-4}),
-    ("Dr. GRPO", "grpo", {**GROUP, **DR, "learning_rate": 3e-4}),
-    ("REINFORCE", "reinforce", {**DECAY, "learning_rate": 1e-3}),
-    (
-        "SB3 PPO",
-        "sb3-ppo",
-        {**SB3, "num_envs": 128, "n_steps": 24, "batch_size": 768, "n_epochs": 4, "learning_rate": 3e-4},
-    ),
-    *FIXED,
-]  # fmt: skip
+ASSISTANT = [*LEARNERS, ("SB3 PPO", "sb3-ppo", SB3_ASSISTANT), *FIXED]
 SETTINGS = {
     "textenv/Micro-v0": (MICRO, 200 * 256, {}),
     "textenv/Assistant-v0": (ASSISTANT, 60 * 256, {"prompts": "assistant-test"}),
@@ -64,8 +49,7 @@ def cells(seeds: list[int], env_ids: list[str]) -> list[Cell]:
         agents, episodes, evaluation = SETTINGS[env_id]
         for seed in seeds:
             for name, algorithm, options in agents:
-                own = {key: episodes if key == "lr_decay_episodes" else value for key, value in options.items()}
-                plan = AgentPlan(name=name, algorithm=algorithm, options=own)
+                plan = AgentPlan(name=name, algorithm=algorithm, options=options)
                 out.append(Cell(env_id, plan, seed, episodes, evaluation))
     return out
 

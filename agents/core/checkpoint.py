@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from agents.core.job import Algorithm, Job, Trained
 from agents.core.learner import Config, Learner
+from agents.presets import WORLDS, preset
 from textenv.data.folders import check_replaceable, recover, replace_folder
 from textenv.data.records import write_json
 from textenv.lm import load_language_model
@@ -114,17 +115,20 @@ class CheckpointedLearner(Learner[Config], Algorithm):
 
     @classmethod
     def option_names(cls) -> list[str]:
-        return [*(field.name for field in dataclasses.fields(cls.config_type) if field.name != "seed"), "num_envs"]
+        fields = (field.name for field in dataclasses.fields(cls.config_type) if field.name != "seed")
+        return [*fields, "num_envs", "preset"]
 
     @classmethod
     def check(cls, options: Mapping[str, Any]) -> None:
-        cls.config_type(**{name: value for name, value in options.items() if name != "num_envs"})
+        preset(options.get("preset", "pretrained"), "", 1)
+        cls.config_type(**{name: value for name, value in options.items() if name not in ("num_envs", "preset")})
 
     @classmethod
     def train(cls, job: Job) -> Trained:
         """Train on a job, continuing from the checkpoint in its folder if there is one."""
         options = dict(job.options)
-        num_envs = options.pop("num_envs", None)
+        num_envs, name = options.pop("num_envs", None), options.pop("preset", WORLDS.get(job.env_id, "pretrained"))
+        options = {**preset(name, cls.__name__.lower(), job.total_episodes), **options}
         config = cast(Config, cls.config_type(**options, seed=job.seed))
         agent = cls.resume(job.folder, make_vec(job.env_id, int(num_envs or config.batch_size)), config)
         agent.learn_with_checkpoints(job.total_episodes, job.folder, advance=job.advance)

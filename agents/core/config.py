@@ -20,8 +20,8 @@ class LearnerConfig:
     """Optimiser steps per pass."""
     micro_batch_size: PositiveInt | None = None
     """Episodes per forward pass; None takes the whole minibatch. Lower saves memory; the gradient is the same."""
-    learning_rate: NonNegative = 1e-3
-    """Learning rate of Adam. The default suits the small worlds here; use about 1e-5 for a pretrained model."""
+    learning_rate: NonNegative = 1e-5
+    """Learning rate of Adam. The default suits a pretrained model; the small worlds here have presets with more."""
     lr_decay_episodes: PositiveInt | None = None
     """Episodes over which the learning rate falls linearly to 0; None keeps it constant."""
     max_grad_norm: Positive = 1.0

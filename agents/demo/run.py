@@ -30,6 +30,7 @@ from agents.core.agent import LanguageModelAgent
 from agents.demo.judge import assistant_env, evaluate_stages, gold_of
 from agents.demo.report import write_report
 from agents.ppo import PPO, PPOConfig
+from agents.presets import preset
 from agents.sft import SFTConfig, train_sft
 from reward_models.training.trainer import RewardConfig, train_reward_model
 from textenv.data.folders import check_writable
@@ -87,9 +88,7 @@ class DemoConfig:
             learning_rate=1e-3, epochs=3, batch_size=16, freeze_embeddings=True, loss="listwise"
         )
     )
-    ppo: PPOConfig = field(
-        default_factory=lambda: PPOConfig(learning_rate=3e-4, lr_decay_episodes=60 * 256, per_token_kl=True)
-    )
+    ppo: PPOConfig = field(default_factory=lambda: PPOConfig(**preset("assistant", "ppo", total_episodes=60 * 256)))
 
     def __post_init__(self) -> None:
         check_settings(self)

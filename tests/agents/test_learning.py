@@ -8,6 +8,7 @@ import pytest
 
 from agents.demo.run import new_base_model
 from agents.ppo import PPO, PPOConfig
+from agents.presets import preset
 from agents.sft import SFTConfig, train_sft
 from tests.agents.test_sft import completion_nll
 from textenv.tasks import assistant
@@ -15,14 +16,12 @@ from textenv.tasks.exact import exact_world
 
 pytestmark = pytest.mark.slow
 
-MICRO = {"batch_size": 256, "learning_rate": 7e-4, "lr_decay_episodes": 150 * 256}
-
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_ppo_comes_within_five_percent_of_the_optimum_of_the_exact_world(seed):
     env = gymnasium.make_vec("textenv/Micro-v0", num_envs=256).unwrapped
     world = exact_world(env)
-    agent = PPO(env, PPOConfig(seed=seed, **MICRO))
+    agent = PPO(env, PPOConfig(seed=seed, **preset("micro", "ppo", total_episodes=150 * 256)))
     points = []
     for _ in range(6):
         agent.learn(25 * 256)

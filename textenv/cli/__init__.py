@@ -32,10 +32,11 @@ class Command(NamedTuple):
     after_stop: str = ""
     """How to go on after Ctrl-C."""
 
-    def load(self, name: str) -> Callable[..., int | None]:
+    def load(self, name: str, arguments: Sequence[str] = ()) -> Callable[..., int | None]:
+        """The command; the defaults of a learner's flags depend on some of its arguments."""
         module, _, function = self.function.partition(":")
         found = getattr(import_module(f"textenv.cli.{module}"), function)
-        return found(name) if name in LEARNERS else found
+        return found(name, arguments) if name in LEARNERS else found
 
 
 COMMANDS = {
@@ -84,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from textenv.training.progress import quiet_libraries
 
             quiet_libraries()
-        return parse(COMMANDS[name].load(name), rest, f"textenv {name}")() or 0
+        return parse(COMMANDS[name].load(name, rest), rest, f"textenv {name}")() or 0
     except KeyboardInterrupt:
         print(f"\nstopped. {COMMANDS[name].after_stop}".rstrip(), file=sys.stderr)
         return 130

@@ -1,28 +1,51 @@
 """``textenv ppo`` and its kin: one command for each of :data:`agents.algorithms.LEARNERS`."""
 
-from collections.abc import Callable
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from agents.algorithms import algorithm
+from agents.presets import PRESETS, WORLDS
+from agents.presets import preset as preset_settings
 from textenv.cli.common import EnvArgs, Json, show
 from textenv.data.folders import check_replaceable
 from textenv.settings import PositiveInt, check_value
 from textenv.training.progress import progress_bar
 
+EPISODES = 15_360
+"""As many as the presets need in the worlds that they are for."""
 
-def learner_command(name: str) -> Callable[..., None]:
-    """The command of one learner; its flags are those of its config."""
+
+def value_of(flag: str, arguments: Sequence[str], default: str = "") -> str:
+    """The value of a flag in the arguments of a command that are not parsed yet."""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
+        name, equals, value = argument.partition("=")
+        if name.replace("_", "-") == flag:
+            return value if equals else following
+    return default
+
+
+def learner_command(name: str, arguments: Sequence[str]) -> Callable[..., None]:
+    """The command of one learner; its flags are those of its config, with the defaults of the preset."""
     learner = algorithm(name)
+    world = WORLDS.get(value_of("--env-id", arguments, EnvArgs.env_id), "pretrained")
+    chosen = value_of("--preset", arguments, "pretrained" if value_of("--reference", arguments) else world)
+    episodes = value_of("--total-episodes", arguments)
+    settings = preset_settings(chosen, name, max(int(episodes), 1) if episodes.isdigit() else EPISODES)
+    defaults = learner.config_type(**settings)
 
     def train(
         output: Path,
         env: Annotated[EnvArgs, tyro.conf.arg(name="")],
-        config: Annotated[learner.config_type, tyro.conf.arg(name="")],
+        config: Annotated[learner.config_type, tyro.conf.arg(name="")] = defaults,
         *,
-        total_episodes: int = 15_360,
+        preset: Literal[tuple(PRESETS)] = chosen,
+        total_episodes: int = EPISODES,
         num_envs: int = 256,
         save_every: int = 10,
         resume: bool = False,
@@ -36,6 +59,7 @@ def learner_command(name: str) -> Callable[..., None]:
             output: folder for the checkpoint. Ctrl-C finishes the update and saves; --resume continues from there.
             env: the environment.
             config: how to train.
+            preset: settings that the other flags change: those of the id, or "pretrained" for a reference of yours.
             total_episodes: episodes to play in total, those before a resume included.
             num_envs: episodes played at once; it must divide batch-size and be a multiple of group-size.
             save_every: updates between checkpoints.
@@ -51,9 +75,25 @@ def learner_command(name: str) -> Callable[..., None]:
             )
         vector = env.make(num_envs)
         agent = learner.load(output, vector) if resume else learner(vector, config)
+        how = f"{learner.__name__}, {'continued' if resume else f'preset {preset}'}"
+        print(_plan(agent, how, total_episodes), file=sys.stderr)
         with progress_bar(learner.__name__) as advance:
             agent.learn_with_checkpoints(total_episodes, output, every=save_every, advance=advance)
         show({**agent.history[-1], "output": str(output)}, as_json)
 
     train.__doc__ = str(train.__doc__).replace("ALGORITHM", str(learner.__doc__))
     return train
+
+
+def _plan(agent: Any, how: str, total_episodes: int) -> str:
+    """What is going to be trained on what."""
+    config, task = agent.config, agent.task
+    parameters = sum(weight.numel() for weight in agent.policy.model.parameters() if weight.requires_grad)
+    reward = task.config.reward_model
+    reward = reward if isinstance(reward, str) else json.dumps(reward)
+    updates = math.ceil(total_episodes / config.batch_size)
+    return (
+        f"{how}: a copy of {task.config.reference} ({parameters:,} parameters) learns on {len(task.prompts.ids):,} "
+        f"prompts from the reward of {reward} minus {agent.env.kl_coef:g} per nat of KL; {updates:,} updates of "
+        f"{config.batch_size:,} episodes, learning rate {config.learning_rate:g}"
+    )

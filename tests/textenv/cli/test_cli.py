@@ -254,7 +254,7 @@ def test_what_the_system_refuses_is_one_line(capsys, tmp_path, model_folder):
     [("reward", "with --resume continues"), ("demo", "The same command continues"), ("envs", "stopped.")],
 )
 def test_ctrl_c_says_how_to_go_on_where_that_is_possible(capsys, monkeypatch, command, says):
-    def stop(self, name):
+    def stop(self, name, arguments):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Command, "load", stop)
