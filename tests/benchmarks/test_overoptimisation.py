@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import overoptimisation as lab
-from benchmarks import overoptimisation_summary as summary
-from benchmarks.overoptimisation_figure import picture
+from benchmarks.overoptimisation import __main__ as lab
+from benchmarks.overoptimisation import count_wanted, summary
+from benchmarks.overoptimisation.figure import picture
 from textenv.tasks import micro
 
 
@@ -137,7 +137,7 @@ def test_the_picture_has_six_panels_with_the_axis_in_root_kl(figures):
 
 def test_word_counting_counts_only_what_was_asked_for():
     wanted = sorted(micro.wanted_letters("a"))
-    assert lab.count_wanted(["a", "a"], [" ".join(wanted * 2), "a"]) == [2.0 * len(wanted), 0.0]
+    assert count_wanted(["a", "a"], [" ".join(wanted * 2), "a"]) == [2.0 * len(wanted), 0.0]
 
 
 def test_no_tensor_of_an_ensemble_loses_its_member():

@@ -1,6 +1,6 @@
 """The picture of :mod:`benchmarks.overoptimisation`: gold (solid) and proxy (dashed) against √KL, six panels.
 
-Command: ``python -m benchmarks.overoptimisation_figure`` (reads ``results/overoptimisation.json``).
+Command: ``python -m benchmarks.overoptimisation.figure`` (reads ``results/overoptimisation.json``).
 """
 
 import json
@@ -12,13 +12,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.overoptimisation_summary import FIT_UP_TO, Curve, averaged, by_size, kind_of, singles
+from benchmarks.overoptimisation.summary import FIT_UP_TO, Curve, averaged, by_size, kind_of, singles
 from benchmarks.record import RESULTS
 from reward_models.benchmark.overoptimisation import Bend
 from textenv.pages.figures import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, STYLE
 
 SIZE_COLOURS = {200: RED, 600: ORANGE, 2_000: GREEN, 8_000: BLUE}
-PICTURE = Path(__file__).parents[1] / "docs" / "overoptimisation.png"
+PICTURE = Path(__file__).parents[2] / "docs" / "overoptimisation.png"
 BOUND = "√ of the KL's bound (√nats)"
 EXACT = "√KL (√nats)"
 

@@ -32,7 +32,7 @@ import textenv
 from agents.core.agent import LanguageModelAgent
 from agents.demo.judge import assistant_env, gold_of
 from agents.ppo import PPO, PPOConfig
-from benchmarks.overoptimisation_summary import summarise
+from benchmarks.overoptimisation.summary import summarise
 from benchmarks.record import write_result
 from reward_models.benchmark.measures.best_of_n import expected_best, kl_bound
 from reward_models.benchmark.suites import Pool, sample_pool
@@ -98,14 +98,6 @@ class PPOCell(NamedTuple):
     kl_coef: float
     seed: int
     updates: int
-
-
-def count_wanted(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-    """Letters that the prompt asks for: all that a reader sees who misses that more of them are worth less."""
-    return [
-        float(sum(word in micro.wanted_letters(prompt) for word in completion.split()))
-        for prompt, completion in zip(prompts, completions, strict=True)
-    ]
 
 
 # -- reward models -------------------------------------------------------------------------------------------------
