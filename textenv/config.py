@@ -1,4 +1,4 @@
-"""What defines a task, as plain values: light enough to be checked when an id is registered, before any model loads."""
+"""The options of a task, as plain values that are checked when an id is registered, before any model loads."""
 
 import dataclasses
 import difflib
@@ -11,15 +11,14 @@ from textenv.settings import Count, NonNegative, Positive, PositiveInt, check_se
 KLSource = Literal["auto", "reported", "policy", "reference"]
 
 REQUIRED = ("reference", "prompts", "reward_model", "max_prompt_tokens", "max_new_tokens")
-"""Options without which there is no task."""
+"""Options that every task needs."""
 
 
 class OptionError(ValueError, TypeError):
-    """An option that the environment does not have, or a value of it.
+    """An unknown option, or a bad value of one.
 
-    A TypeError too, which is Python's word for an unknown keyword argument: Stable-Baselines3's ``make_vec_env`` and
-    TorchRL's ``GymEnv`` try arguments of other environments first (``render_mode="rgb_array"``, ``frameskip``), and go
-    on without them after a TypeError.
+    Also a TypeError, as for any unknown keyword argument: Stable-Baselines3's ``make_vec_env`` and TorchRL's ``GymEnv``
+    first try other environments' arguments (``render_mode="rgb_array"``, ``frameskip``), and drop them after one.
     """
 
 
@@ -31,7 +30,7 @@ def hint(name: str, known: Iterable[str]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
-    """What defines a text-generation task. Every value is JSON, so that a Gymnasium spec can be written down."""
+    """The options of a text-generation task. Every value is JSON, so that a Gymnasium spec can be saved."""
 
     prompts: Any
     """Start states: a registered name, a JSONL file or a folder, ``{"dataset": …, "column": …}``,
@@ -46,17 +45,17 @@ class TaskConfig:
     max_new_tokens: PositiveInt
     """Length budget of a response, in tokens, EOS included. Spending it ends the episode ("length")."""
     min_new_tokens: Count = 0
-    """Ending tokens are masked before this many tokens."""
+    """Ending tokens are masked until the response has this many tokens."""
     kl_coef: Annotated[NonNegative, "Use 0 to switch the KL off."] = 0.05
-    """β: reward paid for each nat of KL. Higher holds the policy nearer to the reference."""
+    """β: reward subtracted per nat of KL. Higher keeps the policy closer to the reference."""
     kl_source: KLSource = "auto"
-    """Who tells the policy's log-probabilities: "reported", "policy", "auto"; "reference" pays β·log π_ref instead."""
+    """Where the policy's log-probabilities come from; "reference" needs none and pays β·log π_ref instead of the KL."""
     temperature: Annotated[Positive, "1 leaves the distribution as it is."] = 1.0
-    """Of policy and reference alike; > 0."""
+    """Divides the logits of policy and reference alike; > 0."""
     stop_tokens: Sequence[str] = ()
-    """More tokens that end a response, besides EOS."""
+    """Tokens besides EOS that end a response."""
     missing_eos_penalty: NonNegative | None = None
-    """Subtracted when a response spends its budget without ending."""
+    """Subtracted from the reward when a response uses up its budget without ending."""
     gold: str | Mapping[str, Any] | None = None
     """A reward model reported as ``info["gold_score"]`` and never part of the reward: a world's own judge."""
     obs_mode: Literal["dict", "tokens"] = "dict"
@@ -72,7 +71,7 @@ class TaskConfig:
 
     @classmethod
     def check_names(cls, options: Iterable[str]) -> None:
-        """Refuse an option that does not exist; the error proposes the one that was meant."""
+        """Refuse an option that does not exist, and suggest the closest one."""
         names = cls.option_names()
         for name in options:
             if name not in names:
@@ -84,7 +83,7 @@ class TaskConfig:
 
     @classmethod
     def checked(cls, **options: Any) -> "TaskConfig":
-        """The config, with errors that name the option and the remedy instead of Python's own."""
+        """The config of ``options``, with errors that name the option and the remedy."""
         cls.check_names(options)
         for name in REQUIRED:
             if options.get(name) is None:

@@ -1,48 +1,42 @@
-"""Text generation as a Gymnasium environment: one token a step."""
+"""Text generation as a Gymnasium environment: one token per step."""
 
 from typing import Any
 
 import gymnasium
 import numpy as np
 
-from textenv.config import OptionError
-from textenv.episode import Episodes, Outcome, ScoredByTask, Task, TaskConfig, whole_numbers
+from textenv.episode import Episodes, Outcome, ScoredByTask, whole_numbers
 
 
 class TextEnv(ScoredByTask, gymnasium.Env):
     """Write a response to a prompt, token by token.
 
-    **State**: a prompt and the response so far. **Action** ``Discrete(V)``: the next token, V the rows of the
-    reference's LM head; ``action_masks()`` tells which are allowed.
+    **State**: a prompt and the response so far. **Action** ``Discrete(V)``: the next token, where V is the number of
+    rows of the reference's LM head; ``action_masks()`` says which are allowed.
 
     **Observation** (``obs_mode="dict"``): ``input_ids (P+T,)`` with the prompt left-padded in the first P columns and
     the response from column P; ``attention_mask (P+T,)``; ``prompt_length (1,)``; ``response_length (1,)``.
     ``obs_mode="tokens"``: one ``Box`` of ids ``(P+T,)`` with −1 on padding.
 
     **Reward**: 0 until the last token, then the sum of ``info["reward_terms"]``: the reward model's score of the text,
-    ``−kl_coef · KL(policy ‖ reference)`` (k1, summed over the response), and any declared penalty. The agent brings its
-    log-probabilities with ``report_logprobs``, or the environment computes them from ``attach_policy``.
+    ``−kl_coef · KL(policy ‖ reference)`` (k1, summed over the response), and any declared penalty. The agent passes its
+    log-probabilities to ``report_logprobs``, or the environment computes them after ``attach_policy``.
 
     **End**: ``terminated`` on EOS, a stop token, or the length budget (``info["finish_reason"]``). Never truncated: the
-    budget is part of the task, and the observation shows its clock.
+    budget is part of the task, and the observation shows how much of it is left.
 
     Keyword arguments are those of :class:`textenv.episode.TaskConfig`, plus ``render_mode`` (None or "ansi").
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 4}  # noqa: RUF012
-
     def __init__(self, *, render_mode: str | None = None, **options: Any) -> None:
-        if render_mode not in (None, "ansi"):
-            raise OptionError(f"render_mode must be None or 'ansi', got {render_mode!r}.")
-        self.render_mode = render_mode
-        self.task = Task(TaskConfig.checked(**options))
+        self._set_up(render_mode, options)
         self.observation_space = self.task.observation_space
         self.action_space = self.task.action_space
         self._episodes = Episodes(1, self.task)
         self._ending = ""
 
     def report_logprobs(self, logprobs: Any) -> None:
-        """Tell the policy's log-probability of the action that the next ``step`` takes."""
+        """Report the policy's log-probability of the action that the next ``step`` takes."""
         self._episodes.report(np.asarray(logprobs, dtype=np.float32).reshape(1))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:

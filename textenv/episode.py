@@ -1,4 +1,4 @@
-"""What the single and the vector environment share: the task, the token buffers, the rules by which an episode ends."""
+"""What the single and the vector environment share: the task, the token buffers, and the rules that end an episode."""
 
 import functools
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from textenv import registry
-from textenv.config import TaskConfig
+from textenv.config import OptionError, TaskConfig
 from textenv.data.records import PromptSet
 from textenv.lm import LanguageModel, Responses, Sampled, TokenRule, sample_responses
 from textenv.scoring import Finished, Scored, Scorer
@@ -33,7 +33,7 @@ def whole_numbers(name: str, values: Any) -> Int[np.ndarray, "..."]:
     """``values`` as int64.
 
     Raises:
-        ValueError: they are no whole numbers. NumPy alone would cut 1.7 to 1 and take True for 1.
+        ValueError: they are not whole numbers. NumPy alone would truncate 1.7 to 1 and read True as 1.
     """
     array = np.asarray(values)
     if not np.issubdtype(array.dtype, np.integer):
@@ -46,11 +46,11 @@ class Outcome(NamedTuple):
 
     rewards: Float[np.ndarray, " n"]
     infos: dict[str, Any]
-    """Arrays, lists of strings, or a nested dict of arrays; one entry an episode."""
+    """Arrays, lists of strings, or a nested dict of arrays; one entry per episode."""
 
 
 class Task:
-    """A task made ready: models resolved, prompts encoded, spaces built."""
+    """A task ready to run: models resolved, prompts encoded, spaces built."""
 
     def __init__(self, config: TaskConfig) -> None:
         self.config = config
@@ -83,7 +83,7 @@ class Task:
         self.action_space = spaces.Discrete(self.reference.vocab_size)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles and copies carry names and numbers; the models behind the names are resolved again, and shared."""
+        """Pickles and copies carry names and numbers; models are resolved again by name, and shared."""
         policy = self.scorer.policy
         if policy not in (None, self.reference.model):
             raise ValueError(
@@ -156,9 +156,17 @@ def _restored_task(config: TaskConfig, kl_coef: float, reference_attached: bool)
 
 
 class ScoredByTask:
-    """What an environment lets its users see and set of how its task scores."""
+    """The part of an environment that does not depend on the number of its episodes."""
 
+    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 4}  # noqa: RUF012
+    render_mode: str | None
     task: Task
+
+    def _set_up(self, render_mode: str | None, options: dict[str, Any]) -> None:
+        if render_mode not in (None, "ansi"):
+            raise OptionError(f"render_mode must be None or 'ansi', got {render_mode!r}. Leave it out.")
+        self.render_mode = render_mode
+        self.task = Task(TaskConfig.checked(**options))
 
     @property
     def reference(self) -> LanguageModel:
@@ -167,7 +175,7 @@ class ScoredByTask:
 
     @property
     def kl_coef(self) -> float:
-        """β. Assigning to it changes the rewards of the episodes that end from now on."""
+        """β. A new value applies to the episodes that end from now on."""
         return self.task.scorer.kl_coef
 
     @kl_coef.setter
@@ -175,7 +183,7 @@ class ScoredByTask:
         self.task.scorer.kl_coef = value
 
     def attach_policy(self, model: PreTrainedModel | None) -> None:
-        """Let the environment compute the policy's log-probabilities: one pass over each finished episode."""
+        """Let the environment compute the policy's log-probabilities, by one pass over each finished episode."""
         self.task.scorer.policy = model
 
 
@@ -197,7 +205,7 @@ class Episodes:
         self._pending: np.ndarray | None = None
 
     def begin(self, slot: int, rng: np.random.Generator, options: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Start an episode on a prompt drawn from ``rng``, or on the one that ``options`` name; returns its info."""
+        """Start an episode on a prompt drawn from ``rng``, or on the one that ``options`` name; return its info."""
         task = self.task
         index, prompt, text, ids = _chosen_prompt(task, rng, options)
         width = task.prompt_width
@@ -211,7 +219,7 @@ class Episodes:
         return {"prompt": text, "prompt_id": index}
 
     def report(self, logprobs: Float[np.ndarray, " N"]) -> None:
-        """Keep the policy's log-probabilities of the actions to come."""
+        """Keep the policy's log-probabilities of the next actions."""
         if np.isnan(logprobs).any() or (logprobs > 1e-4).any():
             raise ValueError(
                 f"reported log-probabilities must be 0 or less and not NaN, got {logprobs}. Report those of "
@@ -364,7 +372,7 @@ class Episodes:
 
 
 def observation_tokens(observation: Any, prompt_width: int) -> Responses:
-    """The tokens in a batched observation of either mode (arrays or tensors): what an agent reads of it."""
+    """The tokens in a batched observation (arrays or tensors) of either mode."""
     if isinstance(observation, dict):
         columns = (observation[key] for key in ("input_ids", "prompt_length", "response_length"))
         ids, prompt_lengths, response_lengths = map(torch.as_tensor, columns)
@@ -385,7 +393,7 @@ def _encode(prompts: PromptSet, reference: LanguageModel) -> EncodedPrompts:
 
 
 def encode_prompts(source: Any, reference: LanguageModel, width: int) -> EncodedPrompts:
-    """Tokens of a prompt set; refused when a prompt is longer than ``width``. A named set is encoded once."""
+    """Tokens of a prompt set whose prompts fit ``width``. A named set is encoded once."""
     encoded = _encode(registry.prompt_set(source), reference)
     for text, ids in zip(encoded.texts, encoded.ids, strict=True):
         _check_prompt(text, ids, width)
@@ -423,5 +431,5 @@ def _chosen_prompt(
 def _token_id(token: str, reference: LanguageModel) -> int:
     ids = reference.encode_response(token, eos=False)
     if len(ids) != 1:
-        raise ValueError(f"a stop token must be one token of the reference, got {token!r} → {ids}.")
+        raise ValueError(f"a stop token must be one token of the reference, got {token!r} → {ids}. Choose another.")
     return ids[0]

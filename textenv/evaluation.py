@@ -11,7 +11,7 @@ from textenv.vector import TextVectorEnv, make_vec
 
 @runtime_checkable
 class Agent(Protocol):
-    """Whatever predicts as Stable-Baselines3's models do.
+    """Anything that predicts the way Stable-Baselines3's models do.
 
     An agent that also has ``respond(observation, deterministic) -> Sampled``, for whole responses, is evaluated through
     ``play``, many times faster. One whose responses have no known log-probability sets ``knows_logprobs = False``.
@@ -40,7 +40,7 @@ class Evaluation(NamedTuple):
     finish_reasons: list[str]
 
     def summary(self) -> dict[str, Mean | float]:
-        """Means of everything measured, with intervals that take the episodes as independent."""
+        """Means of everything measured, with intervals that treat the episodes as independent."""
         out: dict[str, Mean | float] = {
             "reward": mean_ci95(self.rewards),
             "rm_score": mean_ci95(self.rm_scores),
@@ -67,9 +67,12 @@ def evaluate(
     """Answer the prompts ``prompt_ids`` (default: every prompt of the environment, once) and score the answers.
 
     Args:
-        agent: one of this package, a model of Stable-Baselines3, or anything else that predicts as they do.
-        env: a vector environment, or an id to make one of, with ``options`` for ``gymnasium.make_vec``.
-        num_envs: slots, when ``env`` is an id.
+        agent: one of this package, a Stable-Baselines3 model, or anything else that predicts the same way.
+        env: a vector environment, or an id to make one from with ``num_envs`` slots and ``options``.
+        deterministic: take the most likely tokens instead of sampling.
+
+    Raises:
+        ValueError: ``options`` are given for an environment already made, or it cannot be stepped (no SameStep).
     """
     if isinstance(env, str):
         env = make_vec(env, num_envs, **options)

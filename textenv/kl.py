@@ -1,8 +1,8 @@
-"""KL divergence: estimators for one drawn token, the exact value, and controllers of its coefficient.
+"""KL divergence: estimators for one drawn token, and controllers of its coefficient.
 
 With ``d = log π(a) − log π_ref(a)`` for a token ``a`` drawn from π:
 
-* k1 = d: unbiased. The only one that may stand inside a reward: E[k1 · ∇log π] = ∇KL.
+* k1 = d: unbiased. The only one fit for a reward: E[k1 · ∇log π] = ∇KL.
 * k2 = d²/2: biased, low variance.
 * k3 = exp(−d) − 1 + d: unbiased and ≥ 0; good for logging. As a *reward* both k2 and k3 have the wrong gradient.
 
@@ -19,24 +19,14 @@ from textenv.settings import NonNegative, Positive, check_settings
 
 
 def kl_k1(logprobs: Float[np.ndarray, "*S"], ref_logprobs: Float[np.ndarray, "*S"]) -> Float[np.ndarray, "*S"]:
-    """log π − log π_ref a token, in nats."""
+    """log π − log π_ref per token, in nats."""
     return logprobs - ref_logprobs
 
 
 def kl_k3(logprobs: Float[np.ndarray, "*S"], ref_logprobs: Float[np.ndarray, "*S"]) -> Float[np.ndarray, "*S"]:
-    """exp(−d) − 1 + d a token, in nats, where d = log π − log π_ref. Never negative."""
+    """exp(−d) − 1 + d per token, in nats, where d = log π − log π_ref. Never negative."""
     d = logprobs - ref_logprobs
     return np.expm1(-d) + d
-
-
-def kl_exact(logprobs: Float[np.ndarray, "*S V"], ref_logprobs: Float[np.ndarray, "*S V"]) -> Float[np.ndarray, "*S"]:
-    """Σ_a π(a) (log π(a) − log π_ref(a)), in nats; tokens that π forbids contribute 0.
-
-    ``inf`` where π allows a token that the reference forbids.
-    """
-    allowed = logprobs > -np.inf
-    difference = np.where(allowed, logprobs, 0.0) - np.where(allowed, ref_logprobs, 0.0)
-    return np.asarray((np.exp(logprobs) * difference).sum(-1))
 
 
 class KLController(Protocol):
@@ -45,13 +35,13 @@ class KLController(Protocol):
     kl_coef: float
 
     def update(self, kl: float, episodes: int) -> float:
-        """Take the mean KL of ``episodes`` finished episodes (nats an episode); return the coefficient to use next."""
+        """Take the mean KL of ``episodes`` finished episodes (nats per episode); return the coefficient to use next."""
         ...
 
 
 @dataclass
 class FixedKL:
-    """β stays what it is."""
+    """β stays constant."""
 
     kl_coef: float
 
@@ -68,7 +58,7 @@ class AdaptiveKL:
 
     kl_coef: NonNegative
     target: Positive
-    """Nats an episode."""
+    """Nats per episode."""
     horizon: Positive = 10_000.0
     """Episodes over which an error of 0.2 changes β by 20 %; larger is slower."""
 

@@ -1,4 +1,4 @@
-"""What a reward model is: the type in every signature that takes one."""
+"""The type of a reward model, as it appears in every signature that takes one."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -13,10 +13,10 @@ class RewardModel(Protocol):
     where prompts are chats). A model names the columns that it wants, or takes ``**columns`` and ignores them. Scores
     may also be a tensor or an array, ``[B]`` or ``[B, 1]``; anything but one finite number per text is an error.
 
-    A model that is a sum may also have a method ``terms``, called alike, that returns ``{name: scores}`` of its parts:
-    an environment lists them in ``info["reward_terms"]``.
+    A model that is a sum may also have a method ``terms``, called the same way, that returns ``{name: scores}`` of its
+    parts: an environment lists them in ``info["reward_terms"]``.
     """
 
     def __call__(self, prompts: list[str], completions: list[str], /, *args: Any, **columns: Any) -> Sequence[float]:
-        """Any further parameters: that is what ``*args: Any`` beside ``**columns: Any`` means to a type checker."""
+        """``*args: Any`` beside ``**columns: Any`` tells a type checker that any further parameters are fine."""
         ...

@@ -1,7 +1,7 @@
-"""Scoring finished episodes: reward model − β·KL. The only place that makes rewards.
+"""Scoring finished episodes: reward model − β·KL. Rewards are made here and nowhere else.
 
 The reward of an episode is the sum of its named ``reward_terms``. The KL in it is the k1 estimator
-``Σ_t log π(y_t | ·) − log π_ref(y_t | ·)`` over the response tokens, EOS included, prompt and padding not.
+``Σ_t log π(y_t | ·) − log π_ref(y_t | ·)`` over the response tokens, EOS included; prompt and padding do not count.
 """
 
 import inspect
@@ -34,7 +34,7 @@ class Finished(NamedTuple):
     columns: dict[str, list[Any]]
     """What reward models may ask for besides the texts; ``finish_reason`` always."""
     logprobs: Float[np.ndarray, "B T"] | None
-    """What the agent reported of its own tokens; None when it reported nothing."""
+    """Log-probabilities that the agent reported of its own tokens; None when it reported none."""
 
 
 class Scored(NamedTuple):
@@ -45,7 +45,7 @@ class Scored(NamedTuple):
     terms: dict[str, Float[np.ndarray, " B"]]
     rm_scores: Float[np.ndarray, " B"]
     kl_per_token: Float[np.ndarray, "B T"] | None
-    """k1 a token, zeros on padding; None where the KL is unknown (``kl_source="reference"``)."""
+    """k1 per token, zeros on padding; None where the KL is unknown (``kl_source="reference"``)."""
     kl_source: str
     """Where the policy's log-probabilities came from: "reported", "policy", "reference" or "none"."""
     gold: Float[np.ndarray, " B"] | None
@@ -55,7 +55,7 @@ class Scorer:
     """Turns finished episodes into rewards."""
 
     warned: ClassVar[bool] = False
-    """Whether this process has been told that the KL is unknown."""
+    """Whether this process has already warned that the KL is unknown."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Scorer:
         batch_size: int = 64,
     ) -> None:
         if kl_source not in get_args(KLSource):
-            raise ValueError(f"kl_source must be one of {get_args(KLSource)}, got {kl_source!r}.")
+            raise ValueError(f"kl_source must be one of {get_args(KLSource)}, got {kl_source!r}. Choose one of them.")
         if not (np.isfinite(kl_coef) and kl_coef >= 0):
             raise ValueError(f"kl_coef must be 0 or more, got {kl_coef}. Use 0 to switch the KL off.")
         self.reference = reference
@@ -84,7 +84,7 @@ class Scorer:
         self._gold = gold
 
     def score(self, episodes: Finished) -> Scored:
-        """Score a batch; rows do not influence one another."""
+        """Score a batch, each row on its own."""
         terms = reward_model_terms(self._reward_model, episodes)
         rm_scores = np.asarray(sum(terms.values()), dtype=np.float64)
         if self.missing_eos_penalty is not None:
@@ -141,10 +141,10 @@ class Scorer:
 
 
 def reward_model_terms(reward_model: RewardModel, episodes: Finished) -> dict[str, Float[np.ndarray, " B"]]:
-    """What a reward model contributes: ``{"reward_model": scores}``, or its parts where it itemises them.
+    """What a reward model contributes: ``{"reward_model": scores}``, or its parts if it itemises them.
 
     A reward model that is a sum may have a method ``terms(prompts, completions, **columns)`` that returns the scores of
-    each part by name. It is called instead of the model, once, and the parts appear as ``reward_model/<name>``.
+    each part by name. It is called once, instead of the model, and the parts appear as ``reward_model/<name>``.
     """
     itemise: Any = getattr(reward_model, "terms", None)
     if not callable(itemise):
@@ -163,10 +163,10 @@ def reward_model_terms(reward_model: RewardModel, episodes: Finished) -> dict[st
 
 
 def call_reward_model(reward_model: RewardModel, episodes: Finished) -> Float[np.ndarray, " B"]:
-    """Scores as float64, refused unless there is one finite number an episode.
+    """Scores as float64, one finite number per episode.
 
     Raises:
-        ValueError: no list, wrong count, or a score that is no finite number; names the model and the prompt.
+        ValueError: the model returned anything else; names the model and the prompt.
     """
     return score_texts(reward_model, episodes.prompts, episodes.completions, episodes.columns)
 
@@ -178,7 +178,7 @@ def score_texts(
     columns: Mapping[str, Sequence[Any]],
     name: str | None = None,
 ) -> Float[np.ndarray, " B"]:
-    """Call a reward model with the columns that it takes; one finite float64 a text, or a ValueError about ``name``."""
+    """Call a reward model with the columns that it takes: one finite float64 per text, or a ValueError on ``name``."""
     scores = reward_model(list(prompts), list(completions), **accepted_columns(reward_model, columns))
     return checked_scores(scores, prompts, completions, name or _called(reward_model))
 
@@ -186,9 +186,9 @@ def score_texts(
 def checked_scores(
     scores: Any, prompts: Sequence[str], completions: Sequence[str], name: str
 ) -> Float[np.ndarray, " B"]:
-    """Scores as float64, refused unless there is one finite number a text; the error names the prompt.
+    """Scores as float64, one finite number per text, or a ValueError that names the prompt.
 
-    A list, or a tensor or array ``[B]`` or ``[B, 1]`` (the logits of a classifier of one label), with gradient or not.
+    Takes a list, or a tensor or array ``[B]`` or ``[B, 1]`` (a one-label classifier's logits), with gradient or not.
     """
     unordered = isinstance(scores, str | bytes | Mapping | Set)
     if unordered or not isinstance(scores, Iterable) or getattr(scores, "shape", None) == ():
@@ -210,7 +210,7 @@ def checked_scores(
 
 
 def _called(reward_model: Any) -> str:
-    """What errors call a reward model: the name of a function, or that of a class."""
+    """A reward model in an error: by the name of its function or class."""
     return f"reward model {getattr(reward_model, '__name__', type(reward_model).__name__)!r}"
 
 
@@ -234,8 +234,8 @@ def spread_kl(
 ) -> Float[Tensor, "B T"]:
     """Token rewards that sum to ``score − kl_coef · Σ_t KL_t``.
 
-    The score always stands on the last real token. The KL stands there too (the environment's own reward), or with
-    ``per_token`` each token pays its own; both have the same return at the start state.
+    The score always goes to the last real token. So does the KL (as the environment pays it), unless ``per_token``
+    charges each token its own; both have the same return at the start state.
     """
     steps = torch.arange(kl_per_token.shape[1], device=kl_per_token.device)
     last = steps == (lengths - 1)[:, None]

@@ -1,4 +1,4 @@
-"""Ranges of settings, stated beside each field and checked in one place.
+"""Ranges of settings, declared beside each field and checked in one place.
 
     @dataclass(frozen=True, kw_only=True)
     class PPOConfig:
@@ -7,8 +7,8 @@
         def __post_init__(self) -> None:
             check_settings(self)
 
-The bounds are those of ``annotated_types``; a string is the remedy that an error ends with. Types are checked too: True
-and 1.5 are no whole numbers, a whole number is a number, and NaN and infinity are none.
+The bounds are those of ``annotated_types``; a string is the remedy at the end of an error. Types are checked too: True
+and 1.5 are not whole numbers, a whole number may stand for a float, and NaN and infinity are refused.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ def check_settings(settings: Any, where: str = "") -> None:
     """Check every field of a dataclass against its annotation; ``where`` follows the field's name in an error.
 
     Raises:
-        ValueError: a field has the wrong type or lies outside its range: the rule, the value and the remedy.
+        ValueError: a field has the wrong type or lies outside its range.
     """
     for name, hint in _hints(type(settings)).items():
         check_value(name, getattr(settings, name), hint, where)

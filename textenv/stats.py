@@ -8,7 +8,7 @@ Two conventions hold throughout:
   treat the clusters as the independent observations. A single cluster says nothing about how clusters differ, so its
   standard error and interval are NaN, as is the sample variance of one value: 0 would claim certainty.
 
-A *margin* is the score of the preferred response minus the score of the other: a positive one is right. Axes: M
+A *margin* is the score of the preferred response minus the score of the other: positive means right. Axes: M
 entries, G clusters.
 """
 
@@ -35,7 +35,7 @@ class Rate(NamedTuple):
 
     value: float
     wilson: tuple[float, float]
-    """As if all entries were independent."""
+    """Treats all entries as independent."""
     clustered: tuple[float, float]
     """Bootstrap over clusters; NaN for a single cluster."""
     pairs: int
@@ -63,9 +63,9 @@ class Slope(NamedTuple):
 
 
 def mean_ci95(values: Any, cluster: Any = None) -> Mean:
-    """Mean with Student's t interval on one degree of freedom less than there are clusters (default: values).
+    """Mean with Student's t interval; clusters (default: each value its own) minus one are its degrees of freedom.
 
-    NaN for what cannot be estimated: the interval of a single cluster, and the mean of no values.
+    NaN where nothing can be estimated: the interval of a single cluster, the mean of no values.
     """
     values = np.asarray(values, dtype=np.float64)
     if not len(values):
@@ -93,7 +93,7 @@ def cluster_sums(values: np.ndarray, cluster: np.ndarray) -> tuple[Float[np.ndar
 def rate(
     outcomes: Float[np.ndarray, " M"], cluster: Int[np.ndarray, " M"], *, resamples: int, seed: int
 ) -> Rate | None:
-    """Mean of outcomes in [0, 1]; None without any."""
+    """Mean of outcomes in [0, 1]; None if there are none."""
     if not len(outcomes):
         return None
     interval = bootstrap_interval(outcomes, cluster, resamples=resamples, seed=seed)

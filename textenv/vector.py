@@ -8,21 +8,18 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from textenv.config import OptionError
-from textenv.episode import Episodes, ScoredByTask, Task, TaskConfig, whole_numbers
+from textenv.episode import Episodes, ScoredByTask, whole_numbers
 
 
 class TextVectorEnv(ScoredByTask, VectorEnv):
-    """The vector form of :class:`textenv.env.TextEnv`: what ``SyncVectorEnv`` of N of them returns, batched natively.
+    """The vector form of :class:`textenv.env.TextEnv`: it returns what a ``SyncVectorEnv`` of N would.
 
     A reset with seed s seeds slot i with s + i. ``autoreset_mode`` is "SameStep" (default), "NextStep" or "Disabled". A
-    step on which nothing ends makes no model call.
+    step that ends no episode makes no model call. Other keyword arguments are those of ``TextEnv``.
 
     :meth:`play` is the fast engine of the same task: it takes whole responses and returns what the last ``step`` of
     each would have returned.
     """
-
-    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 4}  # noqa: RUF012
 
     def __init__(
         self,
@@ -34,13 +31,10 @@ class TextVectorEnv(ScoredByTask, VectorEnv):
     ) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs must be 1 or more, got {num_envs}. Raise it.")
-        if render_mode not in (None, "ansi"):
-            raise OptionError(f"render_mode must be None or 'ansi', got {render_mode!r}.")
+        self._set_up(render_mode, options)
         self.num_envs = num_envs
-        self.render_mode = render_mode
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
-        self.task = Task(TaskConfig.checked(**options))
         self.single_observation_space = self.task.observation_space
         self.single_action_space = self.task.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -80,7 +74,7 @@ class TextVectorEnv(ScoredByTask, VectorEnv):
             )
 
     def report_logprobs(self, logprobs: Any) -> None:
-        """Tell the policy's log-probabilities ``(N,)`` of the actions that the next ``step`` takes."""
+        """Report the policy's log-probabilities ``(N,)`` of the actions that the next ``step`` takes."""
         self._episodes.report(np.asarray(logprobs, dtype=np.float32).reshape(self.num_envs))
 
     def reset(
@@ -88,7 +82,7 @@ class TextVectorEnv(ScoredByTask, VectorEnv):
     ) -> tuple[Any, dict[str, Any]]:
         """Start episodes in every slot, or in those of ``options["reset_mask"]``.
 
-        ``options``: ``prompt`` (text for all slots) or ``prompt_id`` (one int for all, or one a slot).
+        ``options``: ``prompt`` (text for all slots) or ``prompt_id`` (one int for all, or one per slot).
         """
         seeds = [None] * self.num_envs if seed is None else seed
         seeds = [seeds + i for i in range(self.num_envs)] if isinstance(seeds, int) else seeds
@@ -120,7 +114,7 @@ class TextVectorEnv(ScoredByTask, VectorEnv):
             )
         actions = whole_numbers("actions", actions)
         if actions.shape != (self.num_envs,):
-            raise ValueError(f"actions must have shape ({self.num_envs},), got {actions.shape}.")
+            raise ValueError(f"actions must have shape ({self.num_envs},), got {actions.shape}. Give one per slot.")
         resetting = np.flatnonzero(self._resetting)
         ended = self._episodes.append(~self._resetting, actions)
         infos: dict[str, Any] = {}
@@ -131,12 +125,15 @@ class TextVectorEnv(ScoredByTask, VectorEnv):
     def play(
         self, response_ids: Any, response_lengths: Any, logprobs: Any = None
     ) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Play one whole response a slot and return what each slot's last ``step`` would have returned.
+        """Play one whole response per slot and return what each slot's last ``step`` would have returned.
 
         Args:
             response_ids: ints ``(N, T)``, right-padded; each ends at its first stop token or at the budget.
             response_lengths: ints ``(N,)``, the ending token included.
-            logprobs: floats ``(N, T)`` of the policy; what ``report_logprobs`` would have told.
+            logprobs: floats ``(N, T)``, the policy's log-probabilities of ``response_ids``.
+
+        Raises:
+            ValueError: an episode has begun already, or a response does not end where the task ends it.
         """
         self._episodes.fill(
             whole_numbers("response_ids", response_ids),
@@ -190,16 +187,16 @@ class TextVectorEnv(ScoredByTask, VectorEnv):
             return options
         if len(ids) != self.num_envs:
             raise ValueError(
-                f"prompt_id must be one number, or one per slot, got {len(ids)} for {self.num_envs} slots."
+                f"prompt_id must be one number, or one per slot ({self.num_envs}), got {len(ids)}. Give as many."
             )
         return {**options, "prompt_id": ids[slot]}
 
 
 def make_vec(env_id: str, num_envs: int = 1, **options: Any) -> TextVectorEnv:
-    """``gymnasium.make_vec`` for text environments: without wrappers, and known to be a :class:`TextVectorEnv`.
+    """``gymnasium.make_vec`` for text environments: without wrappers, and typed as a :class:`TextVectorEnv`.
 
     Raises:
-        ValueError: the id is that of another kind of environment.
+        ValueError: the id belongs to another kind of environment.
     """
     env = gymnasium.make_vec(env_id, num_envs=num_envs, **options).unwrapped
     if not isinstance(env, TextVectorEnv):
@@ -225,9 +222,9 @@ def unbatch(observations: Any, count: int) -> list[Any]:
 def scatter(
     num_envs: int, slots: np.ndarray, columns: dict[str, Any], into: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Columns of some slots as a vector info: a full-width array a key, and a mask ``_key`` of who has it.
+    """Columns of some slots as a vector info: one full-width array per key, and a mask ``_key`` of the slots set.
 
-    The layout is that of ``VectorEnv._add_info``, built a column instead of an element at a time.
+    The layout is that of ``VectorEnv._add_info``, built by column instead of by element.
     """
     into = into or {}
     out: dict[str, Any] = {}
