@@ -1,7 +1,7 @@
 """Settings that policy-gradient algorithms share."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from textenv.settings import Count, NonNegative, Positive, PositiveInt, check_settings
 
@@ -24,8 +24,8 @@ class LearnerConfig:
     """Learning rate of Adam. The default suits a pretrained model; the small worlds here have presets with more."""
     lr_decay_episodes: PositiveInt | None = None
     """Episodes over which the learning rate falls linearly to 0; None keeps it constant."""
-    max_grad_norm: Positive = 1.0
-    """Gradients with a larger norm are scaled down to this one."""
+    max_grad_norm: Annotated[Positive | None, "Use None to switch clipping off."] = 1.0
+    """Gradients with a larger norm are scaled down to this one; None does not clip."""
     entropy_coef: NonNegative = 0.0
     """Weight of the entropy bonus. The KL penalty already keeps the policy from collapsing."""
     kl_target: Positive | None = None

@@ -143,6 +143,6 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
             loss.backward()
             for name, figure in figures.items():
                 log[name] = log.get(name, 0.0) + figure.item()
-        log["grad_norm"] = torch.nn.utils.clip_grad_norm_(self.actor.parameters(), config.max_grad_norm).item()
+        norm = torch.nn.utils.clip_grad_norm_(self.actor.parameters(), config.max_grad_norm or math.inf)
         self.optimizer.step()
-        return log
+        return {**log, "grad_norm": norm.item()}

@@ -75,6 +75,7 @@ def test_no_switch_of_any_config_takes_a_number(config, name):
         (PPOConfig, "kl_target", -0.1),
         (PPOConfig, "gamma", 1.01),
         (PPOConfig, "max_grad_norm", 0),
+        (SFTConfig, "max_grad_norm", 0),
         (RLOOConfig, "group_size", 1),
         (SFTConfig, "max_length", 1),
         (SFTConfig, "warmup_ratio", 1.0),
@@ -103,7 +104,7 @@ def test_a_value_outside_its_range_is_refused(config, name, value):
     [
         (PPOConfig, {"learning_rate": 0, "entropy_coef": 0.0, "micro_batch_size": 1, "gamma": 1, "lam": 0}),
         (PPOConfig, {"batch_size": np.int64(8), "clip_range": np.float32(0.2), "value_clip_range": None}),
-        (SFTConfig, {"max_grad_norm": 0, "warmup_ratio": 0, "max_length": 2}),
+        (SFTConfig, {"max_grad_norm": None, "warmup_ratio": 0, "max_length": 2}),
         (TaskConfig, {"kl_coef": 0, "stop_tokens": ("?",), "reward_model": {"rule": "length"}}),
     ],
 )

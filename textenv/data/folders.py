@@ -1,8 +1,8 @@
-"""Writing a result folder so that nobody's files are lost: not the user's, and not the result that stood there before.
+"""Writing a result folder without losing files: neither the user's, nor those of an earlier result.
 
-A folder written here carries a marker, a list of its files. Only a folder with a marker and nothing else in it is ever
-replaced. The old one is put aside, the new one put in place, and the old one removed, in this order: a process killed
-between any two steps leaves a whole folder, which :func:`recover` puts back.
+A folder written here carries a marker that lists its files; only a folder that holds nothing else is ever replaced. The
+old one is moved aside, the new one moved in, and the old one removed, in this order: a process killed between any two
+steps leaves a whole folder, which :func:`recover` puts back.
 """
 
 import glob
@@ -15,14 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 MARKER = ".textenv-folder.json"
-"""Written last. A list of the files of the folder."""
+"""Written last; lists the files of the folder."""
 
 
 def check_replaceable(path: str | Path) -> None:
-    """Refuse a place that :func:`replace_folder` could not write to without harm; call it before long work.
+    """Refuse a folder that :func:`replace_folder` cannot safely replace; call it before long work.
 
     Raises:
-        ValueError: it holds something that is not ours, or cannot be written.
+        ValueError: it holds files that are not ours, or cannot be written.
     """
     path = Path(path)
     check_writable(path)
@@ -66,10 +66,10 @@ def collection_folder(path: str | Path) -> Path:
 
 
 def check_writable(path: str | Path) -> None:
-    """Refuse a place where no folder can be made, or no file in the folder that stands there. Tries it and cleans up.
+    """Check, by trying, that the folder can be made and written to.
 
     Raises:
-        ValueError: it is a file, or the system refuses to write there.
+        ValueError: it is a file, or not writable.
     """
     path = Path(path)
     if path.exists() and not path.is_dir():
@@ -86,7 +86,7 @@ def check_writable(path: str | Path) -> None:
 
 @contextmanager
 def replace_folder(path: str | Path) -> Iterator[Path]:
-    """A new folder that takes the place of ``path`` when the block ends well, and disappears when it does not.
+    """Yield a new folder that replaces ``path`` if the block succeeds, and disappears if it fails.
 
     Raises:
         ValueError: see :func:`check_replaceable`.
@@ -111,9 +111,9 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
 
 
 def recover(path: str | Path) -> None:
-    """Finish what a killed :func:`replace_folder` left: put the old folder back, or remove it if the new one stands.
+    """Clean up after a killed :func:`replace_folder`: put the old folder back, or remove it if the new one is in place.
 
-    Half-written new folders of processes that no longer run are removed.
+    Half-written folders of processes that have ended are removed.
     """
     path = Path(path)
     for new in path.parent.glob(f"{glob.escape(f'.{path.name}.new-')}*-*"):
@@ -133,7 +133,7 @@ def _is_running(pid: str) -> bool:
     except ProcessLookupError:
         return False
     except (ValueError, OSError):
-        return True  # not a number that we wrote, or somebody else's process
+        return True  # not a number that we wrote, or another user's process
     return True
 
 
@@ -152,7 +152,7 @@ def _files(folder: Path) -> list[str]:
 
 
 def _remove(folder: Path) -> None:
-    """Remove the files that the marker lists, the marker last, and the folders that are empty then."""
+    """Remove the files that the marker lists, then the folders left empty, and the marker last."""
     if not folder.is_dir():
         return
     for name in _files(folder):

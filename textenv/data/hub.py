@@ -1,4 +1,4 @@
-"""The Hugging Face hub out of reach: the local cache answers at once, instead of an error after a minute of retries."""
+"""When the Hugging Face hub is unreachable, the local cache answers at once instead of after a minute of retries."""
 
 import logging
 import socket
@@ -17,15 +17,15 @@ from textenv.data.records import looks_like_path
 _log = logging.getLogger(__name__)
 
 _TIMEOUT = 2.0
-"""Seconds that each address of the hub (there are about eight) has to take a connection."""
+"""Seconds to connect to each address of the hub (there are about eight)."""
 
 
 @contextmanager
 def hub_or_cache(name: str | Path) -> Iterator[str]:
-    """Read ``name`` inside. If it is no path and the hub takes no connection, the block is in the hub's offline mode.
+    """A block in which to load ``name``: in offline mode if it is not a path and the hub is unreachable.
 
     Yields:
-        Why the hub was not asked, as a sentence for an error to end with; empty when it may be asked.
+        Why the hub was not asked, as the last sentence of an error; empty if it may be asked.
     """
     problem = None if looks_like_path(str(name)) or Path(name).exists() else _problem()
     if problem is None:
@@ -37,14 +37,14 @@ def hub_or_cache(name: str | Path) -> Iterator[str]:
     for module in switches:
         module.HF_HUB_OFFLINE = True
     try:
-        yield f" {problem}: only cached files were looked at."
+        yield f" {problem}: only cached files were searched."
     finally:
         for module, value in zip(switches, before, strict=True):
             module.HF_HUB_OFFLINE = value
 
 
 def _problem() -> str | None:
-    """Why the hub cannot be reached; None when it can, when a proxy stands between, or offline mode is on anyway."""
+    """Why the hub is unreachable; None if it is reachable, behind a proxy, or if offline mode is already on."""
     hub = urlsplit(constants.ENDPOINT)
     proxies = urllib.request.getproxies()
     if constants.HF_HUB_OFFLINE or proxies.get(hub.scheme) or proxies.get("all"):

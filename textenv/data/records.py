@@ -1,4 +1,4 @@
-"""Records as JSON lines, and prompt sets made of them. Errors name the file, the line and the reason."""
+"""Records as JSON lines, and prompt sets made from them. Errors name the file, the line and the reason."""
 
 import gzip
 import json
@@ -13,17 +13,17 @@ from typing import Any
 
 @dataclass(frozen=True, eq=False)
 class PromptSet:
-    """Prompts in a fixed order, with the columns that reward models may ask for."""
+    """Prompts in a fixed order, with the columns that reward models may use."""
 
     prompts: tuple[Any, ...]
     """Strings, or chats (lists of ``{"role", "content"}``)."""
     columns: dict[str, tuple[Any, ...]]
-    """Other fields of the records, one value a prompt."""
+    """Other fields of the records, one value per prompt."""
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """Records of a ``.jsonl`` or ``.jsonl.gz`` file, or of all such files in a folder (sorted by name). Blank lines are
-    skipped.
+    """Records of a ``.jsonl`` or ``.jsonl.gz`` file, or of all such files in a folder (sorted by name), without
+    blank lines.
 
     Raises:
         ValueError: the path does not exist or holds nothing, or a line is not a JSON object.
@@ -32,13 +32,12 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 
 
 def read_jsonl_lines(path: str | Path) -> dict[str, dict[str, Any]]:
-    """What :func:`read_jsonl` returns, under the place of each record, ``"<file>, line <number>"``, for errors."""
+    """The records of :func:`read_jsonl`, keyed by their place, ``"<file>, line <number>"``, for errors."""
     return parse_records(jsonl_lines(path))
 
 
 def jsonl_lines(path: str | Path) -> Iterator[tuple[str, str]]:
-    """The lines that :func:`read_jsonl` reads, each with its place, as they are: a malformed one is the caller's to
-    refuse or to leave out (:func:`json_object`)."""
+    """Unparsed lines with their places: the caller decides whether to refuse or skip a malformed one."""
     path = Path(path)
     files = sorted([*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")]) if path.is_dir() else [path]
     if not files or not files[0].is_file():
@@ -53,7 +52,7 @@ def jsonl_lines(path: str | Path) -> Iterator[tuple[str, str]]:
 
 
 def parse_records(records: Iterable[tuple[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Records under their places, lines parsed; a ValueError names the place."""
+    """Records keyed by place, with lines parsed; a ValueError names the place."""
     parsed: dict[str, dict[str, Any]] = {}
     for where, record in records:
         try:
@@ -66,7 +65,7 @@ def parse_records(records: Iterable[tuple[str, Any]]) -> dict[str, dict[str, Any
 def numbered_lines(file: Path) -> Iterator[tuple[int, str]]:
     """The lines of a text file (``.gz`` too) that are not blank, with their numbers from 1.
 
-    Only a line feed ends a line: JSON strings may hold Unicode's other line separators as they are.
+    Only a line feed ends a line: JSON strings may contain Unicode's other line separators.
 
     Raises:
         ValueError: the file is not UTF-8, or not gzip where its name says so.
@@ -83,22 +82,22 @@ def numbered_lines(file: Path) -> Iterator[tuple[int, str]]:
 
 
 def json_object(line: str) -> dict[str, Any]:
-    """One line as a record; ValueError with the reason."""
+    """Parse one line as a record, or raise a ValueError with the reason."""
     try:
-        record = json.loads(line.rstrip("\r\n"))  # where a line was cut, it ends, not at the start of the next one
+        record = json.loads(line.rstrip("\r\n"))  # else a cut line's error points to the next line
         if "\\ud" in line.lower():
             check_text(json.dumps(record, ensure_ascii=False))
     except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON ({error.msg}, column {error.colno}).") from None
+        raise ValueError(f"not valid JSON ({error.msg}, column {error.colno}). Correct the line.") from None
     except RecursionError:
-        raise ValueError("not valid JSON (nested too deeply).") from None
+        raise ValueError("not valid JSON (nested too deeply). Correct the line.") from None
     if not isinstance(record, dict):
-        raise ValueError(f"must be a JSON object, not {type(record).__name__}.")
+        raise ValueError(f"must be a JSON object, got {type(record).__name__}. Correct the line.")
     return record
 
 
 def check_text(text: str) -> None:
-    """Refuse half a surrogate pair, which JSON can write (``\\ud800``) and no tokenizer can read."""
+    """Refuse half a surrogate pair, which JSON can express (``\\ud800``) but no tokenizer can read."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -110,25 +109,25 @@ def check_text(text: str) -> None:
 
 
 def looks_like_path(name: str) -> bool:
-    """Whether a string can only mean a file or folder: it starts like one."""
+    """Whether a string starts like a path, so that it can only mean a file or folder."""
     return name.startswith((".", "/", "~"))
 
 
 def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Write one JSON object a line, whole or not at all."""
+    """Write one JSON object per line, completely or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), "utf-8")
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write indented JSON, whole or not at all."""
+    """Write indented JSON, completely or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary sibling of ``path`` that replaces it when the block ends well and disappears when it does not."""
+    """Yield a temporary file that replaces ``path`` if the block succeeds, and disappears if it fails."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -143,7 +142,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def as_prompt_set(records: Any) -> PromptSet:
-    """Records (strings, chats, or objects with a ``prompt``) as a prompt set; refused when one is empty, or all are."""
+    """Strings, chats, or objects with a ``prompt`` as a prompt set. Neither the set nor a prompt may be empty."""
     if isinstance(records, PromptSet):
         return records
     prompts: list[Any] = []

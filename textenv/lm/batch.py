@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 class Responses(NamedTuple):
-    """A batch of prompts with their responses; the token record that every part of the package passes around."""
+    """A batch of prompts with their responses, as every part of the package passes it on."""
 
     prompt_ids: Int[Tensor, "B P"]
     """Prompt tokens, left-padded."""
@@ -39,12 +39,12 @@ class Responses(NamedTuple):
         return self.prompt_lengths + self.response_lengths
 
     def select(self, index: Int[Tensor, " n"]) -> "Responses":
-        """The rows of ``index``, with the padding that none of them needs cut away."""
+        """The rows of ``index``, without padding columns that none of them needs."""
         picked = Responses(*(field[index] for field in self))
         return picked.trim()
 
     def trim(self) -> "Responses":
-        """The same rows with the columns dropped in which every row is padding (at least one column stays)."""
+        """The same rows without columns in which every row is padding (at least one column stays)."""
         width = max(int(self.prompt_lengths.max()), 1)
         length = max(int(self.response_lengths.max()), 1)
         return self._replace(
@@ -112,14 +112,14 @@ def _pad(sequences: Sequence[Sequence[int]], pad_id: int, width: int | None, *, 
 
 
 _FULL = 512
-"""Tokens from which on a pass costs what its tokens cost; below, a few more are free."""
+"""The cost of a pass grows with its tokens from about here on; below, a few more are free."""
 
 
 def length_buckets(lengths: Int[Tensor, " B"], size: int, *, max_padding: float = 1.0) -> Iterator[Int[Tensor, " n"]]:
     """Row indices in chunks of at most ``size``, each of rows of similar length (less padding, fewer FLOPs).
 
-    A chunk of ``_FULL`` tokens or more is closed early where one more row would make over ``max_padding`` of it
-    padding: the few long rows of a mixed lot would otherwise be padded to the longest of all.
+    A chunk of ``_FULL`` tokens or more is closed early if one more row would raise its share of padding above
+    ``max_padding``: otherwise a few long rows would be padded to the longest of all.
     """
     order = torch.argsort(lengths, stable=True)
     start = real = 0

@@ -14,8 +14,8 @@ from textenv.settings import Count, Positive, check_settings
 class TokenRule:
     """How logits become a distribution over the next token, for policy and reference alike.
 
-    ``π(a | s) ∝ exp(logits_a / temperature)`` over the allowed tokens. Top-k, top-p and repetition penalties have no
-    place here: they would make the sampled distribution differ from the scored one.
+    ``π(a | s) ∝ exp(logits_a / temperature)`` over the allowed tokens. Top-k, top-p and repetition penalties are
+    left out on purpose: they would make the sampled distribution differ from the scored one.
     """
 
     temperature: Annotated[Positive, "Use deterministic prediction for greedy decoding."] = 1.0
@@ -29,7 +29,7 @@ class TokenRule:
         check_settings(self)
 
     def allowed(self, steps: Int[Tensor, " n"], vocabulary: int) -> Bool[Tensor, "n V"] | None:
-        """Which tokens may be chosen as response token number ``steps`` (from 0); None when all may, always."""
+        """Which tokens may be chosen as response token number ``steps`` (from 0); None if there is no restriction."""
         if self.min_new_tokens == 0 or not self.stop_ids:
             return None
         allowed = torch.ones(len(steps), vocabulary, dtype=torch.bool, device=steps.device)

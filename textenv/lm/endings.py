@@ -1,4 +1,4 @@
-"""Where a model's turn ends: the tokens after which it has nothing more to say.
+"""Where a model's turn ends: the tokens that close it.
 
 Published instruct models name several: all of ``generation_config.eos_token_id`` (Llama 3, Gemma 3, Phi 3.5, Qwen 3),
 and the token with which the chat template closes an assistant turn. Each of them ends an episode.
@@ -14,7 +14,7 @@ _PROBE = "ANSWER"
 def template_ending(tokenizer: Any) -> list[int]:
     """Tokens that the chat template puts after an assistant's answer; empty without a template.
 
-    Published chat models were trained to read and write them there: ``<|im_end|>`` and a line break for Qwen.
+    Chat models were trained with them: ``<|im_end|>`` and a line break for Qwen.
     """
     if tokenizer.chat_template is None:
         return []
@@ -26,8 +26,8 @@ def template_ending(tokenizer: Any) -> list[int]:
 def turn_end_id(tokenizer: Any) -> int:
     """The token that closes an assistant turn of a chat: the template's own, or EOS where it has none.
 
-    It is the first added token (``<|im_end|>``, ``<end_of_turn>``, ``<|eot_id|>``) of :func:`template_ending`. Words
-    that a template puts there are no such token: an answer may use them too.
+    It is the first added token (``<|im_end|>``, ``<end_of_turn>``, ``<|eot_id|>``) of :func:`template_ending`. Plain
+    words in a template do not count: an answer may use them too.
     """
     added = tokenizer.added_tokens_decoder.keys() | set(tokenizer.all_special_ids)
     return next((token for token in template_ending(tokenizer) if token in added), tokenizer.eos_token_id)
@@ -36,7 +36,7 @@ def turn_end_id(tokenizer: Any) -> int:
 def ending_ids(model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]:
     """Every token that ends a turn of ``model``, the tokenizer's EOS first.
 
-    Ids beyond the LM head are left out, since they can never be drawn.
+    Ids beyond the LM head, which can never be drawn, are left out.
     """
     named = getattr(model.generation_config, "eos_token_id", None)
     listed = [] if named is None else [named] if isinstance(named, int) else list(named)

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 
 class ScalarHead(nn.Module):
-    """One number a position, ``w · h + b``: a value function on a policy's trunk.
+    """One number per position, ``w · h + b``: a value function on a policy's trunk.
 
-    Starts at exactly zero, so that the first advantages are the rewards themselves and no random value leaks into them.
+    Starts at exactly zero, so that the first advantages are the rewards themselves.
     """
 
     def __init__(self, hidden_size: int) -> None:

@@ -27,7 +27,7 @@ from textenv.lm.endings import ending_ids, turn_end_id
 
 @dataclass(frozen=True, eq=False)
 class LanguageModel:
-    """A causal language model with its tokenizer and its special tokens. Dropout is off for good."""
+    """A causal language model with its tokenizer and special tokens. Dropout is always off."""
 
     name: str
     model: PreTrainedModel
@@ -60,13 +60,13 @@ class LanguageModel:
         return self.model.device
 
     def prompt_text(self, prompt: Any) -> str:
-        """A prompt as reward models see it: the string itself, or chat messages through the chat template."""
+        """A prompt as reward models see it: the string itself, or chat messages rendered by the chat template."""
         if isinstance(prompt, str):
             return prompt
         return str(self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
 
     def encode_prompt(self, prompt: Any) -> list[int]:
-        """Tokens of a prompt: a string, or a list of chat messages (whose template brings its special tokens)."""
+        """Tokens of a prompt: a string, or a list of chat messages (the chat template adds its special tokens)."""
         is_text = isinstance(prompt, str)
         return list(self.tokenizer(self.prompt_text(prompt), add_special_tokens=is_text).input_ids)
 
@@ -95,11 +95,12 @@ class LanguageModel:
 def load_language_model(
     name: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> LanguageModel:
-    """Load a folder, a hub id, or a ``.gguf`` file, which is de-quantised and from then on an ordinary model (needs the
-    package ``gguf``). ``trust_remote_code`` stays off; weights come from safetensors or GGUF.
+    """Load a folder, a hub id, or a ``.gguf`` file, whose weights are de-quantised (needs the package ``gguf``).
+
+    ``trust_remote_code`` stays off; weights come from safetensors or GGUF.
 
     Raises:
-        ValueError: the name is no readable causal language model, or its tokenizer has no EOS token.
+        ValueError: the name is not a readable causal language model, or its tokenizer has no EOS token.
     """
     with hub_or_cache(name) as unreachable:
         try:
@@ -118,12 +119,12 @@ def load_language_model(
 
 
 def is_gguf(name: str | Path) -> bool:
-    """Whether a name means a GGUF file."""
+    """Whether a name stands for a GGUF file."""
     return str(name).endswith(".gguf")
 
 
 def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    """``(model, tokenizer)`` of a GGUF file, without the traces of quantisation that would follow a saved copy."""
+    """``(model, tokenizer)`` of a GGUF file, without quantisation settings that a saved copy would inherit."""
     if not path.is_file():
         raise OSError(f"there is no file {str(path)!r}")
     try:
@@ -137,7 +138,7 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     ):
         for attribute in names:
             owner.__dict__.pop(attribute, None)
-    model.config._name_or_path = str(path)  # and not a title that the file's maker chose
+    model.config._name_or_path = str(path)  # not the title chosen by the file's author
     return model, tokenizer
 
 
@@ -145,10 +146,10 @@ def load_tokenizer(name: str | Path) -> Any:
     """The tokenizer of a folder or hub id, as it was saved.
 
     Some families' own classes rebuild their pre-tokenizer whatever the file says; a folder that names the generic class
-    is read by the generic class.
+    is read by that class.
 
     Raises:
-        ValueError: there are no tokenizer files; transformers would go on with a tokenizer that knows no word.
+        ValueError: there are no tokenizer files; transformers would silently use an empty tokenizer.
     """
     settings = Path(name) / "tokenizer_config.json"
     if settings.is_file():
@@ -183,7 +184,7 @@ def wrap_language_model(model: PreTrainedModel, tokenizer: Any, *, name: str = "
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Turn dropout off for good, in train mode too: old and new log-probabilities must come from one function."""
+    """Turn dropout off, in train mode too: old and new log-probabilities must come from one function."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -204,9 +205,9 @@ _plain_head: "weakref.WeakKeyDictionary[PreTrainedModel, bool]" = weakref.WeakKe
 
 
 def has_plain_head(model: PreTrainedModel) -> bool:
-    """Whether logits are exactly ``lm_head(last_hidden_state)``: measured once a model, on two tokens.
+    """Whether logits are exactly ``lm_head(last_hidden_state)``: measured once per model, on two tokens.
 
-    It is false for families that scale or cap their logits; those take a slower path that asks the model itself.
+    False for families that scale or cap their logits; those take a slower path through the model itself.
     """
     if model not in _plain_head:
         with torch.no_grad():
@@ -220,7 +221,7 @@ def has_plain_head(model: PreTrainedModel) -> bool:
 
 
 class Outputs:
-    """What one forward pass yields: hidden states of every column, and logits on demand for those that matter."""
+    """One forward pass: hidden states of every column, and logits on demand."""
 
     def __init__(self, model: PreTrainedModel, hidden: Tensor, logits: Tensor | None) -> None:
         self._model, self.hidden, self._logits = model, hidden, logits
@@ -242,8 +243,8 @@ def run(model: PreTrainedModel, input_ids: Tensor, **kwargs: Any) -> tuple[Outpu
 
 
 def word_level_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
-    """One word, one token, for small worlds: ``<eos>`` is also the padding (nothing may tell them apart by id),
-    ``<unk>`` stands for unknown words where ``words`` has it, and there is no BOS."""
+    """One token per word, for small worlds: ``<eos>`` is also the padding (nothing may tell them apart by id),
+    ``<unk>`` stands for unknown words if ``words`` has it, and there is no BOS."""
     unknown = {"unk_token": "<unk>"} if "<unk>" in words else {}
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, **unknown))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

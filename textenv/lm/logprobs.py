@@ -15,7 +15,7 @@ def response_outputs(
 ) -> tuple[Float[Tensor, "n V"], Float[Tensor, "n H"]]:
     """Log-probabilities over the vocabulary, and hidden states, at the ``n`` real response positions.
 
-    The order is that of ``batch.response_mask``: row by row, time by time. The LM head runs on these positions only.
+    The order is that of ``batch.response_mask``: row by row, step by step. The LM head runs on these positions only.
     """
     joined = rows(batch)
     mask = batch.response_mask
@@ -27,7 +27,7 @@ def response_outputs(
 
 
 def gather_predictions(flat: Float[Tensor, " n"], batch: Responses) -> Float[Tensor, "B T"]:
-    """Values at the real response positions back into ``[B, T]``; exact zeros on padding."""
+    """Put values of the real response positions back into ``[B, T]``; exact zeros on padding."""
     out = flat.new_zeros(batch.response_ids.shape)
     return out.masked_scatter(batch.response_mask, flat)
 

@@ -1,7 +1,7 @@
-"""Outputs at the end of many prefixes, one token of choice each: what an agent that steps token by token asks for.
+"""Outputs at the end of many prefixes, for agents that step token by token.
 
-* :func:`prefix_outputs` computes them at once, with gradient; a prefix that begins another one costs nothing.
-* :class:`PrefixCache` keeps keys and values between calls, so that a row that grew by one token costs one token.
+* :func:`prefix_outputs` computes them at once, with gradient; a prefix of another row costs nothing.
+* :class:`PrefixCache` keeps keys and values between calls, so that a row one token longer costs one token.
 """
 
 from typing import NamedTuple
@@ -22,8 +22,8 @@ def prefix_outputs(
 ) -> tuple[Float[Tensor, "B V"], Float[Tensor, "B H"]]:
     """Logits and hidden states at the last real token of right-padded rows, with gradient.
 
-    A row that begins another row is read off that one, since a causal model passes it on the way. A minibatch of single
-    steps holds many such rows, one for each step of the same episode.
+    A row that is a prefix of another is read off that one. A minibatch of single steps holds many such rows, one for
+    each step of the same episode.
     """
     longest, owner = longest_rows(ids, lengths)
     outputs, _ = run(model, longest, attention_mask=torch.ones_like(longest), use_cache=False)
@@ -31,10 +31,10 @@ def prefix_outputs(
 
 
 def longest_rows(ids: Int[Tensor, "B S"], lengths: Int[Tensor, " B"]) -> tuple[Int[Tensor, "U S"], Int[Tensor, " B"]]:
-    """The rows that begin no other row, each once, and for every row the number of one that it begins."""
+    """The rows that are no prefix of another, each once, and for every row the number of one that it is a prefix of."""
     real = length_mask(lengths, ids.shape[1])
     rows, inverse = torch.unique(ids.masked_fill(~real, -1), dim=0, return_inverse=True)
-    # Sorted, with what lies beyond the end (−1) first: a row that begins any other row begins the next one.
+    # Sorted, with −1 beyond the end: a row that is a prefix of any other is a prefix of the next one.
     begins = ((rows[:-1] == rows[1:]) | (rows[:-1] < 0)).all(1)
     longest = torch.cat([~begins, begins.new_ones(1)])
     owner = longest.cumsum(0) - longest.long()
@@ -58,9 +58,9 @@ class _Held(NamedTuple):
 class PrefixCache:
     """Keys and values of N rows of tokens that grow side by side, each at its own length.
 
-    A row whose tokens are what the cache holds of it plus one costs one token. Any other row (a new episode, another
-    environment) is computed afresh, so the result never depends on what was asked before. The same holds when the
-    weights have changed in place; :meth:`forget` is for changes that PyTorch does not count (a fused optimiser).
+    A row that extends its cached tokens by one costs one token. Any other row (a new episode, another environment) is
+    computed afresh, so results never depend on earlier calls. So is every row after the weights change in place; call
+    :meth:`forget` after changes that PyTorch does not count (a fused optimiser).
     """
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class PrefixCache:
     def outputs(
         self, model: PreTrainedModel, ids: Int[Tensor, "N S"], lengths: Int[Tensor, " N"]
     ) -> tuple[Float[Tensor, "N V"], Float[Tensor, "N H"]]:
-        """What :func:`prefix_outputs` returns, to float rounding and without gradient."""
+        """The result of :func:`prefix_outputs`, up to float rounding and without gradient."""
         weights = tuple((p.data_ptr(), p._version) for p in model.parameters())
         held, self._held = self._held, None  # an interrupted call leaves nothing half done
         if held is None or held.weights != weights or len(held.ids) != len(ids):
@@ -109,7 +109,7 @@ def _completed(held: _Held, model: PreTrainedModel, ids: Int[Tensor, "N S"], bef
 
 
 def _holds(held: _Held, ids: Int[Tensor, "N S"], before: Int[Tensor, " N"]) -> Bool[Tensor, " N"]:
-    """Which rows the cache holds: exactly their first ``before`` tokens."""
+    """Rows of which the cache holds exactly the first ``before`` tokens."""
     width = min(ids.shape[1], held.ids.shape[1])
     same = (ids[:, :width] == held.ids[:, :width]) | ~length_mask(before, width)
     return (held.lengths == before) & same.all(1)

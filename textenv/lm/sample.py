@@ -13,13 +13,13 @@ from textenv.lm.load import run
 
 
 class Sampled(NamedTuple):
-    """Responses drawn from a policy, with all that a learner needs to know of the drawing."""
+    """Responses drawn from a policy, with all that a learner needs to know about the draw."""
 
     response_ids: Int[Tensor, "B T"]
     """Right-padded; the ending token included."""
     response_lengths: Int[Tensor, " B"]
     logprobs: Float[Tensor, "B T"]
-    """Of the chosen tokens, under the distribution they were drawn from; zeros on padding."""
+    """Log-probabilities of the chosen tokens under the distribution they were drawn from; zeros on padding."""
     values: Float[Tensor, "B T"]
     """Value of the state *before* each token; zeros on padding and without a value head."""
 
@@ -37,7 +37,7 @@ def sample_responses(
     greedy: bool = False,
     value_head: nn.Module | None = None,
 ) -> Sampled:
-    """Draw one response a prompt until a stop token of ``rule`` or ``max_new_tokens``.
+    """Draw one response per prompt until a stop token of ``rule`` or ``max_new_tokens``.
 
     ``generator`` lives on the CPU (a seed draws the same tokens whatever else runs); None with ``greedy=True`` takes
     the most likely allowed token. Rows that have ended leave the batch once they are half of it.
@@ -54,7 +54,7 @@ def sample_responses(
     values = torch.zeros_like(logprobs)
     stop = torch.tensor(rule.stop_ids, dtype=torch.int64)
 
-    row = torch.arange(size)  # rows of the answer that the rows of the running batch stand for
+    row = torch.arange(size)  # which row of the result each row of the running batch fills
     running = torch.ones(size, dtype=torch.bool)
     attention = mask.long()
     positions = (attention.cumsum(1) - 1).clamp(min=0)
@@ -90,5 +90,5 @@ def sample_responses(
 
 
 def _draw(logprobs: Float[Tensor, "B V"], generator: torch.Generator | None) -> Int[Tensor, " B"]:
-    """One token a row, drawn on the CPU."""
+    """One token per row, drawn on the CPU."""
     return torch.multinomial(logprobs.exp().cpu(), 1, generator=generator).squeeze(1)

@@ -1,4 +1,4 @@
-"""What the package's pages and pictures share: a base template, a style sheet, macros, figure helpers and numbers.
+"""Shared parts of the package's pages and pictures: base template, style sheet, macros, figure helpers and numbers.
 
 A page is a Jinja2 template that extends ``base.html.j2`` and lies beside the module that fills it. The result is one
 file without scripts, and every value is escaped.
@@ -11,7 +11,7 @@ from textenv.data.records import atomic_path
 
 
 def write_page(path: str | Path, template: Path, **values: Any) -> None:
-    """Fill a template and write the page, whole or not at all."""
+    """Fill a template and write the page, completely or not at all."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(

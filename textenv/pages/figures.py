@@ -1,6 +1,6 @@
 """Settings, colours and helpers of the package's pictures, all made without pyplot.
 
-Colours are those of Okabe and Ito (2008), which colour-blind readers tell apart.
+Colours are those of Okabe and Ito (2008), which colour-blind readers can tell apart.
 """
 
 import base64
@@ -44,7 +44,7 @@ STYLE: dict[Any, Any] = {
     "legend.fontsize": 9,
     "lines.linewidth": 1.8,
     "svg.fonttype": "none",
-    "svg.hashsalt": "textenv",  # equal data, equal bytes
+    "svg.hashsalt": "textenv",  # the same data give the same bytes
 }
 
 
@@ -82,7 +82,7 @@ def reliability_diagram(bins: Sequence[Bin], width: float = 3.9, height: float =
 
 @matplotlib.rc_context(STYLE)
 def save(figure: Figure, target: Path | BytesIO, image_format: str) -> None:
-    """Write a picture as ``svg`` or ``png``; equal data give equal bytes."""
+    """Write a picture as ``svg`` or ``png``; the same data give the same bytes."""
     if image_format == "svg":
         figure.savefig(target, format="svg", metadata={"Date": None})
         return
@@ -90,12 +90,12 @@ def save(figure: Figure, target: Path | BytesIO, image_format: str) -> None:
 
     pixels = BytesIO()
     figure.savefig(pixels, format="png", dpi=200)
-    # Flat colours: a palette keeps the picture and a third of its size.
+    # The colours are flat: a palette keeps the picture at a third of its size.
     Image.open(pixels).convert("RGB").quantize(256).save(target, format="png", optimize=True)
 
 
 def data_uri(figure: Figure, image_format: str = "svg") -> str:
-    """A picture as a ``data:`` address, which puts it inside a page."""
+    """A picture as a ``data:`` address, to embed in a page."""
     stream = BytesIO()
     save(figure, stream, image_format)
     kind = {"svg": "svg+xml"}.get(image_format, image_format)

@@ -1,4 +1,4 @@
-"""Numbers as text: fixed digits, a true minus sign, and a dash for what is unknown."""
+"""Numbers as text: fixed digits, a true minus sign, and a dash for unknown values."""
 
 import math
 from typing import NamedTuple
@@ -13,7 +13,7 @@ class Cell(NamedTuple):
     note: str = ""
     """Shown small, after the value."""
     hint: str = ""
-    """Shown while the pointer is over the cell."""
+    """Shown when the pointer is over the cell."""
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -26,7 +26,7 @@ def number(value: float | None, digits: int = 2) -> str:
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """A share in percent, without the sign %."""
+    """A share in percent, without the % sign."""
     return number(None if share is None else 100 * share, digits)
 
 

@@ -1,4 +1,4 @@
-"""Names, and what stands behind them: environment ids, prompt sets, models, plug-ins and experiment files."""
+"""Names and what they stand for: environment ids, prompt sets, models, plug-ins and experiment files."""
 
 from textenv.registry.ids import (
     all_or_nothing,

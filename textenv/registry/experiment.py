@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from textenv.registry.yaml_file import Keys, YamlFile
 
 KINDS = {"language_models": "language model", "reward_models": "reward model", "prompts": "prompts"}
-"""Sections that give names, and what they name."""
+"""Sections that define names, and the kind of thing each names."""
 
 OPTION_KINDS = {
     "reference": "language model",
@@ -33,18 +33,18 @@ OPTION_KINDS = {
 """Options of an environment that are names or paths."""
 
 BUILT_IN_AGENTS = ("reference", "random")
-"""Agents that a run may list without describing them: the environment's own reference, and tokens at random."""
+"""Agents that a run may list without describing them: the environment's reference, and random tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AgentPlan:
-    """An agent by name: its algorithm, and options that whoever runs it understands."""
+    """A named agent: its algorithm and that algorithm's options."""
 
     name: str
     algorithm: str
     options: Mapping[str, Any]
     places: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
-    """Where in the file each option stands ("exp.yaml, line 12"), for errors of whoever runs the agent."""
+    """The place of each option in the file ("exp.yaml, line 12"), for errors when the agent is run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,21 +52,21 @@ class RunPlan:
     """What to run: every agent in every environment with every seed."""
 
     environments: tuple[str, ...]
-    """Ids: of this file, or registered before."""
+    """Ids of this file, or registered before."""
     agents: tuple[str, ...]
     """Names from the section ``agents``, or ``BUILT_IN_AGENTS``."""
     seeds: tuple[int, ...]
     total_episodes: int
-    """Episodes of one run."""
+    """Episodes per run."""
     output: str
     """Folder of the results."""
     evaluation: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Id → options of the environment in which agents are measured after training, like other ``prompts``."""
+    """Id → options that differ in the environment where agents are measured after training, such as ``prompts``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """An experiment file, checked, its relative paths made absolute. Nothing is registered until :meth:`register`."""
+    """A checked experiment file, with absolute paths. Nothing is registered until :meth:`register`."""
 
     path: str
     """The file."""
@@ -79,7 +79,7 @@ class Experiment:
     run: RunPlan | None
 
     def register(self) -> None:
-        """Register names and ids: all of them, or none after an error. Doing it again changes nothing."""
+        """Register all names and ids, or none if there is an error. Repeating it changes nothing."""
         with registry.all_or_nothing():
             for section, kind in KINDS.items():
                 for name, source in getattr(self, section).items():
@@ -90,7 +90,7 @@ class Experiment:
                     registry.register(env_id, **options)
         folder = str(Path(self.path).parent)
         if folder not in sys.path:
-            sys.path.append(folder)  # modules beside the file; last, so that they hide none
+            sys.path.append(folder)  # modules beside the file; last, so that they shadow no others
 
 
 def load_experiment(path: str | Path) -> Experiment:
@@ -105,7 +105,7 @@ def load_experiment(path: str | Path) -> Experiment:
 
 
 class _Reading:
-    """One pass over a file, from the names to the run."""
+    """One pass over a file: names, environments, agents, run."""
 
     def __init__(self, file: "YamlFile") -> None:
         self.file, self.folder = file, file.path.parent
@@ -134,39 +134,39 @@ class _Reading:
         return value
 
     def sources(self, section: str, kind: str, given: dict[str, Any]) -> dict[str, Any]:
-        """Named sources of one section; a name never changes its meaning."""
+        """Named sources of one section. A name never changes its meaning."""
         out = {}
         for name, value in given.items():
             keys = (section, name)
             if not name or ":" in name:
-                raise self.file.error(keys, f"a name must be non-empty and without ':', got {name!r}.")
+                raise self.file.error(keys, f"a name must be non-empty and without ':', got {name!r}. Rename it.")
             if isinstance(value, str) and value in self.names[kind]:
-                raise self.file.error(keys, f"{value!r} is a registered name already. Use it as it stands.")
+                raise self.file.error(keys, f"must not be a registered name, got {value!r}. Use it directly.")
             out[name] = self.source(kind, value, keys)
             if registry.registered_sources(kind).get(name, out[name]) != out[name]:
-                raise self.file.error(keys, f"this {kind} is registered with another source. Choose another name.")
+                raise self.file.error(keys, f"a {kind} must keep its source, got another. Choose another name.")
         self.names[kind] |= out.keys()
         return out
 
     def source(self, kind: str, value: Any, keys: "Keys") -> Any:
-        """A name as it stands, a path made absolute; refused when it can be neither."""
+        """A name unchanged, a path made absolute; anything else is refused."""
         if kind == "prompts" and isinstance(value, list | dict):
             return self.prompts(value, keys)
         if kind == "reward model" and isinstance(value, dict):
-            return value  # a JSON object, checked by what builds it
+            return value  # a JSON object, checked when it is built
         if not isinstance(value, str) or not value:
-            raise self.file.error(keys, f"must be a registered name, a path or 'module:attribute', got {value!r}.")
+            raise self.file.error(keys, f"must be a registered name, path or 'module:attribute', got {value!r}.")
         if value in self.names[kind]:
             return value
         path = self.folder / value
         if path.exists():
             return os.path.abspath(path)
         if looks_like_path(value):
-            raise self.file.error(keys, f"must exist, got {value!r}, looked for at {str(path)!r}. Check the path.")
+            raise self.file.error(keys, f"must exist, got {value!r}, which is not at {str(path)!r}. Check the path.")
         if ":" in value:
             return self.attribute(value, keys)
         if kind != "prompts" and value.count("/") == 1:
-            return value  # a hub id: only loading it will tell
+            return value  # a hub id, which only loading can check
         raise self.file.error(
             keys,
             f"{kind} must be a registered name, an existing path or 'module:attribute', got {value!r}. "
@@ -187,14 +187,14 @@ class _Reading:
         return {**value, "dataset": os.path.abspath(path) if path.exists() else value["dataset"]}
 
     def attribute(self, value: str, keys: "Keys") -> str:
-        """``module:attribute`` whose module can be found, here or beside the file; it is not imported yet."""
+        """``module:attribute`` whose module can be found, installed or beside the file. It is not imported yet."""
         top = value.partition(":")[0].partition(".")[0]
         found = top in sys.modules or importlib.util.find_spec(top) or PathFinder.find_spec(top, [str(self.folder)])
         if not found:
             raise self.file.error(
                 keys,
-                f"'module:attribute' must be importable, got {value!r}. No module {top!r} is installed "
-                f"or stands in {str(self.folder)!r}.",
+                f"'module:attribute' must be importable, got {value!r}. Install {top!r} or put it into "
+                f"{str(self.folder)!r}.",
             )
         return value
 
@@ -207,7 +207,7 @@ class _Reading:
             raise self.file.error(keys, str(error)) from None
         for name in REQUIRED:
             if options.get(name) is None:
-                raise self.file.error(keys, f"{name} must be given. An environment needs {', '.join(REQUIRED)}.")
+                raise self.file.error(keys, f"{name} must be given. Needed are {', '.join(REQUIRED)}.")
         for name, kind in OPTION_KINDS.items():
             if options.get(name) is not None:
                 options[name] = self.source(kind, options[name], (*keys, name))
@@ -218,7 +218,7 @@ class _Reading:
             option = str(error).split(maxsplit=1)[0]
             raise self.file.error((*keys, option) if option in options else keys, str(error)) from None
         if env_id in gymnasium.registry and not registry.is_registered(env_id, options):
-            raise self.file.error(keys, "this id is registered with other options. A changed task is a new version.")
+            raise self.file.error(keys, "an id must keep its options, got others. Raise its -v for a new version.")
         return {**options, "description": str(described)}
 
     def agent(self, name: str, value: Any) -> AgentPlan:
@@ -226,7 +226,7 @@ class _Reading:
         options = dict(self.mapping(keys, value))
         algorithm = options.pop("algorithm", None)
         if not isinstance(algorithm, str):
-            raise self.file.error(keys, f"algorithm must be the name of one, got {algorithm!r}.")
+            raise self.file.error(keys, f"algorithm must be a name, got {algorithm!r}. Name one, like ppo.")
         places = {key: f"{self.file.path}, line {self.file.lines[*keys, key]}" for key in value}
         return AgentPlan(name=name, algorithm=algorithm, options=options, places=places)
 
@@ -235,7 +235,7 @@ class _Reading:
         given = self.mapping(("run",), value, names)
         for name in names[:-1]:
             if given.get(name) is None:
-                raise self.file.error(("run",), f"{name} must be given. A run needs {', '.join(names[:-1])}.")
+                raise self.file.error(("run",), f"{name} must be given. Needed are {', '.join(names[:-1])}.")
         known = {"environments": {*environments, *gymnasium.registry}, "agents": {*agents, *BUILT_IN_AGENTS}}
         for name, choices in known.items():
             for i, item in enumerate(self.items(name, given[name], str)):
@@ -250,13 +250,13 @@ class _Reading:
         if type(episodes) is not int or episodes < 1:
             raise self.file.error(("run", "total_episodes"), f"must be a whole number, 1 or more, got {episodes!r}.")
         if not isinstance(output, str):
-            raise self.file.error(("run", "output"), f"must be a folder, got {output!r}.")
+            raise self.file.error(("run", "output"), f"must be a folder, got {output!r}. Name one.")
         lists = {name: tuple(given[name]) for name in ("environments", "agents", "seeds")}
         measured = self.evaluation(given.get("evaluation") or {}, given["environments"])
         return RunPlan(**lists, total_episodes=episodes, output=str(self.folder / output), evaluation=measured)
 
     def evaluation(self, value: Any, environments: list[str]) -> dict[str, dict[str, Any]]:
-        """Options by environment id; names and paths in them are resolved as everywhere."""
+        """Options by environment id, with names and paths resolved."""
         out = {}
         for env_id, options in self.mapping(("run", "evaluation"), value, environments).items():
             keys: Keys = ("run", "evaluation", env_id)
@@ -271,8 +271,8 @@ class _Reading:
         """A list of distinct items of one type."""
         what = "names" if kind is str else "whole numbers"
         if not isinstance(value, list) or not value or any(type(item) is not kind for item in value):
-            raise self.file.error(("run", name), f"must be a list of {what}, like [a, b], got {value!r}.")
+            raise self.file.error(("run", name), f"must be a list of {what}, got {value!r}. Write it like [a, b].")
         for i, item in enumerate(value):
             if item in value[:i]:
-                raise self.file.error(("run", name, i), f"must stand once, got {item!r} a second time.")
+                raise self.file.error(("run", name, i), f"an item must appear once, got {item!r} twice. Remove one.")
         return value

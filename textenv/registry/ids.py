@@ -31,9 +31,14 @@ def register(
 ) -> None:
     """Register a text-generation environment, single and vector, under a Gymnasium id.
 
-    ``prompts``, ``reference`` and ``reward_model`` are what :class:`textenv.env.TextEnv` takes; ``defaults`` are more
-    of its keyword arguments. All of them can be overridden in ``gym.make``. An id that exists is replaced, with
-    Gymnasium's warning. After an error nothing is registered.
+    All options can be overridden in ``gym.make``. An existing id is replaced, with Gymnasium's warning. After an error
+    nothing is registered.
+
+    Args:
+        id: like ``"myteam/Polite-v0"``; a changed task is a new version.
+        prompts, reference, reward_model, max_prompt_tokens, max_new_tokens, defaults: the options of
+            :class:`textenv.config.TaskConfig`; None leaves a required one to ``gym.make``.
+        description: one line, which ``textenv envs`` lists.
 
     Raises:
         ValueError: an option does not exist, has a wrong value, or is not JSON.
@@ -52,14 +57,14 @@ def register(
             id=id,
             entry_point="textenv.env:TextEnv",
             vector_entry_point="textenv.vector:TextVectorEnv",
-            kwargs=json.loads(json.dumps(options)),  # a copy: the caller's lists stay the caller's
-            # No max_episode_steps: the length budget belongs to the task, which scores what it ends.
+            kwargs=json.loads(json.dumps(options)),  # a copy: the caller may change its lists later
+            # No max_episode_steps: the length budget belongs to the task, which scores the episodes that it ends.
         )
         _descriptions[id] = description
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse options of an id that cannot work: unknown names, non-JSON or wrong values. Loads no model."""
+    """Refuse unknown options, wrong values and values that are not JSON. Loads no model."""
     task = {name: value for name, value in options.items() if name != "render_mode"}
     TaskConfig.check_names(task)
     if all(task.get(name) is not None for name in REQUIRED):
@@ -82,7 +87,7 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 @contextmanager
 def all_or_nothing() -> Iterator[None]:
-    """Registrations in this block count only if it ends well."""
+    """Undo the registrations of a block that fails."""
     stores: list[dict[Any, Any]] = [*sources.stores(), _descriptions, gymnasium.registry]
     before = [dict(store) for store in stores]
     try:
@@ -98,7 +103,7 @@ def environment_spec(env_id: str) -> EnvSpec:
     """The spec of a registered id; ``"module:id"`` imports the module first.
 
     Raises:
-        ValueError: no such id; proposes the one that was meant.
+        ValueError: the id does not exist; suggests the closest one.
     """
     module, _, name = env_id.rpartition(":")
     try:
@@ -113,7 +118,7 @@ def environment_spec(env_id: str) -> EnvSpec:
 
 
 def is_registered(env_id: str, options: Mapping[str, Any]) -> bool:
-    """Whether an id is registered with exactly these options (its description aside)."""
+    """Whether an id is registered with exactly these options, apart from its description."""
     spec = gymnasium.registry.get(env_id)
     return spec is not None and spec.kwargs == {key: value for key, value in options.items() if key != "description"}
 

@@ -1,11 +1,11 @@
-"""Third-party packages that register prompts, models and ids of their own when ``textenv`` is imported.
+"""Third-party packages that register their own prompts, models and ids when ``textenv`` is imported.
 
 A package names a function in its metadata::
 
     [project.entry-points."textenv.plugins"]
     mypackage = "mypackage.textenv_plugin:register"
 
-The function takes no arguments and calls ``textenv.register(...)`` and its kin.
+The function takes no arguments and calls ``textenv.register(...)`` and the like.
 """
 
 import importlib.metadata
@@ -17,9 +17,9 @@ GROUP = "textenv.plugins"
 
 
 def load_plugins() -> list[str]:
-    """Call every plug-in once; the names of those that worked.
+    """Call every plug-in once; return the names of those that worked.
 
-    One that fails is warned about by name, leaves nothing registered, and stops neither the others nor the import.
+    One that fails causes a warning that names it, registers nothing, and stops neither the others nor the import.
     """
     worked = []
     for entry in importlib.metadata.entry_points(group=GROUP):

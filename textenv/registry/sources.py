@@ -1,8 +1,7 @@
-"""Names of prompt sets, reward models and language models, and how a name becomes the thing itself.
+"""Names of prompt sets, reward models and language models, and how they are resolved.
 
-Everything an environment is built from is named by JSON values (a registered name, ``"module:attribute"``, a path, a
-list of strings), so that a Gymnasium spec can be copied and written down. Models are loaded on first use, once per
-process and device, and shared.
+An environment is built from JSON values (a registered name, ``"module:attribute"``, a path, a list of strings), so that
+a Gymnasium spec can be copied and saved. Models are loaded on first use, once per process and device, and shared.
 """
 
 import importlib
@@ -20,10 +19,10 @@ if TYPE_CHECKING:
     from textenv.lm import LanguageModel
 
 SEQUENCE_CLASSIFIER = "reward_models.scorers.transformer:load_reward_model"
-"""What turns a folder or hub id into a reward model. Named, not imported: that package builds on this one."""
+"""Turns a folder or hub id into a reward model. Named, not imported: that package builds on this one."""
 
 REWARD_SPEC = "reward_models.scorers.spec:build_reward_model"
-"""What turns a JSON object into a reward model."""
+"""Turns a JSON object into a reward model."""
 
 _sources: dict[str, dict[str, Any]] = {"prompts": {}, "reward model": {}, "language model": {}}
 _loaded: dict[tuple[str, str, str], Any] = {}
@@ -35,37 +34,48 @@ def stores() -> list[dict[Any, Any]]:
 
 
 def register_prompts(name: str, source: Any) -> None:
-    """Name a prompt set: whatever ``prompts=`` takes (see :func:`prompt_set`), or a function that returns a list."""
-    _register("prompts", name, source)
+    """Name a prompt set: anything that ``prompts=`` takes (see :func:`prompt_set`), or a function that returns a list.
+
+    Raises:
+        ValueError: the name is empty or contains ":".
+    """
+    register_source("prompts", name, source)
 
 
 def register_reward_model(name: str, source: RewardModel | str | Mapping[str, Any]) -> None:
     """Name a reward model: a callable, ``"module:callable"``, the folder or hub id of a sequence classifier, or a JSON
-    object (:mod:`reward_models.scorers.spec`)."""
-    _register("reward model", name, source)
+    object (:mod:`reward_models.scorers.spec`). Raises as :func:`register_prompts`."""
+    register_source("reward model", name, source)
 
 
 def register_language_model(name: str, source: Any) -> None:
-    """Name a language model: a folder, a hub id, or (``"module:``)``function`` that returns a ``LanguageModel``."""
-    _register("language model", name, source)
+    """Name a language model: a folder, a hub id, or a function (or ``"module:function"``) that returns a
+    ``LanguageModel``. Raises as :func:`register_prompts`."""
+    register_source("language model", name, source)
 
 
 def register_source(kind: str, name: str, source: Any) -> None:
     """Name a "prompts", "reward model" or "language model"."""
-    _register(kind, name, source)
+    if not name or ":" in name:
+        raise ValueError(f"the name of a {kind} must be non-empty and without ':', got {name!r}. Choose another.")
+    _sources[kind][name] = source
+    for key in [key for key in _loaded if key[0] == kind and (key[1] == name or _is_composed(kind, key[1]))]:
+        del _loaded[key]
 
 
 def registered_sources(kind: str) -> dict[str, Any]:
-    """What each registered name of a kind stands for."""
+    """The sources of a kind by registered name."""
     return dict(_sources[kind])
 
 
 def prompt_set(source: Any) -> PromptSet:
     """Resolve ``prompts=``: a name, a file, a folder, a data set, ``"module:function"`` or a list.
 
-    A data set is a mapping, ``{"dataset": folder or hub id, "column": "prompt", "split": …, "config": …}`` (the
-    arguments of :func:`.read_dataset`): JSON and YAML as it stands, never mistaken for a path or a name.
-    Records are strings, chats, or objects with a ``prompt`` (further fields become columns).
+    A data set is a mapping of the arguments of :func:`.read_dataset`, like ``{"dataset": folder or hub id, "column":
+    "prompt"}``. Records are strings, chats, or objects with a ``prompt`` (further fields become columns).
+
+    Raises:
+        ValueError: the source does not exist, or a record is malformed.
     """
     if isinstance(source, str | Path):
         return _once("prompts", str(source), "", lambda value: as_prompt_set(_prompt_records(value)))
@@ -78,19 +88,26 @@ def prompt_set(source: Any) -> PromptSet:
 
 
 def language_model(name: str, device: str = "cpu") -> "LanguageModel":
-    """The shared language model behind ``name``."""
+    """The language model behind ``name``, shared by all who ask for it.
+
+    Raises:
+        ValueError: the name stands for no language model.
+    """
     return _once("language model", name, device, lambda source: _language_model(source, device))
 
 
 def fresh_language_model(name: str, device: str = "cpu") -> "LanguageModel":
-    """A copy of the language model behind ``name`` that nobody else holds: what a learner trains."""
+    """A new copy of the language model behind ``name``, to train. Raises as :func:`language_model`."""
     return _language_model(_source("language model", name), device)
 
 
 def reward_model(name: str | Mapping[str, Any], device: str = "cpu") -> RewardModel:
     """The shared reward model behind a name, or behind a JSON object that says how to build one.
 
-    The object (a mapping, or its JSON text) is one of those in :mod:`.scorers.spec`, like ``{"rule": "length"}``.
+    The object (a mapping, or its JSON text) is described in :mod:`reward_models.scorers.spec`.
+
+    Raises:
+        ValueError: the name stands for no reward model, or the object describes none.
     """
     spec = _json_object(name)
     if spec is not None:
@@ -113,7 +130,7 @@ def reward_model(name: str | Mapping[str, Any], device: str = "cpu") -> RewardMo
 
 
 def vocabulary_size(name: str, *, load: bool = False) -> int | None:
-    """Number of actions of an environment on this reference; None where only loading the model would tell.
+    """Number of actions of an environment with this reference; None if only loading the model would tell.
 
     Without ``load`` it comes from a model already in memory or from the ``config.json`` of a folder.
     """
@@ -131,30 +148,22 @@ def vocabulary_size(name: str, *, load: bool = False) -> int | None:
 
 
 def _json_object(source: Any) -> dict[str, Any] | None:
-    """A mapping, or the text of a JSON object, as a dict; None for anything else."""
+    """A mapping, or a JSON object as text, as a dict; None for anything else."""
     if isinstance(source, str) and source.lstrip().startswith("{"):
         try:
             return json.loads(source)
         except json.JSONDecodeError as error:
-            raise ValueError(f"a reward model that starts with '{{' must be JSON, got {source!r}: {error}.") from None
+            raise ValueError(f"a reward model in braces must be JSON, got {source!r}: {error}. Correct it.") from None
     return dict(source) if isinstance(source, Mapping) else None
 
 
 def clear_cache() -> None:
-    """Forget every loaded model and prompt set (the names stay)."""
+    """Forget every loaded model and prompt set, but not their names."""
     _loaded.clear()
 
 
-def _register(kind: str, name: str, source: Any) -> None:
-    if not name or ":" in name:
-        raise ValueError(f"the name of a {kind} must be non-empty and without ':', got {name!r}.")
-    _sources[kind][name] = source
-    for key in [key for key in _loaded if key[0] == kind and (key[1] == name or _is_composed(kind, key[1]))]:
-        del _loaded[key]
-
-
 def _is_composed(kind: str, name: str) -> bool:
-    """Whether a loaded reward model was built from a JSON object, and so may hold others by name."""
+    """Whether a loaded reward model was built from a JSON object, which may contain others by name."""
     return kind == "reward model" and _json_object(_sources[kind].get(name, name)) is not None
 
 
@@ -166,7 +175,7 @@ def _once(kind: str, name: str, device: str, load: Callable[[Any], Any]) -> Any:
 
 
 def _source(kind: str, name: str) -> Any:
-    """What a name stands for; a path, hub id or ``module:attribute`` stands for itself."""
+    """The source of a name; a path, hub id or ``module:attribute`` stands for itself."""
     names = _sources[kind]
     if name in names:
         return names[name]
@@ -187,7 +196,7 @@ def _attribute(source: Any) -> Any:
     try:
         return getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"'module:attribute' must be importable, got {source!r}: {error}.") from error
+        raise ValueError(f"'module:attribute' must be importable, got {source!r}: {error}. Correct it.") from error
 
 
 def _language_model(source: Any, device: str) -> "LanguageModel":
@@ -198,7 +207,7 @@ def _language_model(source: Any, device: str) -> "LanguageModel":
         return load_language_model(source, device=device)
     loaded = source()
     if not isinstance(loaded, LanguageModel):
-        raise ValueError(f"a language-model function must return a LanguageModel, got {type(loaded).__name__}.")
+        raise ValueError(f"language-model functions must return a LanguageModel, got {type(loaded).__name__}. Wrap it.")
     loaded.model.to(device)  # type: ignore[arg-type]
     return loaded
 

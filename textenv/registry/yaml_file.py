@@ -1,4 +1,4 @@
-"""YAML whose values know on which line they stand, so that an error can say where."""
+"""YAML with the line of each value, so that an error can say where."""
 
 import re
 from pathlib import Path
@@ -7,11 +7,11 @@ from typing import Any
 import yaml
 
 Keys = tuple[str | int, ...]
-"""The way to a value: ``("environments", "me/Mine-v0", "kl_coef")``."""
+"""The path to a value: ``("environments", "me/Mine-v0", "kl_coef")``."""
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, for which 3e-4 is a number (YAML 1.2); PyYAML's own reads it as text."""
+    """The safe loader, but 3e-4 is a number (as in YAML 1.2); PyYAML itself reads it as text."""
 
 
 _Loader.add_implicit_resolver(
@@ -29,7 +29,7 @@ class YamlFile:
         """Read ``path``.
 
         Raises:
-            ValueError: no such file, not YAML, a key twice, or a key that is not text; names the line.
+            ValueError: no such file, not YAML, a repeated key, or a key that is not text; names the line.
         """
         self.path = path
         self.lines: dict[Keys, int] = {}
@@ -45,7 +45,7 @@ class YamlFile:
             raise ValueError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', None) or error}).") from None
 
     def error(self, keys: Keys, message: str, line: int | None = None) -> ValueError:
-        """An error that begins with file, line and the way to the value."""
+        """An error that begins with file, line and the path to the value."""
         known = next(keys[:n] for n in range(len(keys), -1, -1) if keys[:n] in self.lines or n == 0)
         way = " → ".join(map(str, keys))
         return ValueError(f"{self.path}, line {line or self.lines.get(known, 1)}: {way + ': ' if way else ''}{message}")
@@ -53,7 +53,7 @@ class YamlFile:
     def _plain(self, node: yaml.Node, keys: Keys) -> Any:
         self.lines.setdefault(keys, node.start_mark.line + 1)
         if len(keys) > 20:
-            raise self.error(keys[:3], "is nested too deeply. An anchor that contains itself does that.")
+            raise self.error(keys[:3], "must have 20 levels or fewer, got more. Is there an anchor inside itself?")
         if isinstance(node, yaml.ScalarNode):
             return self._loader.construct_object(node)
         if node.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
@@ -76,5 +76,5 @@ class YamlFile:
             if key_node.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
                 raise self.error(keys, f"a key must be text, got {key!r}. Quote it.", line)
             if key in seen:
-                raise self.error(keys, f"a key must stand once, got {key!r} a second time.", line)
+                raise self.error(keys, f"a key must appear once, got {key!r} twice. Remove one.", line)
             seen.add(key)

@@ -10,11 +10,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 _POOL = 50
-"""Steps whose examples are sorted by length together: large enough for little padding, small enough to stay random."""
+"""Steps whose examples are sorted by length together: enough for little padding, few enough to stay random."""
 
 
 class Ragged:
-    """Token lists of different lengths, end to end in one tensor, with their lengths: padding is cut to size on use."""
+    """Token lists of different lengths, end to end in one tensor; padding is added on use."""
 
     def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
         self.lengths: Int[Tensor, " N"] = torch.tensor([len(sequence) for sequence in sequences], dtype=torch.int64)
@@ -22,7 +22,7 @@ class Ragged:
         self._starts = self.lengths.cumsum(0) - self.lengths
 
     def padded(self, index: Int[Tensor, " B"], *, left: bool = False) -> tuple[Int[Tensor, "B W"], Int[Tensor, " B"]]:
-        """The lists number ``index`` as ``(ids, lengths)``, padded with 0 on the right (or ``left``) to the longest."""
+        """The lists numbered ``index`` as ``(ids, lengths)``, padded with 0 on the right (or ``left``)."""
         lengths = self.lengths[index]
         column = torch.arange(max(int(lengths.max()), 1))[None, :]
         if left:
@@ -39,8 +39,8 @@ class Ragged:
 def epoch_windows(lengths: Int[Tensor, " N"], window: int, seed: int, epoch: int) -> Iterator[Int[Tensor, " n"]]:
     """The examples of each optimizer step of an epoch, of similar length within a step.
 
-    The order depends on the seed and the epoch alone: shuffle, sort by length within pools of many windows, shuffle the
-    windows of a pool. The examples that fill no window come last.
+    The order depends only on seed and epoch: shuffle, sort by length within pools of many windows, shuffle the windows
+    of each pool. Examples that do not fill a window come last.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(lengths))
@@ -59,7 +59,8 @@ def encode_texts(
     """``(prompt tokens, response tokens)`` of many texts at once, without EOS; special tokens in prompts only.
 
     The tokens are those of ``LanguageModel.encode_prompt`` and ``encode_response``: a chat goes through the tokenizer's
-    template, which brings its own special tokens. ``rendered=True``: so has a string that starts with BOS.
+    template, which adds its own special tokens. With ``rendered``, a string that starts with BOS counts as a chat that
+    has already been rendered.
     """
     keys: list[tuple[str, bool]] = []
     for prompt in prompts:

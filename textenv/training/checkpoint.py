@@ -15,20 +15,20 @@ from textenv.training.trainable import BestWeights, load_trainable, save_trainab
 
 
 class RunFolder:
-    """Writes replace the whole folder, so that a kill at any moment leaves the state before or after.
+    """Each write replaces the whole folder, so that a kill at any moment leaves either the old or the new state.
 
-    Every process of a run may call the methods; only the main one writes. Without a path nothing is written.
+    Every process of a run calls the methods; only the main one writes. Without a path nothing is written.
     """
 
     def __init__(self, path: str | Path | None, *, resume: bool) -> None:
-        """Check the folder, before any long work.
+        """Check the folder before any long work.
 
         Raises:
-            ValueError: it holds files of others or an unfinished run that is not resumed, or cannot be written.
+            ValueError: it holds other files or an unfinished run that is not resumed, or cannot be written.
         """
         self.path = None if path is None else Path(path)
         self.accelerator = Accelerator(device_placement=False)
-        """The processes of the run."""
+        """Links the processes of the run."""
         self._resume = resume
         if self.path is None:
             if resume:
@@ -47,7 +47,7 @@ class RunFolder:
 
     @property
     def checkpoint(self) -> Path | None:
-        """The folder of the checkpoint, if there is one."""
+        """The checkpoint's folder, if there is one."""
         return None if self.path is None else next(self.path.glob("checkpoint-*"), None)
 
     def save(
@@ -70,7 +70,7 @@ class RunFolder:
         """Read the checkpoint into the model and return the state of the loop; None for a fresh start.
 
         Raises:
-            ValueError: it is damaged, or of a run with another identity.
+            ValueError: it is damaged, or belongs to a run with another identity.
         """
         folder = self.checkpoint
         if folder is None:
@@ -95,7 +95,7 @@ class RunFolder:
         )
 
     def replace(self, write: Callable[[Path], None]) -> None:
-        """Replace everything in the folder by what ``write`` writes: a checkpoint, or the finished model."""
+        """Replace everything in the folder with what ``write`` writes: a checkpoint, or the finished model."""
         if self.path is not None:
             if self.accelerator.is_main_process:
                 with replace_folder(self.path) as folder:

@@ -1,4 +1,4 @@
-"""Settings that every supervised training shares."""
+"""Settings shared by all supervised training."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -14,27 +14,27 @@ class TrainingConfig:
     """
 
     learning_rate: Positive = 1e-4
-    """Peak step size of AdamW, > 0. Higher learns faster, then diverges."""
+    """Peak learning rate of AdamW, > 0. Higher learns faster; too high diverges."""
     epochs: PositiveInt = 1
     """Passes over the data, ≥ 1. More fits the data better, then overfits it."""
     batch_size: PositiveInt = 32
-    """Examples in one forward pass, ≥ 1. Higher is faster and takes more memory."""
+    """Examples per forward pass, ≥ 1. Higher is faster and takes more memory."""
     gradient_accumulation_steps: PositiveInt = 1
-    """Forward passes in one optimizer step, ≥ 1. The gradient is that of one large batch, however it is split."""
+    """Forward passes per optimizer step, ≥ 1. The gradient is that of one large batch, however it is split."""
     warmup_ratio: Annotated[Below1, "It is a share of the steps."] = 0.05
-    """Share of the steps, in [0, 1), in which the learning rate rises from 0 to its peak."""
+    """Share of the steps, in [0, 1), over which the learning rate rises from 0 to its peak."""
     lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """Course of the learning rate after the warm-up: to 0 along a line or a cosine, or constant."""
+    """The learning rate after the warm-up: down to 0 along a line or a cosine, or constant."""
     weight_decay: NonNegative = 0.0
     """Decoupled weight decay, ≥ 0, on matrices only (not on biases and norms)."""
-    max_grad_norm: NonNegative = 1.0
-    """Gradients with a larger norm are scaled down to it; 0 never does."""
+    max_grad_norm: Annotated[Positive | None, "Use None to switch clipping off."] = 1.0
+    """Gradients with a larger norm are scaled down to this one; None does not clip."""
     adam_beta2: Below1 = 0.999
-    """Memory of AdamW's squared gradients, in [0, 1). Lower follows changes faster."""
+    """Decay of AdamW's average of squared gradients, in [0, 1). Lower follows changes faster."""
     seed: Count = 0
-    """Order of the examples. The same seed gives the same weights, bit for bit on a CPU."""
+    """Seed of the order of the examples. The same seed gives the same weights, bit for bit on a CPU."""
     logging_steps: Annotated[PositiveInt | None, "Use None for the default."] = None
-    """Optimizer steps between entries of the history, ≥ 1; None: about 50 entries a run."""
+    """Optimizer steps between entries of the history, ≥ 1; None: about 50 entries per run."""
     save_steps: Annotated[PositiveInt | None, "Use None for the default."] = None
     """Optimizer steps between checkpoints in the output folder, ≥ 1; None: only when interrupted."""
 

@@ -1,4 +1,4 @@
-"""Ctrl-C that waits for the end of a step, so that what is saved is a state that can be resumed."""
+"""Ctrl-C that waits for the end of a step, so that the saved state can be resumed."""
 
 import contextlib
 import signal
@@ -9,9 +9,9 @@ from typing import Any
 
 @contextlib.contextmanager
 def deferred_interrupt(*, active: bool = True) -> Iterator[threading.Event]:
-    """The first Ctrl-C sets the event, which the end of the running step reads; a second one acts at once.
+    """The first Ctrl-C sets the event, to be checked at the end of each step; a second one acts at once.
 
-    Outside the main thread, where signals cannot be handled, and with ``active=False``, the event stays unset.
+    Outside the main thread, where signals cannot be handled, or if not ``active``, the event stays unset.
     """
     event = threading.Event()
     if not active or threading.current_thread() is not threading.main_thread():

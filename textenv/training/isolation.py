@@ -11,10 +11,7 @@ from transformers.utils import logging as hf_logging
 
 @contextlib.contextmanager
 def untouched_globals() -> Iterator[None]:
-    """Keep Python's, NumPy's and torch's global random states, and transformers' log level, as they were.
-
-    Inside, transformers shows no progress bars of its own.
-    """
+    """Restore Python's, NumPy's and torch's global random states and transformers' log level; hide its bars inside."""
     python, numpy, level = random.getstate(), np.random.get_state(), hf_logging.get_verbosity()  # noqa: NPY002
     bars = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()

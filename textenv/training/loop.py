@@ -21,28 +21,28 @@ from textenv.training.isolation import untouched_globals
 from textenv.training.trainable import BestWeights, trainable_weights
 
 OnProgress = Callable[[int, int, dict[str, float]], None]
-"""``(step, total steps, latest logged numbers)``, after every optimizer step."""
+"""Called as ``(step, total steps, latest logged figures)`` after every optimizer step."""
 
 
 class Examples(Protocol):
-    """What a loop trains on."""
+    """What :func:`fit` trains on."""
 
     @property
     def lengths(self) -> Int[Tensor, " N"]:
-        """Tokens of each example; they only serve to group examples."""
+        """Tokens of each example; only used to group examples of similar length."""
         ...
 
     def collate(self, index: Int[Tensor, " B"]) -> dict[str, Tensor]:
-        """The batch of the examples numbered ``index``."""
+        """A batch of the examples numbered ``index``."""
         ...
 
     def items(self, index: Int[Tensor, " B"]) -> int:
-        """Items (tokens, prompts) of these examples, over which the mean loss is taken."""
+        """The number of items (tokens or prompts) of these examples, over which the loss is averaged."""
         ...
 
 
 class Objective(nn.Module):
-    """A loss as a module, so that what wraps it for several processes wraps the whole computation.
+    """A loss as a module, so that the wrapper for several processes covers the whole computation.
 
     ``summed_loss(model, **batch)`` is a *sum* over items; the loop divides by the items of the whole optimizer step, so
     that the gradient does not depend on how the step is split into micro-batches or processes.
@@ -58,26 +58,26 @@ class Objective(nn.Module):
 
 
 class Evaluation(NamedTuple):
-    """Figures measured after every epoch and every ``steps`` optimizer steps."""
+    """Figures measured after every epoch, and every ``steps`` optimizer steps."""
 
     measure: Callable[[], dict[str, float]]
     steps: int | None = None
     best: BestWeights | None = None
-    """The model ends with the weights of the best evaluation, and the run stops when that is long ago."""
+    """If given, training ends with the weights of the best evaluation, and early once its patience is exhausted."""
 
 
 class Fit(NamedTuple):
-    """What training leaves behind, beside the weights."""
+    """The record of a training run."""
 
     history: list[dict[str, float]]
     """One entry per logging interval: ``loss`` (mean since the last), ``grad_norm, learning_rate, epoch, step``; and
-    one per evaluation with its figures."""
+    one per evaluation, with its figures."""
     seconds: float
     """Wall-clock time of this call."""
     steps: int
-    """Optimizer steps of the whole run; fewer than planned when it stopped early."""
+    """Optimizer steps of the whole run; fewer than planned if it stopped early."""
     evaluation: dict[str, float]
-    """Figures of the weights that the model ends with; empty without an evaluation."""
+    """Figures of the final weights; empty without an evaluation."""
 
 
 def fit(
@@ -92,12 +92,12 @@ def fit(
 ) -> Fit:
     """Minimise ``objective`` in place and leave the model in eval mode.
 
-    Ctrl-C finishes the step, leaves a checkpoint in ``folder`` and raises KeyboardInterrupt; the last step leaves one
-    too, so that nothing that fails later loses the training. A resumed run ends with the weights of a run that never
-    stopped. ``inputs`` are fingerprints by name of all that the run depends on beside ``config``.
+    Ctrl-C finishes the step, saves a checkpoint in ``folder`` and raises KeyboardInterrupt; the last step saves one
+    too, so that a later failure loses nothing. A resumed run ends with the weights of a run that never stopped.
+    ``inputs`` names fingerprints of everything besides ``config`` that the run depends on.
 
     Raises:
-        ValueError: the checkpoint in ``folder`` is damaged or of another run.
+        ValueError: the checkpoint in ``folder`` is damaged or belongs to another run.
     """
     start = time.perf_counter()
     with contextlib.ExitStack() as stack:
@@ -129,7 +129,7 @@ def fit(
 
 
 class _Loop:
-    """A run between two steps: all that a checkpoint keeps."""
+    """A run between two steps."""
 
     def __init__(
         self,
@@ -166,15 +166,15 @@ class _Loop:
         self.step = 0
         self.history: list[dict[str, float]] = []
         self.losses: list[float] = []
-        """Of the steps since the last entry of the history."""
+        """Losses of the steps since the last entry of the history."""
         self.figures: dict[str, float] = {}
-        """Of the last evaluation."""
+        """Figures of the last evaluation."""
         self.latest: dict[str, float] = {}
         self._resume()
         self._windows = self._remaining()
 
     def _remaining(self) -> Any:
-        """The windows of examples of the steps to come."""
+        """The examples of each remaining step."""
         for epoch in range(self.step // self.epoch_steps, self.config.epochs):
             done = self.step - epoch * self.epoch_steps
             yield from itertools.islice(
@@ -184,7 +184,7 @@ class _Loop:
     def train_step(self) -> None:
         """One optimizer step over one window, shared by the processes."""
         config, accelerator = self.config, self.accelerator
-        torch.manual_seed(config.seed + self.step)  # whatever is random in a model repeats in a resumed run
+        torch.manual_seed(config.seed + self.step)  # randomness inside a model repeats in a resumed run
         self.objective.train()
         window = next(self._windows)
         items, rank, processes = self.examples.items(window), accelerator.process_index, accelerator.num_processes
@@ -192,7 +192,7 @@ class _Loop:
         total = torch.zeros((), device=self.model.device)
         for number, part in enumerate(parts, start=1):
             share = part[rank::processes]
-            batch = self.examples.collate(share if len(share) else part[:1])  # every process takes part in each pass
+            batch = self.examples.collate(share if len(share) else part[:1])  # every process joins each pass
             with contextlib.nullcontext() if number == len(parts) else accelerator.no_sync(self.objective):
                 loss = self.objective(**{name: value.to(self.model.device) for name, value in batch.items()})
                 loss = loss / items * bool(len(share))

@@ -1,4 +1,4 @@
-"""Progress on the terminal: one bar a step, with the latest figures beside it."""
+"""Progress on the terminal: one bar per task, with the latest figures beside it."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -17,9 +17,9 @@ class Advance(Protocol):
 
 @contextmanager
 def progress_bar(title: str, console: Console | None = None) -> Iterator[Advance]:
-    """A live bar that shows how far a long step is and what it measures; a plain line when not on a terminal.
+    """A live bar with the progress and figures of a long task; a plain line when not on a terminal.
 
-    It appears with the first step, so that an error before it stands alone.
+    It appears with the first step, so that an error before it is shown without a bar.
     """
     console = console or Console(stderr=True)
     columns = (
@@ -46,7 +46,7 @@ def progress_bar(title: str, console: Console | None = None) -> Iterator[Advance
 
 
 def quiet_libraries() -> None:
-    """Hide the progress bars of transformers, the hub and datasets, so that they do not show beside ours."""
+    """Hide the progress bars of transformers, the hub and datasets, which would disturb ours."""
     os.environ.update(HF_HUB_DISABLE_PROGRESS_BARS="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1")
     from transformers.utils import logging
 

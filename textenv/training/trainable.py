@@ -1,4 +1,4 @@
-"""The trainable part of a model: written, read, and kept at its best while a run goes on."""
+"""The trainable part of a model: saving it, loading it, and keeping its best version during training."""
 
 import json
 from pathlib import Path
@@ -11,28 +11,24 @@ from textenv.data.records import write_json
 
 
 def trainable_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters that training changes, by name; not copies."""
+    """The parameters that training changes, by name, not copied."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def save_trainable(model: nn.Module, path: Path) -> None:
-    """Write the trainable parameters, and nothing else, as safetensors."""
+    """Write only the trainable parameters, as safetensors."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: weight.detach().cpu().contiguous() for name, weight in trainable_weights(model).items()}, path)
 
 
 def load_trainable(model: nn.Module, path: Path) -> None:
-    """Put back what :func:`save_trainable` wrote.
-
-    Raises:
-        ValueError: the file holds other parameters.
-    """
+    """Restore what :func:`save_trainable` wrote; ValueError if the file holds other parameters."""
     _assign(model, load_file(path), path)
 
 
 class BestWeights:
-    """The trainable weights of the evaluation with the lowest ``metric``, and the count of those since that were no
-    better; after ``patience`` of them the run may stop."""
+    """The trainable weights at the evaluation with the lowest ``metric``; exhausted after ``patience`` evaluations
+    without a lower one."""
 
     def __init__(self, model: nn.Module, metric: str, patience: int) -> None:
         self._model, self._metric, self._patience = model, metric, patience
@@ -47,7 +43,7 @@ class BestWeights:
         return self.since >= self._patience
 
     def update(self, evaluation: dict[str, float]) -> None:
-        """Take note of an evaluation of the model as it is now."""
+        """Compare an evaluation of the current weights with the best one."""
         if self.evaluation and not evaluation[self._metric] < self.evaluation[self._metric]:
             self.since += 1
             return
@@ -55,18 +51,18 @@ class BestWeights:
         self._weights = {name: weight.detach().clone() for name, weight in trainable_weights(self._model).items()}
 
     def restore(self) -> None:
-        """Put the best weights into the model."""
+        """Load the best weights into the model."""
         if self._weights:
             _assign(self._model, self._weights, "the best weights")
 
     def save(self, folder: Path) -> None:
-        """Beside a checkpoint, so that a resumed run remembers."""
+        """Save to a checkpoint, for a resumed run."""
         if self._weights:
             save_file({name: weight.cpu() for name, weight in self._weights.items()}, folder / "best.safetensors")
             write_json(folder / "best.json", {"evaluation": self.evaluation, "since": self.since})
 
     def load(self, folder: Path) -> None:
-        """What :meth:`save` left, if anything."""
+        """Restore what :meth:`save` wrote, if anything."""
         if not (folder / "best.json").is_file():
             return
         saved = json.loads((folder / "best.json").read_text("utf-8"))
@@ -82,8 +78,8 @@ def _assign(model: nn.Module, weights: dict[str, Tensor], source: object) -> Non
     own = trainable_weights(model)
     if own.keys() != weights.keys():
         raise ValueError(
-            f"saved weights must be those of the trainable parameters, with {sorted(own.keys() ^ weights.keys())} on "
-            f"one side only, in {source}. Use the settings that the run started with."
+            f"saved weights must match the trainable parameters, got {sorted(own.keys() ^ weights.keys())} on one side "
+            f"only, in {source}. Use the settings that the run started with."
         )
     for name, parameter in own.items():
         parameter.copy_(weights[name])

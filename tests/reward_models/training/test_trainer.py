@@ -68,7 +68,7 @@ def test_the_loss_in_training_is_the_ranking_loss_of_the_scores_the_model_gives(
 @pytest.mark.parametrize(("size", "accumulation"), [(2, 2), (1, 4), (3, 2)])
 def test_loss_and_gradient_do_not_depend_on_how_a_step_is_split(size, accumulation):
     start = train_reward_model(tiny_model(), RANKINGS, config(normalize=False)).model
-    options = {"max_grad_norm": 0.0, "warmup_ratio": 0.0, "lr_schedule": "constant"}
+    options = {"max_grad_norm": None, "warmup_ratio": 0.0, "lr_schedule": "constant"}
     whole = train_reward_model(start, RANKINGS, config(batch_size=size * accumulation, **options))
     split = train_reward_model(
         start, RANKINGS, config(batch_size=size, gradient_accumulation_steps=accumulation, **options)

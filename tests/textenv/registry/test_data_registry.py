@@ -30,7 +30,7 @@ def test_characters_that_python_takes_for_line_ends_survive_writing_and_reading(
     write_jsonl(tmp_path / "a.jsonl", records)
     assert read_jsonl(tmp_path / "a.jsonl") == records
     (tmp_path / "dos.jsonl").write_bytes(b'{"x": 1}\r\n\r\n{"x": 2}\r\n[]\r\n')
-    with pytest.raises(ValueError, match=r"dos\.jsonl, line 4: must be a JSON object, not list"):
+    with pytest.raises(ValueError, match=r"dos\.jsonl, line 4: must be a JSON object, got list"):
         read_jsonl(tmp_path / "dos.jsonl")
 
 
