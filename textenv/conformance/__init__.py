@@ -1,8 +1,8 @@
 """Does an environment id keep the contract? ``textenv check ID``, or ``textenv.conformance.check(ID, **options)``.
 
-What is checked is what agents rely on (docs/environment.md); the id may be anybody's. An environment has to offer
+The checks cover what agents rely on (docs/environment.md), on any id, of this package or not. An environment must have
 ``reference``, ``kl_coef``, ``report_logprobs``, ``attach_policy`` and ``action_masks``, and its vector form ``play``;
-an id without a vector entry point is checked without one. Each check is named for what it found broken.
+an id without a vector entry point is checked without one.
 """
 
 import functools
@@ -34,8 +34,8 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     },
     "play": vector_checks.play,
 }
-"""Name → a function that returns what it compared, and raises at the first thing that is broken. They run in this
-order: the first one also sees the models being loaded."""
+"""Name → a function that returns what it compared, and raises at the first violation. They run in this order, so that
+the first one also covers the loading of models."""
 
 
 class Check(NamedTuple):
@@ -44,7 +44,7 @@ class Check(NamedTuple):
     name: str
     passed: bool
     detail: str
-    """What was compared; for a failure the first difference; for a check that could not run "skipped: " and why."""
+    """What was compared; for a failure, the first difference; for a check that could not run, "skipped: " and why."""
     seconds: float
 
 
@@ -60,7 +60,7 @@ class ConformanceReport(NamedTuple):
 
     @property
     def failures(self) -> dict[str, str]:
-        """Name → detail of what failed."""
+        """Name → detail of each failed check."""
         return {check.name: check.detail for check in self.checks if not check.passed}
 
 
@@ -68,7 +68,7 @@ def check(env_id: str, **options: Any) -> ConformanceReport:
     """Run every check on an id; ``options`` are those of ``gymnasium.make``. No other check runs if "make" fails.
 
     Raises:
-        ValueError: no such id.
+        ValueError: the id does not exist.
     """
     subject = Subject(env_id, options)
     found: list[Check] = []

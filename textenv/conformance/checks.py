@@ -1,4 +1,4 @@
-"""What any Gymnasium environment must do: checkers, specs, pickling, shared models, nothing global, nothing aliased."""
+"""Rules for any Gymnasium environment: checkers, specs, pickling, shared models, no global state, no aliasing."""
 
 import copy
 import functools
@@ -23,13 +23,14 @@ from textenv.conformance.subject import (
     difference,
     episodes,
     expect,
+    expect_equal,
     expect_same,
     run_vector,
 )
 
 
 def make(subject: Subject) -> str:
-    """It can be made, single and vector."""
+    """The environment can be made, single and vector."""
     reference = subject.make().unwrapped.reference
     if subject.has_vector:
         subject.make_vec(2)
@@ -67,7 +68,7 @@ def global_generators(subject: Subject) -> str:
     for name, state in before.items():
         expect(
             difference(state, after[name]) is None,
-            f"the global generator of {name} was used or seeded. Use self.np_random.",
+            f"the global generator of {name} must be left alone, but was used or seeded. Use self.np_random.",
         )
     return "random, numpy.random and torch untouched"
 
@@ -93,16 +94,14 @@ def stable_baselines3_checker(subject: Subject) -> str:
 
 
 def for_random_actions(subject: Subject) -> dict[str, Any]:
-    """What the checkers need who act at random: they read no action mask and report no log-probabilities."""
+    """Options for checkers that act at random: they read no action masks and report no log-probabilities."""
     masked = {"min_new_tokens": 0} if subject.settings["min_new_tokens"] else {}
     return masked | ({"kl_source": "auto"} if subject.settings["kl_source"] == "reported" else {})
 
 
 def spec_json(subject: Subject) -> str:
-    """The spec survives JSON, and what it re-makes plays the same."""
-    expect(
-        subject.spec.max_episode_steps is None, "max_episode_steps must be None: the length budget belongs to the env"
-    )
+    """The spec survives JSON, and environments made from it play the same."""
+    expect_equal("max_episode_steps", subject.spec.max_episode_steps, None, "The length budget belongs to the task.")
     env = subject.make()
     assert env.spec is not None
     again = EnvSpec.from_json(env.spec.to_json())
@@ -116,11 +115,11 @@ def spec_json(subject: Subject) -> str:
 
 
 PICKLE_LIMIT = 100_000
-"""Bytes. Names and token buffers fit easily; weights do not."""
+"""Bytes: names and token buffers fit easily, weights do not."""
 
 
 def shared_models(subject: Subject) -> str:
-    """One reference a process: neither ``make`` nor ``.spec`` nor a wrapper copies it."""
+    """One reference per process: neither ``make`` nor ``.spec`` nor a wrapper copies it."""
     model = subject.make().unwrapped.reference.model
     copies: list[str] = []
     doing = ""
@@ -145,18 +144,15 @@ def shared_models(subject: Subject) -> str:
             inner.append(vector.unwrapped)
     finally:
         del model.__deepcopy__
-    expect(
-        not copies, f"the reference was deep-copied by {copies[0] if copies else ''}. Name models; do not pass them."
-    )
+    expect(not copies, f"the reference must not be copied, but was by {copies[:1]}. Name models; do not pass them.")
     for one in inner:
-        expect(
-            one.reference.model is model, f"{type(one).__name__} holds a reference of its own. Share the registry's."
-        )
+        name = type(one).__name__
+        expect(one.reference.model is model, f"{name} must share the registry's reference, but has its own. Share it.")
     return "one reference model in every environment, spec and wrapper"
 
 
 def pickling(subject: Subject) -> str:
-    """Specs, factories and environments pickle the way AsyncVectorEnv sends them to its processes: by cloudpickle."""
+    """Specs, factories and environments can be pickled the way AsyncVectorEnv does it: by cloudpickle."""
     env = subject.make()
     factory = pickle.loads(pickle.dumps(CloudpickleWrapper(functools.partial(gymnasium.make, env.spec))))
     pickled = pickle.dumps(CloudpickleWrapper(lambda: env))
@@ -172,7 +168,7 @@ def pickling(subject: Subject) -> str:
 
 
 def fresh_arrays(subject: Subject) -> str:
-    """What was returned is the caller's: it never changes later, and changing it changes nothing."""
+    """What was returned belongs to the caller: it never changes later, and changing it has no effect."""
 
     def runs(play: Callable[..., Any]) -> None:
         kept: list[tuple[Any, Any]] = []
@@ -186,11 +182,11 @@ def fresh_arrays(subject: Subject) -> str:
     if subject.has_vector:
         vector = subject.make_vec(3)
         runs(lambda touch: run_vector(vector, 3, 12, touch=touch))
-    return "later steps do not change what was returned, nor the other way round"
+    return "later steps do not change what was returned, nor does changing it affect them"
 
 
 def spoil(value: Any) -> None:
-    """Overwrite arrays and empty containers, all the way down."""
+    """Overwrite arrays and empty containers, recursively."""
     if isinstance(value, dict):
         for part in list(value.values()):
             spoil(part)

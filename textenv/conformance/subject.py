@@ -14,17 +14,17 @@ from textenv import registry
 from textenv.config import TaskConfig
 
 EOS_RATES = (1.0, 0.25, 0.25, 0.25, 0.0)
-"""How likely a random token is EOS, an episode: one that ends at once, some in between, one that spends its budget."""
+"""Chance of EOS at each token, per episode: one ends at once, one uses its whole budget, the others lie in between."""
 
 TOLERANCE = 1e-5
-"""Absolute and relative, of every float; all else is compared exactly."""
+"""Absolute and relative tolerance of floats; everything else is compared exactly."""
 
 Step = tuple[Any, Any, Any, Any, dict[str, Any]]
 """Observation, reward, terminated, truncated, info."""
 
 
 class Subject:
-    """An id with options."""
+    """An id and its options."""
 
     def __init__(self, env_id: str, options: Mapping[str, Any]) -> None:
         self.spec = registry.environment_spec(env_id)
@@ -32,7 +32,7 @@ class Subject:
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
-        """Every option of the task as it is in force: the environment's own ``task.config``, else what made it."""
+        """Every option of the task: from the environment's own ``task.config``, else from what it was made with."""
         task = getattr(self.make().unwrapped, "task", None)
         if isinstance(getattr(task, "config", None), TaskConfig):
             return vars(task.config)  # type: ignore[union-attr]
@@ -44,8 +44,8 @@ class Subject:
         return self.spec.vector_entry_point is not None
 
     def make(self, spec: Any = None, **more: Any) -> Any:
-        """The environment with the reference attached as its policy. Gymnasium's passive checker, which only warns, is
-        left out: its rules are a check of their own."""
+        """The environment, with the reference attached as its policy. Gymnasium's passive checker is off: its rules have
+        a check of their own."""
         more = {**self.options, **more} if spec is None else more
         return attach(gymnasium.make(self.spec if spec is None else spec, disable_env_checker=True, **more))
 
@@ -61,7 +61,7 @@ def attach(env: Any) -> Any:
 
 
 class Episode(NamedTuple):
-    """One episode of a single environment: copies of what was returned, and what was told to it."""
+    """One episode of a single environment: copies of what it returned, and what it was given."""
 
     start: tuple[Any, dict[str, Any]]
     steps: list[Step]
@@ -82,7 +82,7 @@ def run_episode(
 ) -> Episode:
     """Play random allowed tokens, EOS with probability ``eos_rate``, and report random log-probabilities.
 
-    ``touch`` is called on everything returned, after it was copied.
+    ``touch`` is called on everything returned, once it has been copied.
     """
     inner = env.unwrapped
     start = env.reset(seed=seed)
@@ -101,7 +101,7 @@ def run_episode(
         touch(step)
         if step[2] or step[3]:
             return episode
-    raise AssertionError(f"an episode must end within max_new_tokens ({budget}) steps, and did not")
+    raise AssertionError(f"an episode must end within max_new_tokens ({budget}) steps, and did not. End it there.")
 
 
 def run_vector(
@@ -128,7 +128,7 @@ def action_masks(inner: Any) -> np.ndarray:
 def choose(
     rng: np.random.Generator, masks: Bool[np.ndarray, "N V"], eos_id: int, eos_rates: np.ndarray
 ) -> Int[np.ndarray, " N"]:
-    """An allowed action a row: EOS with its probability where allowed, else any other at random."""
+    """An allowed action per row: EOS with its probability if allowed, else any other at random."""
     actions = []
     for mask, rate in zip(masks, eos_rates, strict=True):
         others = np.flatnonzero(mask & (np.arange(len(mask)) != eos_id))
@@ -137,7 +137,7 @@ def choose(
 
 
 def difference(got: Any, want: Any, path: str = "") -> str | None:
-    """Where and how two nested values differ: exactly, floats beyond ``TOLERANCE``; None when they do not."""
+    """Where and how two nested values differ, with ``TOLERANCE`` for floats; None if they do not."""
     if type(got) is not type(want):
         return f"{path or 'value'}: type {type(got).__name__}, not {type(want).__name__}"
     if isinstance(want, dict):
@@ -170,26 +170,30 @@ def is_float_array(value: Any) -> bool:
 
 
 def row(value: Any, index: int) -> Any:
-    """What a vector info, a batched observation or a column holds for one slot, in plain Python."""
+    """One slot of a vector info, a batched observation or a column."""
     if isinstance(value, dict):
         return {key: row(part, index) for key, part in value.items() if not key.startswith("_")}
     return value[index]
 
 
 def plain(value: Any) -> Any:
-    """NumPy scalars as Python ones, inside dicts."""
+    """NumPy scalars as Python ones, also inside dicts."""
     if isinstance(value, dict):
         return {key: plain(part) for key, part in value.items()}
     return value.item() if isinstance(value, np.generic) else value
 
 
 class Skipped(Exception):
-    """A check that cannot run, and why."""
+    """Raised with the reason when a check cannot run."""
 
 
 def expect(condition: Any, message: str) -> None:
     if not condition:
         raise AssertionError(message)
+
+
+def expect_equal(name: str, got: Any, want: Any, remedy: str = "") -> None:
+    expect(got == want, f"{name} must be {want}, got {got}. {remedy}".rstrip())
 
 
 def expect_same(got: Any, want: Any, what: str) -> None:
@@ -198,7 +202,7 @@ def expect_same(got: Any, want: Any, what: str) -> None:
 
 
 def episodes(subject: Subject, env: Any, **options: Any) -> list[Episode]:
-    """The same few random episodes for every environment that behaves the same."""
+    """A few random episodes, the same for every environment that behaves the same."""
     rng = np.random.default_rng(0)
     return [
         run_episode(env, seed, rng, subject.settings["max_new_tokens"], eos_rate=rate, **options)

@@ -1,4 +1,4 @@
-"""The vector form against single environments: ``step`` in every autoreset mode, and ``play``."""
+"""The vector form compared with single environments: ``step`` in every autoreset mode, and ``play``."""
 
 from typing import Any
 
@@ -13,6 +13,7 @@ from textenv.conformance.subject import (
     choose,
     close,
     expect,
+    expect_equal,
     expect_same,
     plain,
     row,
@@ -20,18 +21,18 @@ from textenv.conformance.subject import (
 )
 
 SLOTS = len(EOS_RATES)
-"""Episodes at once."""
+"""Slots of the vector environments."""
 
 
 def vector(subject: Subject, mode: AutoresetMode) -> str:
-    """The native vector returns what Gymnasium's ``SyncVectorEnv`` of single environments returns."""
+    """The vector form returns what Gymnasium's ``SyncVectorEnv`` of single environments returns."""
     need_vector(subject)
     native = subject.make_vec(SLOTS, autoreset_mode=mode.value)
     sync = SyncVectorEnv([subject.make] * SLOTS, autoreset_mode=mode)
     singles: list[Any] = [env.unwrapped for env in sync.envs]
     for name in ("observation_space", "action_space", "single_observation_space", "single_action_space"):
-        expect(getattr(native, name) == getattr(sync, name), f"{name} must be {getattr(sync, name)}")
-    expect(native.metadata["autoreset_mode"] is mode, f"metadata must say autoreset_mode {mode}")
+        expect_equal(name, getattr(native, name), getattr(sync, name))
+    expect_equal("autoreset_mode in metadata", native.metadata["autoreset_mode"], mode)
     rng = np.random.default_rng(0)
     expect_same(native.reset(seed=11), sync.reset(seed=11), "reset(seed)")
     ended, resetting = 0, np.zeros(SLOTS, dtype=bool)
@@ -58,7 +59,7 @@ def vector(subject: Subject, mode: AutoresetMode) -> str:
 
 
 def play(subject: Subject) -> str:
-    """``play`` returns what the last ``step`` of each slot would have returned, then goes on alike."""
+    """``play`` returns what the last ``step`` of each slot would have returned, and the next episodes are the same."""
     need_vector(subject)
     count, budget = len(EOS_RATES), subject.settings["max_new_tokens"]
     singles = [subject.make() for _ in range(count)]
@@ -80,8 +81,8 @@ def play(subject: Subject) -> str:
             where = f"slot {i}, {mode.value}"
             last = infos["final_obs"][i] if same_step else row(observation, i)
             expect_same(last, want[0], f"last observation ({where})")
-            expect(close(got[i], want[1]), f"reward ({where}): {got[i]}, not {want[1]}")
-            expect((bool(terminated[i]), bool(truncated[i])) == want[2:4], f"terminated or truncated ({where})")
+            expect(close(got[i], want[1]), f"reward ({where}) must be {want[1]}, got {got[i]}.")
+            expect_equal(f"terminated or truncated ({where})", (bool(terminated[i]), bool(truncated[i])), want[2:4])
             expect_same(plain(row(final, i)), plain(want[4]), f"info ({where})")
             if same_step:
                 expect_same(row(observation, i), next_starts[i][0], f"first observation of the next episode ({where})")
@@ -90,4 +91,4 @@ def play(subject: Subject) -> str:
 
 def need_vector(subject: Subject) -> None:
     if not subject.has_vector:
-        raise Skipped("the id has no vector_entry_point; gymnasium.make_vec falls back on SyncVectorEnv")
+        raise Skipped("the id has no vector_entry_point; gymnasium.make_vec falls back to SyncVectorEnv")

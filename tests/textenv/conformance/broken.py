@@ -1,4 +1,4 @@
-"""Environments that each break one rule of the contract: what the conformance suite has to find."""
+"""Environments that each break one rule of the contract, for the conformance suite to find."""
 
 import copy
 import random
@@ -16,11 +16,11 @@ from textenv.vector import TextVectorEnv
 
 
 class Sound(TextEnv):
-    """Breaks nothing: somebody's own subclass."""
+    """Breaks nothing: a subclass as a user might write it."""
 
 
 class ReusesItsBuffer(TextEnv):
-    """Writes every observation into the arrays that it returned before."""
+    """Writes every observation into the arrays that it has already returned."""
 
     buffer = None
 
@@ -34,14 +34,14 @@ class ReusesItsBuffer(TextEnv):
 
 
 class HandsOutItsTokens(TextEnv):
-    """Returns a view of the buffer that it scores."""
+    """Returns a view of the buffer that will be scored."""
 
     def _observation(self):
         return {**super()._observation(), "input_ids": self._episodes.tokens[0]}
 
 
 class ReadsWhatItReturned(TextEnv):
-    """Builds an observation from the one before, which is the caller's by then."""
+    """Builds an observation from the previous one, which belongs to the caller by then."""
 
     last = None
 
@@ -55,7 +55,7 @@ class ReadsWhatItReturned(TextEnv):
 
 
 class KeepsItsInfo(TextEnv):
-    """Returns one dict of reward terms again and again."""
+    """Returns the same dict of reward terms every time."""
 
     def __init__(self, **options):
         super().__init__(**options)
@@ -143,7 +143,7 @@ class WrongDtype(TextEnv):
 
 
 class HasASeedMethod(TextEnv):
-    """Of old Gym: Gymnasium's checker only warns of it."""
+    """Has a method of old Gym, which Gymnasium's checker only warns about."""
 
     def seed(self, seed=None):
         pass
@@ -218,7 +218,7 @@ class PaysByMode(AtTheEnd):
 
 
 class SaysAnother(AtTheEnd):
-    """Of one number in the last info."""
+    """Reports another value for one key of the last info."""
 
     key = ""
     value = 0.5
@@ -236,7 +236,7 @@ class SaysAnotherBeta(SaysAnother):
 
 
 class SaysAnotherKL(SaysAnother):
-    """Of the tokens, with what is paid for them in accord."""
+    """Reports another KL per token, while the reward stays as it is."""
 
     key = "kl_per_token"
     value = np.zeros(6, dtype=np.float32)
@@ -265,7 +265,7 @@ class PaysTwiceForTheReference(AtTheEnd):
 
 
 class SaysAnotherSum(AtTheEnd):
-    """``kl`` is not the sum of its tokens, and is paid."""
+    """Reports, and charges, a ``kl`` that is not the sum over its tokens."""
 
     def change(self, observation, reward, terminated, truncated, info):
         info["kl"] += 0.5
@@ -286,7 +286,7 @@ class DropsTheTerms(AtTheEnd):
 
 
 class PaysForTheKL(AtTheEnd):
-    """Sign of β flipped, consistently."""
+    """Flips the sign of β everywhere."""
 
     def change(self, observation, reward, terminated, truncated, info):
         terms = {**info["reward_terms"], "kl": -info["reward_terms"]["kl"]}
@@ -294,7 +294,7 @@ class PaysForTheKL(AtTheEnd):
 
 
 class OtherKL(AtTheEnd):
-    """Another KL a token, with everything else consistent."""
+    """Uses another KL per token, consistently."""
 
     def per_token(self, k1, length):
         raise NotImplementedError
@@ -384,7 +384,7 @@ class PadsThePromptOnTheRight(TextEnv):
 
 
 class MasksByEos(TextEnv):
-    """Takes every EOS for padding, the real one too."""
+    """Takes every EOS for padding, even the real one."""
 
     def _observation(self):
         observation = super()._observation()
@@ -431,7 +431,7 @@ class FinalObservationOfTheNext(TextVectorEnv):
 
 
 class AddsTheMeanScore(TextVectorEnv):
-    """A reward that depends on who else ends at the same step."""
+    """Pays more if other episodes end at the same step."""
 
     def step(self, actions):
         observation, rewards, ended, *rest = super().step(actions)
@@ -445,7 +445,7 @@ class FloatRewards(TextVectorEnv):
 
 
 class KeepsOnGoing(TextVectorEnv):
-    """NextStep that resets with the step that ends and not with the next one."""
+    """Resets in the step that ends an episode, although NextStep should wait for the next one."""
 
     def step(self, actions):
         observation, *rest = super().step(actions)
@@ -462,7 +462,7 @@ class IgnoresTheResetMask(TextVectorEnv):
 
 
 class DrawsANewGenerator(TextVectorEnv):
-    """The prompts after the first do not follow from the seed."""
+    """The seed determines only the first prompt."""
 
     def _begin(self, slots):
         for slot in slots:
@@ -492,7 +492,7 @@ class PlaysForMore(TextVectorEnv):
 
 
 class ForgetsWhatItPlayed(TextVectorEnv):
-    """The last observation is that of the prompt."""
+    """Returns the observation of the prompt as the last one."""
 
     def play(self, response_ids, response_lengths, logprobs=None):
         before = self._episodes.observe()
@@ -512,7 +512,7 @@ class PlaysWithoutReasons(TextVectorEnv):
 
 
 class PlaysIntoTheNext(TextVectorEnv):
-    """``play`` draws one prompt too many before the next episode."""
+    """Draws one prompt too many after ``play``."""
 
     def play(self, response_ids, response_lengths, logprobs=None):
         returned = super().play(response_ids, response_lengths, logprobs)
