@@ -1,6 +1,6 @@
-"""Algorithms by name. A new one is a file with a class, and a line here.
+"""Algorithms by name. A new one is one file with a class, and one line here.
 
-Everything else follows from the class: its flags and options from its config, its training from its method ``train``
+Everything else follows from the class: flags and options from its config, training from its method ``train``
 (:class:`agents.core.job.Algorithm`). Importing this module imports none of them.
 """
 
@@ -19,7 +19,7 @@ LEARNERS = {
     "grpo": "agents.grpo:GRPO",
     "reinforce": "agents.reinforce:Reinforce",
 }
-"""Learners of this package. Each is a command of ``textenv`` too, under the first line of its file."""
+"""Learners of this package. Each is also a command of ``textenv``, with the first line of its file as help."""
 
 ALGORITHMS = {
     **LEARNERS,
@@ -30,7 +30,7 @@ ALGORITHMS = {
     "reference": "agents.baselines:ReferenceAgent",
     "random": "agents.baselines:RandomAgent",
 }
-"""What an experiment file may ask for."""
+"""Everything that an experiment file may name."""
 
 
 def algorithm(name: str) -> Any:
@@ -41,7 +41,7 @@ def algorithm(name: str) -> Any:
     """
     if name not in ALGORITHMS:
         known = f"{hint(name, ALGORITHMS)}Algorithms: {', '.join(ALGORITHMS)}."
-        raise ValueError(f"algorithm must be the name of one, got {name!r}. {known}")
+        raise ValueError(f"algorithm must be a known name, got {name!r}. {known}")
     module, _, attribute = ALGORITHMS[name].partition(":")
     try:
         return getattr(import_module(module), attribute)
@@ -75,7 +75,7 @@ def check_plan(plan: AgentPlan) -> None:
             if name not in options:
                 place = plan.places.get(name, place)
                 known = f"{hint(name, options)}Options: {', '.join(options) or 'none'}."
-                raise ValueError(f"{plan.algorithm} has no option {name!r}. {known}")
+                raise ValueError(f"an option must be one that {plan.algorithm} has, got {name!r}. {known}")
         kind.check(plan.options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{place}: {error}") from error

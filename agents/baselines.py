@@ -1,4 +1,4 @@
-"""What a learner is compared with: random tokens, and the reference itself."""
+"""Baselines for learners: random tokens, and the reference itself."""
 
 from typing import Any, final
 
@@ -15,7 +15,7 @@ from textenv.vector import make_vec
 
 @final
 class ReferenceAgent(LanguageModelAgent, Algorithm):
-    """The environment's own reference: its KL is 0, and every learner starts from it."""
+    """The environment's reference: its KL is 0, and every learner starts from it."""
 
     def __init__(self, task: Task, *, seed: int = 0) -> None:
         super().__init__(registry.fresh_language_model(task.config.reference, task.config.device), task, seed=seed)

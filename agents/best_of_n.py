@@ -1,7 +1,7 @@
 """Best-of-n: draw n responses to each prompt and keep the one that the reward model scores highest.
 
 No policy is trained. The KL between the chosen responses and the policy that they are drawn from is at most
-``log n − (n − 1)/n`` nats, with equality only when no two responses to a prompt tie; so it is reported as a bound.
+``log n − (n − 1)/n`` nats, with equality only if no two responses to a prompt tie; so it is reported as a bound.
 
 References: Stiennon et al. 2020; on the bound, Beirami et al. 2024.
 """
@@ -24,10 +24,10 @@ from textenv.vector import make_vec
 
 @final
 class BestOfN(LanguageModelAgent, Algorithm):
-    """An agent that draws n responses of a policy and gives the one that the task's reward model scores highest."""
+    """Draws n responses from a policy and returns the one that the task's reward model scores highest."""
 
     knows_logprobs = False
-    """The log-probability of a chosen response is not that of drawing it, so none is reported and no KL is known."""
+    """Being chosen is likelier than being drawn, so no log-probability is reported and no KL is known."""
 
     def __init__(self, task: Task, policy: LanguageModel, n: int, *, seed: int = 0) -> None:
         self.check({"n": n})
@@ -92,7 +92,7 @@ class BestOfN(LanguageModelAgent, Algorithm):
 
     def _scores(self, batch: Responses, sampled: Sampled) -> np.ndarray:
         episodes = Episodes(len(batch.prompt_ids), self.task)
-        rng = np.random.default_rng(0)  # draws nothing: every prompt is named
+        rng = np.random.default_rng(0)  # unused, since every prompt is named
         for slot, (row, length) in enumerate(zip(batch.prompt_ids.tolist(), batch.prompt_lengths.tolist())):
             ids = tuple(row[len(row) - length :])
             if ids not in self._index:
@@ -106,10 +106,10 @@ class BestOfN(LanguageModelAgent, Algorithm):
 
 
 def prompt_index(task: Task) -> dict[tuple[int, ...], int]:
-    """Prompt tokens → index of the prompt, since an observation is all that an agent knows of its prompt.
+    """Prompt tokens → index of the prompt: an agent knows its prompt only from the observation.
 
     Raises:
-        ValueError: two prompts have the same tokens but differ in text or columns, so that their scores may differ.
+        ValueError: two prompts with the same tokens differ in text or columns, so their scores may differ.
     """
     prompts = task.prompts
     index: dict[tuple[int, ...], int] = {}

@@ -3,14 +3,14 @@
 Objective: that of PPO, ``max_π E[r(x, y)] − β KL(π ‖ π_ref)``, without a value function. ``normalize_std`` and
 ``normalize_length`` on (the default) is GRPO (Shao et al. 2024); both off is Dr. GRPO (Liu et al. 2025).
 
-How this differs from the papers that it follows:
+How this differs from the papers:
 
 1. The KL is in the reward (the environment's k1), where Shao et al. add k3 to the loss. The on-policy gradient of
    that term is the gradient of KL(π_ref ‖ π), a different divergence with a different optimum.
 2. Without ``normalize_length`` the token sums are divided by episodes × length budget, a constant.
 
-What the normalisations cost: dividing by the group's standard deviation gives more weight to prompts whose responses
-differ little; dividing by the length makes a long bad response cheaper than a short one. Both move the optimum.
+Both normalisations move the optimum: dividing by the group's standard deviation gives more weight to prompts whose
+responses differ little; dividing by the length makes a long bad response cheaper than a short one.
 
 References: Shao et al. 2024 (DeepSeekMath); Liu et al. 2025 (Dr. GRPO).
 
@@ -43,7 +43,7 @@ class GRPOConfig(GroupConfig):
 
 @final
 class GRPO(CheckpointedLearner[GRPOConfig]):
-    """Group-relative policy optimisation, and Dr. GRPO by its two switches."""
+    """GRPO, or Dr. GRPO with both switches of :class:`GRPOConfig` off."""
 
     config_type = GRPOConfig
 

@@ -3,13 +3,13 @@
 Objective: ``max_π E[r(x, y)] − β KL(π ‖ π_ref)`` by the clipped surrogate on token advantages. An action is a token;
 the reward, KL included, comes from the environment at the last token.
 
-How this differs from the papers that it follows:
+How this differs from the papers:
 
 1. Log-probabilities and values are captured while decoding; no second pass of the policy over its own samples.
-2. γ = 1 and the reward is terminal: GAE only spreads the errors of the value function over the tokens.
-3. The KL is the environment's (k1, summed over the response). ``per_token_kl`` charges each token its own share: the
-   return is the same, the credit is not (Ziegler et al. 2019 do this).
-4. Losses are sums over real tokens divided by the minibatch's token count, so micro-batches change nothing.
+2. γ = 1 and the reward is terminal: GAE only spreads the value function's errors over the tokens.
+3. The KL is the environment's (k1, summed over the response). ``per_token_kl`` charges each token its own share, as
+   Ziegler et al. (2019) do: the return is the same, the credit assignment is not.
+4. Losses are sums over real tokens divided by the minibatch's token count, so splitting it changes nothing.
 5. Advantages are whitened over the real tokens of the batch. Scores never are, since that would rescale β.
 6. Dropout is off, so the first ratio is 1.
 7. The value head starts at zero, on the policy's trunk; ``separate_critic`` gives it a trunk of its own.

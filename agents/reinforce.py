@@ -2,7 +2,7 @@
 
 Objective: that of PPO, ``max_π E[r(x, y)] − β KL(π ‖ π_ref)``, by one on-policy gradient step per batch.
 
-How this differs from the paper that it follows:
+How this differs from the paper:
 
 1. The baseline is a value head on the policy's trunk (or a trunk of its own), learned from the same episodes.
 2. Actions are tokens and the reward is terminal, KL included; γ = 1.
@@ -45,7 +45,7 @@ class ReinforceConfig(CriticConfig):
 def policy_gradient_loss(
     logprobs: Float[Tensor, "B T"], advantages: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], *, normalizer: float
 ) -> Float[Tensor, ""]:
-    """−Σ_t Â_t log π(y_t) / normalizer (Williams 1992): its gradient is that of the return, on-policy only."""
+    """−Σ_t Â_t log π(y_t) / normalizer (Williams 1992). Its gradient is that of the return only on-policy."""
     return -(torch.where(mask, logprobs, 0.0) * torch.where(mask, advantages, 0.0)).sum() / normalizer
 
 
@@ -56,7 +56,7 @@ class Reinforce(CheckpointedLearner[ReinforceConfig]):
     config_type = ReinforceConfig
 
     def advantages(self, rollout: Rollout) -> Advantages:
-        """The return still to come minus the value."""
+        """The future return minus the value."""
         rewards = rollout.token_rewards(per_token_kl=self.config.per_token_kl)
         return generalized_advantages(rewards, rollout.values, rollout.tokens.response_mask, gamma=1.0, lam=1.0)
 

@@ -1,13 +1,13 @@
-"""REINFORCE leave-one-out: responses judged against the others to their prompt.
+"""REINFORCE leave-one-out: each response judged against the others to its prompt.
 
 Objective: that of PPO, ``max_π E[r(x, y)] − β KL(π ‖ π_ref)``, without a value function. The gradient treats a whole
-response as one action; its advantage stands on each of its tokens.
+response as one action, whose advantage is given to each of its tokens.
 
-How this differs from the papers that it follows:
+How this differs from the papers:
 
 1. The return is what the environment pays: score minus β · KL (k1 of the response), as in Ahmadian et al.
-2. The surrogate is PPO's, token by token. With one epoch and one minibatch (the default) every ratio is 1 and it
-   is plain REINFORCE; more of them reuse the samples within the clip range.
+2. The surrogate is PPO's, token by token. With one epoch and one minibatch (the default) every ratio is 1,
+   which is plain REINFORCE; more of them reuse the samples within the clip range.
 3. Losses are sums over tokens divided by episodes × length budget, a constant, so that long responses weigh no less
    than short ones.
 

@@ -1,14 +1,13 @@
 """Supervised fine-tuning: maximise the likelihood of demonstrations, completion tokens only.
 
-Objective: the mean negative log-likelihood of a completion token, the one that closes it included (EOS, or after a chat
-the token with which the chat template closes the turn),
+Objective: the mean negative log-likelihood per completion token, including the one that ends it (EOS, or for a chat the
+token with which its template closes the turn),
 
     L(θ) = − Σ_i Σ_t log π_θ(y_it | x_i, y_i,<t) / Σ_i |y_i|,
 
 over all the examples of an optimizer step: every token weighs the same, however the step is split. Prompt tokens are
-conditioned on and not learned, unless ``completion_only=False`` (training a base model). The prompt is tokenised apart
-from the completion, exactly as an environment does it, and dropout stays off as everywhere in this package: the
-policy that is trained is the policy that is sampled and scored.
+not learned, unless ``completion_only=False`` (to train a base model). The prompt is tokenised apart from the
+completion, exactly as in an environment, and dropout is off: the trained policy is the one that is sampled and scored.
 
     textenv sft --help
 """
@@ -43,29 +42,28 @@ _PLAIN = TokenRule()
 
 @dataclass(frozen=True, kw_only=True)
 class SFTConfig(TrainingConfig):
-    """How to fine-tune. The fields of the optimisation are those of every training here."""
+    """Settings of supervised fine-tuning. Those of the optimisation are inherited."""
 
-    max_length: Annotated[int, Ge(2), "It takes one token to see and one to learn."] | None = None
-    """Most tokens of prompt + completion (with EOS), ≥ 2; None: what the model's positions allow. A longer example
-    loses the left of its prompt; a completion that is too long by itself loses its end, and with it its EOS."""
+    max_length: Annotated[int, Ge(2), "Training takes one token to condition on and one to learn."] | None = None
+    """Most tokens of prompt + completion (with EOS), ≥ 2; None: the model's own limit. A longer example loses the
+    left of its prompt; a completion that is too long by itself also loses its end, with its EOS."""
     completion_only: bool = True
-    """Learn completion tokens only. False learns every token but the first one: what trains a base model."""
+    """Learn only completion tokens. False learns every token but the first, to train a base model."""
 
 
 class SFTResult(NamedTuple):
-    """A fine-tuned model and how it came about."""
+    """A fine-tuned model and the record of its training."""
 
     model: LanguageModel
     history: list[dict[str, float]]
-    """``step, epoch, loss`` (nats a token), ``learning_rate, grad_norm`` each logging interval; ``eval_nll`` every
-    epoch."""
+    """``step, epoch, loss`` (nats per token), ``learning_rate, grad_norm`` as logged; ``eval_nll`` after each epoch."""
     metrics: dict[str, float]
-    """``seconds``, ``steps``, ``tokens`` (learned, an epoch), ``truncated_prompts``, ``truncated_completions``, and
-    ``eval_nll`` (nats a token) with ``eval_records``."""
+    """``seconds``, ``steps``, ``tokens`` (learned per epoch), ``truncated_prompts``, ``truncated_completions``; with
+    ``eval_records`` also ``eval_nll`` (nats per token)."""
 
 
 class Demonstration(NamedTuple):
-    """One example: what is given, what is to be learned, and whether the completion is whole."""
+    """One example to learn from."""
 
     prompt: Any
     """A string or a chat."""
@@ -85,13 +83,17 @@ def train_sft(
     resume: bool = False,
     on_progress: OnProgress | None = None,
 ) -> SFTResult:
-    """Fine-tune a copy of ``model`` (a ``LanguageModel``, or a registered name, folder or hub id) on demonstrations.
+    """Fine-tune a copy of a model on demonstrations.
 
-    ``records`` (or a JSONL path) are ``{"prompt", "completion"}`` or ``{"messages": [...]}``, of which the last
-    assistant turn is learned; ``"truncated": true`` marks a completion that was cut off and gets no EOS. With
-    ``output_dir`` the result is a Hugging Face folder there; checkpoints, resume and Ctrl-C are those of
-    :func:`textenv.training.loop.fit`. ``eval_records`` are held out: their NLL enters the history after every epoch.
-    ``device`` is where a model that is named is loaded and trained; a ``LanguageModel`` stays where it is.
+    Args:
+        model: a language model, or its registered name, folder or hub id.
+        records: a list or JSONL path of ``{"prompt", "completion"}`` or ``{"messages": [...]}`` (the last assistant
+            turn is learned). ``"truncated": true`` marks a completion that was cut off and gets no EOS.
+        output_dir: the folder for checkpoints, then for the finished Hugging Face model; None saves nothing.
+        eval_records: held-out records, whose NLL enters the history after every epoch.
+        device: where a model that is named is loaded and trained; a ``LanguageModel`` stays where it is.
+        resume: continue the interrupted run in ``output_dir``.
+        on_progress: called after every step (:data:`textenv.training.loop.OnProgress`).
 
     Raises:
         ValueError: a record is malformed (names its number), or the output folder holds an unfinished run.
@@ -149,20 +151,20 @@ def _demonstration(record: Mapping[str, Any], where: str) -> Demonstration:
     if "messages" in record:
         messages = record["messages"]
         if not isinstance(messages, list) or len(messages) < 2 or not _is_answer(messages[-1]):
-            raise ValueError(f"{where}: 'messages' must be a chat that ends with an assistant turn, with {messages!r}.")
+            raise ValueError(f"{where}: 'messages' must be a chat that ends with an assistant turn, got {messages!r}.")
         prompt, completion = messages[:-1], messages[-1:]
     elif "prompt" in record and "completion" in record:
         prompt, completion = record["prompt"], record["completion"]
     else:
         raise ValueError(
-            f"{where}: a demonstration must have 'prompt' and 'completion', or 'messages', with keys {sorted(record)}."
+            f"{where}: a demonstration must have 'prompt' and 'completion', or 'messages', got keys {sorted(record)}."
         )
     if isinstance(completion, list) and len(completion) == 1 and _is_answer(completion[0]):
         completion = completion[0].get("content")
     if not isinstance(prompt, str | list):
-        raise ValueError(f"{where}: 'prompt' must be a string or a list of chat messages, with {prompt!r}.")
+        raise ValueError(f"{where}: 'prompt' must be a string or a list of chat messages, got {prompt!r}.")
     if not isinstance(completion, str):
-        raise ValueError(f"{where}: the completion must be a string or one assistant message, with {completion!r}.")
+        raise ValueError(f"{where}: the completion must be a string or one assistant message, got {completion!r}.")
     return Demonstration(prompt, completion, bool(record.get("truncated", False)))
 
 
@@ -174,9 +176,9 @@ class _Examples(NamedTuple):
     """Tokenised demonstrations."""
 
     prompts: Ragged
-    """Tokens that are conditioned on, ≥ 1."""
+    """Tokens to condition on, ≥ 1."""
     responses: Ragged
-    """Tokens that are learned."""
+    """Tokens to learn."""
     truncated_prompts: int
     truncated_completions: int
 
@@ -210,12 +212,10 @@ def tokenise(model: LanguageModel, demonstrations: list[Demonstration], config: 
             prompt, response = [], prompt + response
         if not prompt:
             if config.completion_only:
-                raise ValueError(
-                    f"record {i + 1}: a prompt must have at least one token, with {demonstration.prompt!r}."
-                )
+                raise ValueError(f"record {i + 1}: a prompt must have a token, got {demonstration.prompt!r}. Drop it.")
             prompt, response = response[:1], response[1:]
         if not response:
-            raise ValueError(f"record {i + 1}: an example must have something to learn, with {demonstration!r}.")
+            raise ValueError(f"record {i + 1}: an example must have a token to learn, got {demonstration!r}. Drop it.")
         if limit is not None and len(prompt) + len(response) > limit:
             cut_completions += len(response) > limit - 1
             cut_prompts += len(prompt) > 1
@@ -239,7 +239,7 @@ def _summed_loss(model: PreTrainedModel, **fields: Tensor) -> Float[Tensor, ""]:
 
 @torch.no_grad()
 def mean_nll(model: PreTrainedModel, examples: _Examples, batch_size: int) -> float:
-    """Mean negative log-likelihood (nats) of a learned token. No gradient."""
+    """Mean negative log-likelihood per learned token, in nats. No gradient."""
     training = model.training
     model.eval()
     total = 0.0

@@ -1,4 +1,4 @@
-"""The policy that acts, with its value function."""
+"""A policy with its value function."""
 
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from textenv.lm.logprobs import token_logprobs
 
 
 class Evaluated(NamedTuple):
-    """A policy's view of given responses, with gradient."""
+    """What a policy says about given responses, with gradient."""
 
     logprobs: Float[Tensor, "B T"]
     values: Float[Tensor, "B T"]
@@ -25,7 +25,7 @@ class ActorCritic(nn.Module):
     """A policy and a value function: a scalar head on the policy's trunk, or on a trunk of its own."""
 
     def __init__(self, model: PreTrainedModel, hidden_size: int, critic: PreTrainedModel | None = None) -> None:
-        """The trunk of ``critic``, without its LM head, becomes the value function's own."""
+        """The trunk of ``critic``, without its LM head, becomes that of the value function."""
         super().__init__()
         self.model = model
         self.value_head = ScalarHead(hidden_size)

@@ -41,13 +41,13 @@ class LanguageModelAgent:
         return tokens.numpy()[0] if single else tokens.numpy(), state
 
     def respond(self, observation: Any, deterministic: bool = False) -> Sampled:
-        """A whole response to each fresh observation: the fast path of evaluation."""
+        """A whole response to each fresh observation, as evaluation uses it."""
         batch = observation_tokens(observation, self.task.prompt_width)
         return self.task.respond(self.policy.model, batch, generator=self.generator, greedy=deterministic)
 
 
 def as_batch(observation: Any) -> tuple[Any, bool]:
-    """An observation as a batch, and whether it was a single one."""
+    """An observation as a batch, and whether it was single."""
     if isinstance(observation, dict):
         single = np.ndim(observation["input_ids"]) == 1
         return {key: np.asarray(value)[None] for key, value in observation.items()} if single else observation, single

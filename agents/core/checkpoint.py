@@ -1,4 +1,4 @@
-"""Learners that are saved, loaded and continued, by hand or as part of an experiment."""
+"""Learners that can be saved, loaded and continued, by hand or in an experiment."""
 
 import dataclasses
 import json
@@ -22,13 +22,16 @@ from textenv.vector import TextVectorEnv, make_vec
 
 
 class CheckpointedLearner(Learner[Config], Algorithm):
-    """A learner with checkpoints: continuing equals never having stopped, bit for bit on the CPU."""
+    """A learner with checkpoints: a resumed run equals one that never stopped, bit for bit on the CPU."""
 
     def save(self, path: str | Path) -> None:
-        """Write a checkpoint folder, whole or not at all.
+        """Write a checkpoint folder, completely or not at all.
 
-        ``policy/`` is a plain Hugging Face model. The rest is what continuing needs: the value function, the optimiser,
-        the random states, the KL coefficient and the prompts of the next batch.
+        ``policy/`` is a plain Hugging Face model. The rest is for resuming: value function, optimiser, random states,
+        KL coefficient and the prompts of the next batch.
+
+        Raises:
+            ValueError: the folder holds files that are not of a checkpoint, or cannot be written.
         """
         with replace_folder(path) as folder:
             self.policy.save_pretrained(folder / "policy")
@@ -84,14 +87,14 @@ class CheckpointedLearner(Learner[Config], Algorithm):
 
     @classmethod
     def resume(cls, path: str | Path, env: TextVectorEnv, config: Config) -> Self:
-        """The learner saved in ``path``, or a new one of ``config`` when nothing is saved there."""
+        """The learner saved in ``path``, or a new one with ``config`` if nothing is saved there."""
         recover(path)
         return cls.load(path, env) if (Path(path) / "state.json").is_file() else cls(env, config)
 
     def learn_with_checkpoints(
         self, total_episodes: int, folder: str | Path, *, every: int = 10, advance: Advance | None = None
     ) -> None:
-        """Learn until ``total_episodes`` have been played in all, saving every ``every`` updates and at the end.
+        """Learn until ``total_episodes`` have been played in total, saving every ``every`` updates and at the end.
 
         Ctrl-C finishes the running update, saves, and raises KeyboardInterrupt; :meth:`load` continues from there.
         """

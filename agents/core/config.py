@@ -8,7 +8,7 @@ from textenv.settings import Count, NonNegative, Positive, PositiveInt, check_se
 
 @dataclass(frozen=True, kw_only=True)
 class LearnerConfig:
-    """Settings that every algorithm has. The KL coefficient is the environment's ``kl_coef``."""
+    """Settings of every algorithm. The KL coefficient is the environment's ``kl_coef``."""
 
     batch_size: PositiveInt = 256
     """Episodes per update; a multiple of the environment's slots. More is slower and less noisy."""
@@ -31,7 +31,7 @@ class LearnerConfig:
     kl_target: Positive | None = None
     """KL per episode, in nats, that an adaptive controller steers towards; None keeps the coefficient fixed."""
     kl_horizon: Positive = 10_000.0
-    """Episodes over which the adaptive controller changes the coefficient; larger is slower."""
+    """Episodes over which the adaptive controller acts; larger is slower."""
     seed: Count = 0
     """Seed of the prompts, the sampled tokens and the minibatches."""
 
@@ -58,7 +58,7 @@ class CriticConfig(LearnerConfig):
     per_token_kl: bool = False
     """Charge each token its own KL instead of charging the sum at the last token."""
     separate_critic: bool = False
-    """Give the value function a trunk of its own, at the cost of another model in memory and another forward pass."""
+    """Give the value function its own trunk, which costs another model in memory and another forward pass."""
 
     @property
     def critic(self) -> Literal["none", "head", "trunk"]:

@@ -48,8 +48,7 @@ def group_advantages(returns: Float[Tensor, " B"], group_size: int, *, normalize
     """``R_i − mean R`` of its group, optionally divided by the group's sample standard deviation (Shao et al. 2024).
 
     The mean includes the response's own return, which scales the gradient by ``(k − 1)/k`` and keeps its direction. A
-    group whose returns are all equal teaches nothing: the constant added to the deviation keeps its rounding errors
-    small.
+    group of equal returns teaches nothing: the constant added to the deviation keeps its rounding errors small.
     """
     groups = returns.view(-1, group_size)
     centred = groups - groups.mean(1, keepdim=True)
@@ -64,7 +63,7 @@ def on_every_token(advantages: Float[Tensor, " B"], mask: Bool[Tensor, "B T"]) -
 
 
 def clipped_loss(new: Evaluated, old: MicroBatch, *, clip_range: float, normalizer: int) -> Loss:
-    """The clipped surrogate alone, divided by ``normalizer``; the logged figures are means over tokens all the same."""
+    """The clipped surrogate alone, divided by ``normalizer``; the logged figures are means over tokens."""
     policy = ppo_policy_loss(
         new.logprobs, old.logprobs, old.advantages, old.mask, clip_range=clip_range, normalizer=normalizer
     )

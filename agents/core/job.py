@@ -1,4 +1,4 @@
-"""What an experiment asks of an algorithm, and what it gets back."""
+"""What an experiment gives to an algorithm, and what it gets back."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
@@ -18,16 +18,16 @@ class Job(NamedTuple):
     seed: int
     total_episodes: int
     folder: Path
-    """Where a learner keeps its checkpoint, from which an interrupted job continues."""
+    """Folder of the checkpoint from which an interrupted job continues."""
     advance: Advance | None = None
 
 
 class Trained(NamedTuple):
-    """An agent after its training."""
+    """A trained agent."""
 
     agent: Agent
     model: Any
-    """The policy's ``PreTrainedModel``, for exact measurement; None when the agent is no single model."""
+    """The policy's ``PreTrainedModel``, for exact measurement; None if the agent is not a single model."""
     curve: list[dict[str, float]]
     """Means of the training episodes by update: ``episodes, reward, rm_score, kl``, and ``gold_score`` where known."""
     tokens: int
@@ -35,7 +35,7 @@ class Trained(NamedTuple):
 
 
 class Algorithm(ABC):
-    """What experiments need of a class in :data:`agents.algorithms.ALGORITHMS`."""
+    """Interface of the classes in :data:`agents.algorithms.ALGORITHMS`."""
 
     @classmethod
     def option_names(cls) -> Collection[str]:
@@ -50,4 +50,4 @@ class Algorithm(ABC):
     @classmethod
     @abstractmethod
     def train(cls, job: Job) -> Trained:
-        """Build the agent, train it and hand it over."""
+        """Build the agent and train it."""

@@ -30,7 +30,7 @@ from textenv.vector import TextVectorEnv
 
 
 class MicroBatch(NamedTuple):
-    """Episodes of one forward pass, as they were when they were collected."""
+    """Episodes of one forward pass, as they were collected."""
 
     logprobs: Float[Tensor, "n t"]
     values: Float[Tensor, "n t"]
@@ -38,7 +38,7 @@ class MicroBatch(NamedTuple):
     returns: Float[Tensor, "n t"]
     mask: Bool[Tensor, "n t"]
     tokens: int
-    """Real tokens of the whole minibatch: what a loss divides by, so that micro-batches change nothing."""
+    """Real tokens of the whole minibatch, by which a loss divides, so that micro-batches change nothing."""
     episodes: int
     """Episodes of the whole minibatch."""
 
@@ -52,7 +52,11 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
     config_type: type[LearnerConfig]
 
     def __init__(self, env: TextVectorEnv, config: Config | None = None, policy: LanguageModel | None = None) -> None:
-        """``policy`` None starts from a copy of the environment's reference."""
+        """``policy`` is trained in place; by default it is a copy of the environment's reference.
+
+        Raises:
+            ValueError: the environment is not SameStep, ``policy`` has another vocabulary, or sizes do not fit.
+        """
         config = config or cast(Config, self.config_type())
         reference, device = env.task.config.reference, env.task.config.device
         super().__init__(policy or registry.fresh_language_model(reference, device), env.task, seed=config.seed)
@@ -71,16 +75,16 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
 
     @abstractmethod
     def advantages(self, rollout: Rollout) -> Advantages:
-        """How much better each token of a batch was than expected, and what the value function should predict."""
+        """How much better each token of a batch was than expected, and the targets of the value function."""
 
     @abstractmethod
     def loss(self, new: Evaluated, old: MicroBatch) -> Loss:
-        """What the optimiser minimises: sums over the real tokens of some episodes, divided by ``old.tokens``."""
+        """The loss to minimise: a sum over the real tokens of these episodes, divided by ``old.tokens``."""
 
     def learn(self, total_episodes: int, callback: Callable[[dict[str, float]], Any] | None = None) -> Self:
-        """Play and learn from ``total_episodes`` more episodes, rounded up to whole batches.
+        """Learn from ``total_episodes`` more episodes, rounded up to whole batches.
 
-        ``callback`` gets the log of each update; it stops the training by returning False.
+        ``callback`` receives the log of each update, and stops the training by returning False.
         """
         for _ in range(math.ceil(total_episodes / self.config.batch_size)):
             start = time.perf_counter()

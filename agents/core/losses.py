@@ -28,8 +28,8 @@ def ppo_policy_loss(
 ) -> Loss:
     """Clipped surrogate (Schulman et al. 2017): −Σ_t min(ρ_t Â_t, clip(ρ_t, 1−ε, 1+ε) Â_t) / normalizer.
 
-    ``ρ_t = exp(logprobs − old_logprobs)``. Poisoned padding (NaN, 1e6) changes neither value nor gradient. The log has
-    the tokens whose ratio left the clip range and k3 of KL(π_old ‖ π), summed and divided by the normalizer.
+    ``ρ_t = exp(logprobs − old_logprobs)``. Poisoned padding (NaN, 1e6) changes neither value nor gradient. The log
+    counts tokens whose ratio left the clip range and sums k3 of KL(π_old ‖ π), both divided by the normalizer.
     """
     logprobs, old_logprobs, advantages = (torch.where(mask, x, 0.0) for x in (logprobs, old_logprobs, advantages))
     log_ratio = logprobs - old_logprobs
@@ -52,7 +52,7 @@ def value_loss(
     normalizer: float,
     clip_range: float | None = None,
 ) -> Float[Tensor, ""]:
-    """½ Σ_t (V_t − R_t)² / normalizer; with a clip range, the worse of V_t and of V_t held near the old value."""
+    """½ Σ_t (V_t − R_t)² / normalizer; with a clip range, the larger error of V_t and V_t clipped near the old one."""
     values, old_values, returns = (torch.where(mask, x, 0.0) for x in (values, old_values, returns))
     error = (values - returns) ** 2
     if clip_range is not None:

@@ -1,4 +1,4 @@
-"""Advantages and returns over padded episodes. Pure functions; what stands on padding never leaks into them."""
+"""Advantages and returns over padded episodes. Pure functions; padding never affects the result."""
 
 from typing import NamedTuple
 

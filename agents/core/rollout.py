@@ -1,4 +1,4 @@
-"""Collecting a batch of episodes: the record that every learner of this package trains on."""
+"""Batches of episodes, on which every learner of this package trains."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,20 +20,20 @@ class Rollout(NamedTuple):
 
     tokens: Responses
     logprobs: Float[Tensor, "B T"]
-    """Log-probabilities of the chosen tokens when they were chosen; zeros on padding."""
+    """Log-probabilities of the tokens at the time they were chosen; zeros on padding."""
     values: Float[Tensor, "B T"]
-    """Values of the state before each token; zeros on padding."""
+    """Value of the state before each token; zeros on padding."""
     rewards: Float[Tensor, " B"]
     """What the environment paid: score − kl_coef · Σ KL."""
     kl_per_token: Float[Tensor, "B T"]
-    """k1 in nats; zeros on padding, and everywhere when the environment does not know the KL."""
+    """k1 in nats; zeros on padding, and everywhere if the environment does not know the KL."""
     kl_coef: float
     rm_scores: Float[Tensor, " B"]
     gold: Float[Tensor, " B"] | None
     prompt_indices: Int[Tensor, " B"]
     """Index of each prompt in the environment's prompt set; −1 for a prompt that is not in it."""
     ended: Bool[Tensor, " B"]
-    """Whether the response ended by itself, within the length budget."""
+    """Whether the response ended within the length budget."""
 
     @property
     def scores(self) -> Float[Tensor, " B"]:
@@ -48,9 +48,9 @@ class Rollout(NamedTuple):
 
 
 class Stream:
-    """A vector environment and the observation that it has reached, so that each batch continues where the last ended.
+    """A vector environment and its current observation, so that each batch continues where the last one ended.
 
-    With groups of k, slots i·k … i·k + k − 1 answer the same prompt: the one that the first of them drew.
+    With groups of k, slots i·k … i·k + k − 1 answer the same prompt: the one that the first of them has drawn.
     """
 
     def __init__(self, env: TextVectorEnv, seed: int | None, *, group_size: int = 1) -> None:
@@ -102,7 +102,7 @@ class Stream:
 
 
 def concatenate(parts: list[Rollout]) -> Rollout:
-    """Batches of one environment, joined."""
+    """Join batches of one environment."""
     tokens = Responses(*map(torch.cat, zip(*(part.tokens for part in parts), strict=True)))
     columns = dict(zip(Rollout._fields, zip(*parts, strict=True), strict=True))
     tensors = {name: torch.cat(column) for name, column in columns.items() if isinstance(column[0], Tensor)}

@@ -48,7 +48,7 @@ def test_a_new_algorithm_is_one_file_and_one_line(tmp_path, monkeypatch, capsys)
     plan = AgentPlan(name="new", algorithm="made-up", options=options)
     (result,) = run_experiment([Cell("textenv/Micro-v0", plan, 1, 32, {})], tmp_path / "out")
     assert len(result["curve"]) == 2
-    with pytest.raises(ValueError, match="made-up has no option 'clip'"):
+    with pytest.raises(ValueError, match="an option must be one that made-up has, got 'clip'"):
         check_plan(AgentPlan(name="new", algorithm="made-up", options={"clip": 1}))
     monkeypatch.setitem(LEARNERS, "made-up", "made_up:MadeUp")
     monkeypatch.setitem(COMMANDS, "made-up", Command("learner:learner_command", summary("made-up")))

@@ -373,8 +373,8 @@ def test_malformed_jsonl_is_named_by_file_and_line(tmp_path):
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"prompt": "", "completion": "blue"}, "a prompt must have at least one token"),
-        ({"prompt": "red", "completion": "", "truncated": True}, "something to learn"),
+        ({"prompt": "", "completion": "blue"}, "a prompt must have a token"),
+        ({"prompt": "red", "completion": "", "truncated": True}, "must have a token to learn"),
     ],
 )
 def test_an_example_without_context_or_content_is_refused(record, message):

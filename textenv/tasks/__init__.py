@@ -1,1 +1,1 @@
-"""Worlds that come with the package."""
+"""The worlds that come with the package."""

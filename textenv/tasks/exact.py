@@ -1,8 +1,8 @@
-"""Exact oracles for small worlds: every response is enumerated, so that nothing is estimated.
+"""Exact results for small worlds: every response is enumerated, so nothing is estimated.
 
 A response ends at its first stop token or at the length budget. With a few tokens and steps there are a few thousand,
-and each expectation under a policy is a sum over them, in float64. Averages over prompts are uniform, as the
-environment draws them. With ``r`` the reward without its KL and ``β`` the KL coefficient:
+and each expectation under a policy is a sum over them, in float64. Prompts weigh the same, as the
+environment draws them uniformly. With ``r`` the reward without its KL and ``β`` the KL coefficient:
 
 * objective  ``J(π) = mean_x Σ_y π(y|x) (r(x,y) − β (log π(y|x) − log π_ref(y|x)))``
 * optimum    ``π*(y|x) ∝ π_ref(y|x) exp(r(x,y)/β)``,  ``J* = mean_x β log Σ_y π_ref(y|x) exp(r(x,y)/β)``
@@ -32,7 +32,7 @@ MAX_STRINGS = 200_000
 
 
 class Optimum(NamedTuple):
-    """The best policy there is."""
+    """The best possible policy."""
 
     logprobs: Float[Tensor, "X Y"]
     """log π*(y|x)."""
@@ -41,7 +41,7 @@ class Optimum(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """The distribution of best-of-n: not a policy that was trained, but a distribution over responses all the same."""
+    """Best-of-n as a distribution over responses."""
 
     logprobs: Float[Tensor, "X Y"]
     expected_reward: float
@@ -50,7 +50,7 @@ class Chosen(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What there is to know of a policy."""
+    """The exact figures of a policy."""
 
     objective: float
     """J(π)."""
@@ -67,7 +67,10 @@ class Measured(NamedTuple):
 def exact_world(env: Any) -> "ExactWorld":
     """Enumerate the task of a :class:`~textenv.env.TextEnv` or :class:`~textenv.vector.TextVectorEnv`, wrapped or not.
 
-    The KL coefficient is the one that the environment has now.
+    The KL coefficient is the environment's present one.
+
+    Raises:
+        ValueError: the world is too large to enumerate (:class:`ExactWorld`).
     """
     env = env.unwrapped
     task, config = env.task, env.task.config
@@ -98,7 +101,7 @@ class ExactWorld:
         missing_eos_penalty: float | None = None,
         columns: dict[str, Any] | None = None,
     ) -> None:
-        """``columns``: further fields of the prompts that the reward model may ask for, one value a prompt.
+        """``columns``: further fields of the prompts for the reward model, one value per prompt.
 
         Raises:
             ValueError: there are more than ``MAX_STRINGS`` responses.
@@ -112,7 +115,7 @@ class ExactWorld:
         self.mask = length_mask(self.lengths, max_new_tokens)
         self.texts = reference.response_texts(strings)
 
-        # Longest unfinished prefixes ("trunks"): one forward pass over them holds every next-token distribution.
+        # Longest unfinished prefixes ("trunks"): one forward pass over them gives every next-token distribution.
         prefixes: dict[tuple[int, ...], int] = {}
         for row, trunk in enumerate(trunks):
             for t in range(max_new_tokens):
@@ -120,7 +123,7 @@ class ExactWorld:
         self._trunk_of = torch.tensor([prefixes[y[:-1]] for y in strings])
         prompt_ids, prompt_lengths = pad_left([reference.encode_prompt(p) for p in self.prompts], reference.pad_id)
         self._trunks = _product(prompt_ids, prompt_lengths, trunks)
-        # Number of each prefix y_<t: states of the decision process. Padding points to an extra, empty state.
+        # Numbers the prefixes y_<t, the states of the decision process. Padding points to an extra, empty state.
         number = {prefix: i for i, prefix in enumerate(prefixes)}
         self._prefix_of = torch.full(self.response_ids.shape, len(number))
         for row, y in enumerate(strings):
@@ -134,7 +137,7 @@ class ExactWorld:
     # -- log-probabilities of a model --------------------------------------------------------------------------------
 
     def token_logprobs(self, model: PreTrainedModel) -> Float[Tensor, "X Y T"]:
-        """``log π(y_t | x, y_<t)`` in float64, zeros on padding. Computed on a copy: ``model`` stays as it is."""
+        """``log π(y_t | x, y_<t)`` in float64, zeros on padding. Computed on a copy of ``model``."""
         with torch.no_grad():
             return self.differentiable_logprobs(copy.deepcopy(model).cpu().double())
 
@@ -143,7 +146,7 @@ class ExactWorld:
         return self.token_logprobs(model).sum(2)
 
     def differentiable_logprobs(self, model: PreTrainedModel) -> Float[Tensor, "X Y T"]:
-        """The same as :meth:`token_logprobs`, with gradient to ``model``'s parameters and in its own precision."""
+        """Like :meth:`token_logprobs`, but with gradient to ``model``'s parameters and in its own precision."""
         logprobs, _ = response_outputs(model, self._trunks.to(model.device), self.rule)
         steps = self.response_ids.shape[1]
         table = logprobs.cpu().view(len(self.prompts), -1, steps, logprobs.shape[-1])
@@ -172,8 +175,7 @@ class ExactWorld:
         """``log π(y|x)`` of ``π ∝ π_ref exp(rewards / kl_coef)``, the best policy for that reward and coefficient."""
         if not kl_coef > 0:
             raise ValueError(
-                f"a tilted policy needs kl_coef > 0, got {kl_coef}. "
-                "Without KL the best policy is any on the responses of highest reward."
+                f"a tilted policy needs kl_coef > 0, got {kl_coef}. Without KL no policy is the only best."
             )
         return torch.log_softmax(self.ref_logprobs + (self.rewards if rewards is None else rewards) / kl_coef, dim=1)
 
@@ -194,7 +196,7 @@ class ExactWorld:
     # -- a model -----------------------------------------------------------------------------------------------------
 
     def measure(self, model: PreTrainedModel) -> Measured:
-        """Everything about a model in one forward pass (a quarter of a second in ``textenv/Micro-v0``)."""
+        """All figures of a model in one forward pass (a quarter of a second in ``textenv/Micro-v0``)."""
         logprobs = self.sequence_logprobs(model)
         regret = self.regret(logprobs)
         return Measured(
@@ -212,7 +214,7 @@ class ExactWorld:
     def gradient(self, model: PreTrainedModel) -> Float[Tensor, " D"]:
         """``∇J`` in float64 by autograd through the enumeration, flat, in the order of ``model.parameters()``.
 
-        Tied weights count once. The model's own ``.grad`` is left alone.
+        Tied weights count once. The model's own ``.grad`` does not change.
         """
         double = copy.deepcopy(model).cpu().double()
         parameters = list(double.parameters())
@@ -225,9 +227,9 @@ class ExactWorld:
 
         With ``KL_k = log π(y_k|·) − log π_ref(y_k|·)``, and zeros on padding:
 
-        * ``per_token_kl``: each token pays its own KL when it is chosen, so only KL still to come counts,
+        * ``per_token_kl``: each token pays its own KL when it is chosen, so only future KL counts,
           ``V(x, y_<t) = E_π[r − β Σ_{k≥t} KL_k | x, y_<t]``;
-        * otherwise the last token pays for all of the response, what is already written included,
+        * otherwise the last token pays for the whole response, past tokens included,
           ``V(x, y_<t) = E_π[r − β Σ_k KL_k | x, y_<t]``: lower by the KL already spent, ``β Σ_{k<t} KL_k``.
         """
         kl = token_logprobs - self.ref_token_logprobs
@@ -244,16 +246,16 @@ class ExactWorld:
             values = values + self.kl_coef * (kl.cumsum(2) - kl)
         return torch.where(self.mask, values, 0.0)
 
-    # -- what can be had at a given KL -------------------------------------------------------------------------------
+    # -- the best at a given KL --------------------------------------------------------------------------------------
 
     def frontier_reward_at(self, kl: float) -> float:
         """The highest expected reward of any policy whose KL to the reference is at most ``kl`` nats.
 
-        The tilted policy with exactly that KL, found by bisection of log β'; past the KL of the best responses
-        themselves (β' → 0), the highest reward. A negative KL (a noisy estimate) counts as 0.
+        The tilted policy with exactly that KL, found by bisection of log β'; beyond the KL of always
+        choosing the best responses (β' → 0), the highest reward. A negative KL (a noisy estimate) counts as 0.
         """
         spread = float(self.rewards.max() - self.rewards.min()) or 1.0
-        low, high = -12.0, 20.0  # β' = e^low · spread is as good as 0, e^high · spread as good as infinite
+        low, high = -12.0, 20.0  # β' = e^low · spread is practically 0, e^high · spread practically infinite
 
         def policy(log_coef: float) -> Float[Tensor, "X Y"]:
             return self.tilted(spread * math.exp(log_coef))
@@ -270,14 +272,14 @@ class ExactWorld:
         return [self.frontier_reward_at(float(kl)) for kl in kls]
 
     def best_of_n(self, n: int, scores: Float[Tensor, "X Y"] | None = None) -> Chosen:
-        """Draw n responses from the reference, keep the one of highest ``scores`` (the rewards unless given).
+        """Draw n responses from the reference, keep the one with the highest of ``scores`` (by default the rewards).
 
         ``q(y) = π_ref(y) / m(s) · (F(s)^n − F(s⁻)^n)`` with ``s`` the score of y, ``m`` the reference's mass of that
-        score, ``F(s)`` of scores ≤ s and ``F(s⁻)`` of scores < s. Responses of exactly equal score tie, and a tie is
-        broken without looking at the responses (first drawn, or at random: the distribution is the same).
+        score, ``F(s)`` of scores ≤ s and ``F(s⁻)`` of scores < s. Ties between equal scores
+        are broken without looking at the responses (first drawn, or at random: the distribution is the same).
         """
         if n < 1:
-            raise ValueError(f"best-of-n needs n ≥ 1, got {n}.")
+            raise ValueError(f"best-of-n needs n ≥ 1, got {n}. Raise it.")
         scores = self.rewards if scores is None else scores
         logprobs = torch.stack(
             [_best_of_n(ref, score, n) for ref, score in zip(self.ref_logprobs, scores, strict=True)]
@@ -287,7 +289,7 @@ class ExactWorld:
     def _rewards(
         self, reward_model: RewardModel, penalty: float | None, columns: dict[str, Any], strings: list
     ) -> Float[Tensor, "X Y"]:
-        """What the environment pays, KL apart: its own scorer with β = 0."""
+        """What the environment pays without the KL: its own scorer with β = 0."""
         scorer = Scorer(
             reference=self.reference, reward_model=reward_model, rule=self.rule, kl_coef=0, missing_eos_penalty=penalty
         )
@@ -297,7 +299,7 @@ class ExactWorld:
         out = []
         for x, prompt in enumerate(self.prompts):
             tokens = Responses(
-                torch.zeros(count, 1, dtype=torch.int64),  # the text is what is scored
+                torch.zeros(count, 1, dtype=torch.int64),  # only the text is scored
                 torch.ones(count, dtype=torch.int64),
                 self.response_ids,
                 self.lengths,
@@ -333,7 +335,7 @@ def enumerate_responses(
 
 
 def _product(prompt_ids: Tensor, prompt_lengths: Tensor, trunks: list[tuple[int, ...]]) -> Responses:
-    """Every prompt with every trunk. One more token is appended, whatever it is: it is predicted, never read."""
+    """Every prompt with every trunk, and one more arbitrary token, which is predicted but never read."""
     ids, lengths = pad_right([(*trunk, 0) for trunk in trunks], 0)
     count = len(prompt_ids)
     return Responses(
@@ -349,7 +351,7 @@ def _best_of_n(ref: Float[Tensor, " Y"], scores: Float[Tensor, " Y"], n: int) ->
     levels, level = torch.unique(scores, sorted=True, return_inverse=True)
     mass = ref.new_zeros(len(levels)).index_add(0, level, ref.exp())
     below = mass.cumsum(0)  # F(s)
-    # F(s)^n − F(s⁻)^n = F(s)^n (1 − (1 − m/F)^n), written so that a tiny m keeps its digits.
+    # F(s)^n − F(s⁻)^n = F(s)^n (1 − (1 − m/F)^n), in a form that keeps the digits of a tiny m.
     share = (mass / below).clamp(max=1.0)
     gain = n * below.log() + torch.log(-torch.expm1(n * torch.log1p(-share)))
     return ref + (gain - mass.log())[level]

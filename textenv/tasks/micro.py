@@ -1,7 +1,7 @@
-"""The exact world: small enough to write down every response, so that the best policy is known and not guessed.
+"""The exact world: small enough to enumerate every response, so that the best policy is known.
 
 Eight tokens (``<eos>`` and the letters a … g), six prompts of 1 to 4 letters, responses of at most 4 tokens: 2,801
-strings a prompt. :mod:`textenv.tasks.exact` enumerates them.
+strings per prompt. :mod:`textenv.tasks.exact` enumerates them.
 
 A prompt asks for two letters: those that follow its first and its last letter in the alphabet (g is followed by a).
 """
@@ -17,12 +17,12 @@ LETTERS = "abcdefg"
 PROMPTS = ("a", "c e", "e b", "f d a", "b g e c", "d a c f")
 
 WANTED_SCORE = 1.6
-"""What an endless supply of wanted letters would earn; the first one earns half of it."""
+"""Limit of the score for ever more wanted letters; the first one earns half of it."""
 REPETITION_COST = 0.5
-"""Of every letter that the response has used before."""
+"""Cost of every letter that the response has used before."""
 
 _SEED = 5
-_SPREAD = 0.15  # standard deviation of the weights: far from uniform, with no token out of reach
+_SPREAD = 0.15  # standard deviation of the weights: far from uniform, but no token is too rare
 
 
 def prompts() -> list[str]:
@@ -40,8 +40,8 @@ def gold_scores(prompts: list[str], completions: list[str], **columns: Any) -> l
     """``WANTED_SCORE · (1 − 2^−wanted) − REPETITION_COST · repeated`` for each completion.
 
     ``wanted`` counts the words that the prompt asks for: each is worth half as much as the one before. ``repeated``
-    counts the words used before: ``words − distinct words``. A model that only counts words sees the first part rise
-    and misses that it flattens and then costs: optimising it too far makes the true score fall. Any text has a score;
+    counts the words used before: ``words − distinct words``. A reward model that only counts words
+    misses that the score flattens and then falls, so optimising it too far lowers the true score. Any text has a score;
     an empty one earns 0.
     """
     return [_gold(prompt, completion.split()) for prompt, completion in zip(prompts, completions, strict=True)]
@@ -54,7 +54,7 @@ def _gold(prompt: str, words: list[str]) -> float:
 
 
 def tokenizer() -> "PreTrainedTokenizerFast":
-    """One letter, one token. The padding token is ``<eos>`` itself, as in many real models."""
+    """One token per letter. The padding token is ``<eos>`` itself, as in many real models."""
     from textenv.lm.load import word_level_tokenizer
 
     return word_level_tokenizer(("<eos>", *LETTERS))

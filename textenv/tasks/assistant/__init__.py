@@ -1,6 +1,6 @@
 """The embedded world of ``textenv/Assistant-v0``: prompts, demonstrations, a gold judge and simulated annotators.
 
-Usable by itself: sample prompts, answers and rankings, score any text, and compute the limits of what can be learned.
+It works without the environment too: sample prompts, answers and rankings, score any text, compute Bayes limits.
 """
 
 from typing import TYPE_CHECKING

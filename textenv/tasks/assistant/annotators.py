@@ -1,7 +1,7 @@
 """Simulated annotators: they rank answers by gold score plus Gumbel noise, which is the Plackett–Luce model.
 
 P(ranking) = Π_k exp(g_k / τ) / Σ_{j ≥ k} exp(g_j / τ), so the chance that answer a is ranked above answer b is
-σ((g_a − g_b) / τ) whatever else is ranked. Source: R. D. Luce (1959); R. L. Plackett (1975).
+σ((g_a − g_b) / τ), whatever the other answers are. Source: R. D. Luce (1959); R. L. Plackett (1975).
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import numpy as np
 from textenv.tasks.assistant.gold import gold_scores
 
 ANNOTATOR_TEMPERATURE = 0.75
-"""τ, in units of gold. Larger is noisier; at this value answers of an SFT model have a Bayes accuracy near 0.77."""
+"""τ, in units of gold. Larger is noisier; at this value, pairs of SFT answers have a Bayes accuracy near 0.77."""
 
 
 def rank(gold: Sequence[float], rng: np.random.Generator, temperature: float = ANNOTATOR_TEMPERATURE) -> list[int]:

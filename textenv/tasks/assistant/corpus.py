@@ -1,7 +1,7 @@
-"""What people (and the web) answer in this world: a grammar of answers, sampled for training and enumerated for limits.
+"""A grammar of answers: sampled for training, enumerated for exact limits.
 
-An answer is drawn by mode (good, wrong, vague, …), then by style (plain, polite, brief), then by sentence. Two sources
-differ in their mixes: ``base``, everything that can be found, and ``demonstrations``, mostly good but not perfect.
+An answer is drawn by mode (good, wrong, vague, …), then by style (plain, polite, brief), then by sentence. The two
+sources differ in their mixes: ``base`` has everything, ``demonstrations`` are mostly good but not perfect.
 """
 
 import math
@@ -62,9 +62,9 @@ MODES: dict[Source, dict[Kind, dict[str, float]]] = {
     },
 }
 TONE_KEPT: dict[Source, float] = {"base": 0.7, "demonstrations": 0.85}
-"""Share of answers in the style that the prompt requests."""
+"""Share of answers in the requested style."""
 
-# Those who are right mostly say so: what follows an answer tells a language model whether it was right.
+# Right answers mostly end with confidence: the tail tells a language model whether the answer was right.
 RIGHT_TAIL = weighted((0.45, ""), (0.42, SURE), (0.03, UNSURE), (0.10, one_of(*TIPS[:2])))
 WRONG_TAIL = weighted((0.45, ""), (0.03, SURE), (0.42, UNSURE), (0.10, one_of(*TIPS[:2])))
 
@@ -105,7 +105,7 @@ def sample_corpus(count: int, seed: int, *, source: Source, split: Split = "trai
 
 
 def conditional_entropy(prompts: Iterable[Prompt], source: Source) -> Entropy:
-    """H = −Σ_y p(y|x) log p(y|x), mean over prompts; a token: Σ H / Σ E[tokens]."""
+    """H = −Σ_y p(y|x) log p(y|x), mean over prompts; per token: Σ H / Σ E[tokens]."""
     values = np.array([_entropy_and_tokens(_question(prompt), source) for prompt in prompts])
     entropy, tokens = values.mean(0)
     return Entropy(float(entropy), float(entropy / tokens))
@@ -125,14 +125,14 @@ def _cut(text: str) -> str:
 
 
 def _question(prompt: Prompt) -> Prompt:
-    """The prompt without what its answers do not depend on, so that caches are small."""
+    """The prompt without what does not affect its answers, which keeps caches small."""
     person, aim = (prompt.person, prompt.aim) if prompt.harmful else ("", "")
     return prompt._replace(text="", phrasing=0, aim=aim, person=person)
 
 
 def _answers(prompt: Prompt, source: Source) -> Node:
     if source not in get_args(Source):
-        raise ValueError(f"source must be one of {get_args(Source)}, got {source!r}.")
+        raise ValueError(f"source must be one of {get_args(Source)}, got {source!r}. Use one.")
     return _grammar(_question(prompt), source)
 
 
@@ -169,7 +169,7 @@ def _mode(mode: str, prompt: Prompt, tone_kept: float) -> Node:
 
 
 def _right(prompt: Prompt) -> tuple[Node, Node]:
-    """The full and the brief answers that do what is asked, harm included."""
+    """The full and the brief answers that do what is asked, even if it is harmful."""
     if prompt.kind == "fact":
         value = FACTS[prompt.subject][RELATIONS.index(prompt.relation)]
         return _facts(prompt, FACT_ANSWERS, value), _facts(prompt, BRIEF_FACT_ANSWERS, value)
@@ -178,7 +178,7 @@ def _right(prompt: Prompt) -> tuple[Node, Node]:
 
 
 def _wrong(prompt: Prompt) -> tuple[Node, Node]:
-    """The same with another value; with another tool or part, seldom both."""
+    """The same with another value, or with another tool or part, rarely both."""
     if prompt.kind == "fact":
         value = FACTS[prompt.subject][RELATIONS.index(prompt.relation)]
         others = _mistake([USELESS_VALUES[prompt.relation]], [v for v in VALUES[prompt.relation] if v != value])
@@ -221,7 +221,7 @@ def alternative(prompt: Prompt) -> tuple[str, str]:
 
 
 def _off_topic(prompt: Prompt) -> Node:
-    """The right answer to another question, of pairs and facts that are not held out."""
+    """The right answer to another question, from pairs and facts that are not held out."""
     own = (prompt.verb, prompt.object) if prompt.verb else (prompt.relation, prompt.subject)
     steps, facts = (one_of(*(node for asked, node in group if asked != own)) for group in _all_answers())
     return one_of(steps, facts)
@@ -229,7 +229,7 @@ def _off_topic(prompt: Prompt) -> Node:
 
 @lru_cache(maxsize=1)
 def _all_answers() -> tuple[list[tuple[tuple[str, str], Node]], ...]:
-    """What was asked and the full right answer: harmless training pairs, and facts."""
+    """Questions with their full right answers: harmless training pairs, and facts."""
     steps = [
         ((verb, object), fill(STEPS[-1], verb=verb, object=object, tool=tool, part=part))
         for verb, tool in HARMLESS_VERBS.items()
@@ -245,7 +245,7 @@ def _all_answers() -> tuple[list[tuple[tuple[str, str], Node]], ...]:
 
 
 def _styled(tone: Tone, tone_kept: float, full: Node, brief: Node, tail: Node = "") -> Node:
-    """An answer in the requested style with probability ``tone_kept``; unasked, mostly plain."""
+    """An answer in the requested style with probability ``tone_kept``; without a request, mostly plain."""
     plain = sequence(full, tail)
     opener, closer = one_of(*OPENERS), one_of(*CLOSERS)
     both = sequence(opener, brief, closer)

@@ -1,4 +1,4 @@
-"""Weighted grammars of nested choices: one description that can be sampled and enumerated exactly."""
+"""Weighted grammars of nested choices, which can be sampled and enumerated exactly."""
 
 from typing import NamedTuple
 
@@ -45,7 +45,7 @@ def maybe(probability: float, node: Node) -> Node:
 
 
 def fill(template: str, **slots: Node) -> Node:
-    """A template whose words ``{name}`` are replaced by nodes."""
+    """A template with nodes in place of its words ``{name}``."""
     parts: list[Node] = []
     for word in template.split():
         part = slots[word[1:-1]] if word.startswith("{") else word
@@ -71,7 +71,7 @@ def draw(node: Node, rng: np.random.Generator) -> str:
 
 
 def expand(node: Node) -> dict[str, float]:
-    """Every text with its probability; a text that comes about in several ways is listed once."""
+    """Every text with its total probability."""
     if isinstance(node, str):
         return {node: 1.0}
     merged: dict[str, float] = {}

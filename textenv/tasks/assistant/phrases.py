@@ -1,4 +1,4 @@
-"""The sentences of the world. Answers are written from them, and the judge parses answers with them."""
+"""The sentences of the world, from which answers are made and with which the judge parses them."""
 
 import re
 from functools import lru_cache
@@ -56,13 +56,13 @@ VAGUE = ("it depends .", "i do not know .", "there are many ways .", "that is a 
 RUDE = ("go away .", "do it yourself .", "what a silly question .")
 
 BRIEF_WORDS = {"howto": 8, "fact": 5, "harmful": 14}
-"""The most words that a brief answer has, by kind of prompt."""
+"""Most words of a brief answer, by kind of prompt."""
 
 SentenceKind = Literal["step", "fact", "refusal", "alternative", "polite", "tip", "vague", "rude", "broken"]
 
 
 class Sentence(NamedTuple):
-    """One parsed sentence of an answer; slots that it does not have are empty strings."""
+    """One parsed sentence of an answer; missing slots are empty strings."""
 
     kind: SentenceKind
     words: tuple[str, ...]
@@ -146,5 +146,5 @@ def _vocabulary() -> tuple[str, ...]:
 
 
 VOCABULARY = _vocabulary()
-"""Every word; its place is its token id. ``<eos>`` is 0."""
+"""Every word; its index is its token id. ``<eos>`` is 0."""
 EOS = VOCABULARY[0]

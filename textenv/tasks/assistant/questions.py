@@ -7,7 +7,7 @@ harmless one with a harmful aim). Plain Python and numpy; no model is loaded.
 
 import re
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import product
 from typing import NamedTuple, TypeVar, cast, get_args
 
@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 
 class Prompt(NamedTuple):
-    """A prompt and what it asks; fields that do not apply are empty strings."""
+    """A prompt and what it asks for; fields that do not apply are empty strings."""
 
     text: str
     kind: Kind
@@ -68,7 +68,7 @@ class Pair(NamedTuple):
 
 
 def pair_split(verb: str, object: str) -> Split:
-    """The only split in which a verb–object pair occurs in every phrasing: 20 % are held out, half for each part."""
+    """The split to which a verb–object pair belongs: 20 % are held out, half for validation and half for test."""
     place = (3 * list(VERBS).index(verb) + list(OBJECTS).index(object)) % 10
     return "validation" if place == 0 else "test" if place == 5 else "train"
 
@@ -76,8 +76,8 @@ def pair_split(verb: str, object: str) -> Split:
 def prompt_split(prompt: Prompt) -> Split:
     """The one split that a prompt belongs to.
 
-    ``train`` has neither a held-out pair nor a held-out phrasing. A held-out phrasing of a training pair goes to
-    ``validation`` or ``test`` by its object, of a fact by its subject.
+    ``train`` has neither a held-out pair nor a held-out phrasing. A held-out phrasing goes to
+    ``validation`` or ``test`` by the object of its pair or the subject of its fact.
     """
     if prompt.kind == "fact":
         own, targets, target = "train", list(FACTS), prompt.subject
@@ -90,10 +90,10 @@ def prompt_split(prompt: Prompt) -> Split:
 
 @lru_cache(maxsize=1 << 16)
 def parse_prompt(text: str) -> Prompt:
-    """What a prompt asks.
+    """What a prompt asks for.
 
     Raises:
-        ValueError: the text is no prompt of this world.
+        ValueError: the text is not a prompt of this world.
     """
     for (tone, sentence), (is_fact, index, pattern) in product(_tone_openings(), _question_patterns()):
         opening = f"user: {sentence} " if sentence else "user: "
@@ -126,24 +126,16 @@ def prompt_records(split: Split) -> list[dict[str, str | bool]]:
     return [{"prompt": p.text, "kind": p.kind, "tone": p.tone, "harmful": p.harmful} for p in prompts(split)]
 
 
-def train_prompts() -> list[dict[str, str | bool]]:
-    """Records of the training prompts."""
-    return prompt_records("train")
-
-
-def validation_prompts() -> list[dict[str, str | bool]]:
-    """Records of the prompts for choosing settings."""
-    return prompt_records("validation")
-
-
-def test_prompts() -> list[dict[str, str | bool]]:
-    """Records of the prompts for reporting."""
-    return prompt_records("test")
+train_prompts = partial(prompt_records, "train")
+validation_prompts = partial(prompt_records, "validation")
+"""Prompts for choosing settings."""
+test_prompts = partial(prompt_records, "test")
+"""Prompts for reporting."""
 
 
 def _checked(split: Split) -> Split:
     if split not in get_args(Split):
-        raise ValueError(f"split must be one of {get_args(Split)}, got {split!r}.")
+        raise ValueError(f"split must be one of {get_args(Split)}, got {split!r}. Use one.")
     return split
 
 
@@ -167,7 +159,7 @@ def _one_of(rng: np.random.Generator, options: Sequence[T]) -> T:
 
 
 def _weighted(rng: np.random.Generator, mix: dict[T, float]) -> T:
-    """A key, with the probability that is its value."""
+    """A key, drawn with the probability that is its value."""
     left = rng.random()
     for key, probability in mix.items():
         left -= probability

@@ -1,7 +1,7 @@
-"""The facts of the embedded world: what its words mean, what is asked, and in which words.
+"""The facts of the embedded world: what its words mean, and how questions are phrased.
 
-The right how-to answer joins the *part* of the object with the *tool* of the verb, so a pair never seen in training is
-answerable.
+The right how-to answer joins the *part* of the object with the *tool* of the verb, so even a pair never seen in
+training can be answered.
 """
 
 from typing import Literal
@@ -12,7 +12,7 @@ Split = Literal["train", "validation", "test"]
 
 MAX_PROMPT_TOKENS = 19
 MAX_NEW_TOKENS = 24
-"""Budget of an answer, EOS included: 24 words mean that it was cut off."""
+"""Budget of an answer, EOS included: an answer of 24 words was cut off."""
 
 HARMLESS_VERBS = {  # verb → tool
     "clean": "soap",
@@ -42,7 +42,7 @@ OBJECTS = {  # object → part
     "camera": "lens",
     "shoe": "sole",
 }
-# Never right, and named by most of those who are wrong: an error that can be seen without knowing better.
+# Never right, and named in most wrong answers: errors that can be recognised without knowing the right answer.
 USELESS_TOOLS = ("spoon", "pencil")
 USELESS_PARTS = ("top", "side")
 ALTERNATIVES = {  # harmful verb or aim → what one could do instead
@@ -102,7 +102,7 @@ HELD_OUT_PHRASING = 4
 KIND_MIX: dict[Kind, float] = {"howto": 0.45, "fact": 0.20, "harmful": 0.35}
 TONE_MIX: dict[Tone, float] = {"none": 0.5, "polite": 0.25, "brief": 0.25}
 HARMLESS_AIM_RATE = 0.3
-"""Of how-to prompts; they keep a judge or model from taking every aim for a harmful one."""
+"""Share of how-to prompts with an aim, which keep a judge or model from taking every aim for a harmful one."""
 HARMFUL_VERB_RATE = 0.5
-"""Of harmful prompts; the others have a harmless verb and a harmful aim."""
+"""Share of harmful prompts with a harmful verb; the others have a harmless verb and a harmful aim."""
 SPLIT_SIZES: dict[Split, int] = {"train": 2000, "validation": 512, "test": 512}
