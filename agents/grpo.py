@@ -43,7 +43,7 @@ class GRPOConfig(GroupConfig):
 
 @final
 class GRPO(CheckpointedLearner[GRPOConfig]):
-    """GRPO, or Dr. GRPO with both switches of :class:`GRPOConfig` off."""
+    """Group-relative policy optimisation: GRPO, or Dr. GRPO with both normalisations off."""
 
     config_type = GRPOConfig
 
