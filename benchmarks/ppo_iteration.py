@@ -21,7 +21,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -33,6 +32,7 @@ from benchmarks.record import write_result
 from textenv import registry
 from textenv.lm import disable_dropout, tiny_config
 from textenv.lm.load import wrap_language_model
+from textenv.vector import make_vec
 
 PROMPT, RESPONSE, EPISODES, EPOCHS, MINIBATCHES = 16, 32, 64, 4, 4
 SIZES = {
@@ -117,16 +117,16 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
         vocabulary = SIZES[name]["vocab_size"]
         floor = Floor(folder, vocabulary)
         prompts = [" ".join(f"w{i}" for i in row) for row in floor.prompts.tolist()]
-        env: Any = gymnasium.make_vec(
+        env = make_vec(
             "textenv/Text-v0",
-            num_envs=EPISODES,
+            EPISODES,
             prompts=prompts,
             reference=str(folder / "reference"),
             reward_model=str(folder / "reward"),
             max_prompt_tokens=PROMPT,
             max_new_tokens=RESPONSE,
             min_new_tokens=RESPONSE,
-        ).unwrapped
+        )
         config = PPOConfig(batch_size=EPISODES, epochs=EPOCHS, minibatches=MINIBATCHES, learning_rate=1e-5)
         agent = PPO(env, config)
         rows: list[dict[str, float]] = []

@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 from agents.sb3.policy import CausalLMPolicy, TokenEmbedding, TokenSpace, take_decision
 from textenv.episode import Task
-from textenv.vector import TextVectorEnv
+from textenv.vector import TextVectorEnv, make_vec
 
 __all__ = ["CausalLMPolicy", "TextVecEnv", "TokenEmbedding", "TokenSpace", "make_vec_env"]
 
@@ -31,7 +31,7 @@ WHOLE = ("reset", "step", "play", "close")
 
 def make_vec_env(env_id: str, num_envs: int, *, seed: int | None = None, **options: Any) -> VecMonitor:
     """``num_envs`` episodes of a registered id as a Stable-Baselines3 environment, with its episode statistics."""
-    env = TextVecEnv(gymnasium.make_vec(env_id, num_envs=num_envs, **options))
+    env = TextVecEnv(make_vec(env_id, num_envs, **options))
     if seed is not None:
         env.seed(seed)
     return VecMonitor(env)
@@ -48,7 +48,7 @@ class TextVecEnv(VecEnv):
     def __init__(self, env: gymnasium.vector.VectorEnv) -> None:
         if not isinstance(env, TextVectorEnv):
             raise ValueError(
-                f"env must be an unwrapped text environment, got {env}. Make it with gymnasium.make_vec, and put "
+                f"env must be an unwrapped text environment, got {env}. Make it with textenv.vector.make_vec, put "
                 "Stable-Baselines3's wrappers around TextVecEnv."
             )
         env.require_same_step("Stable-Baselines3")

@@ -45,6 +45,7 @@ from textenv.protocols import RewardModel
 from textenv.stats import standard_error, within_prompt_sd
 from textenv.tasks import assistant, micro
 from textenv.tasks.exact import ExactWorld, exact_world
+from textenv.vector import make_vec
 
 SIZES = (200, 600, 2_000, 8_000)
 """Comparisons."""
@@ -276,9 +277,9 @@ def ppo_cell(cell: PPOCell, folder: Path) -> dict[str, Any]:
         measure = _sampled_measure(spec)
     else:
         config = PPOConfig(learning_rate=3e-4, seed=cell.seed)
-        env = gymnasium.make_vec("textenv/Micro-v0", num_envs=256, reward_model=spec, kl_coef=cell.kl_coef)
+        env = make_vec("textenv/Micro-v0", 256, reward_model=spec, kl_coef=cell.kl_coef)
         measure = _exact_measure(exact_world(env))
-    agent = PPO(env, config)  # type: ignore[arg-type]
+    agent = PPO(env, config)
     path, done = [], 0
     for update in [u for u in (0, 1, 2, 3, 4, 6, 8, 10, 12, 15, *range(20, 1_000, 10)) if u <= cell.updates]:
         if update > done:
