@@ -48,11 +48,11 @@ from textenv.tasks.exact import ExactWorld, exact_world
 from textenv.vector import make_vec
 
 SIZES = (200, 600, 2_000, 8_000)
-"""Comparisons."""
+"""Numbers of comparisons."""
 MEMBERS = 4
 ENSEMBLES = ("mean", "min", "mean_minus_std")
 POOL = 256
-"""Answers a prompt for best-of-n."""
+"""Answers per prompt for best-of-n."""
 NUM_PROMPTS = 256
 """Test prompts for best-of-n."""
 WORD_COUNT = "benchmarks.overoptimisation:count_wanted"

@@ -1,4 +1,4 @@
-"""Pure losses of reward models: scores in, one number a prompt out. Axes: B prompts, K responses, best first."""
+"""Pure losses of reward models: scores in, one number per prompt out. Axes: B prompts, K responses, best first."""
 
 import math
 

@@ -17,7 +17,7 @@ def start_reward_model(name: str, device: str = "cpu") -> TransformerRewardModel
 
     * a causal language model (registered name, folder, hub id or .gguf file), whose trunk gets a head of zeros;
     * a pre-trained encoder (folder or hub id: BERT, DeBERTa, …), likewise;
-    * a reward model (registered name, folder or hub id), whose training goes on.
+    * a reward model (registered name, folder or hub id), to train further.
 
     Raises:
         ValueError: it is none of them.
@@ -33,7 +33,7 @@ def start_reward_model(name: str, device: str = "cpu") -> TransformerRewardModel
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"a reward model must start from a registered name, a folder or a hub id, got {name!r}: "
-                f"{error}{unreachable}"
+                f"{error}{unreachable} Check the name."
             ) from error
     architecture = (config.architectures or [""])[0]
     if architecture.endswith("ForSequenceClassification"):

@@ -43,7 +43,7 @@ RankingLoss = Literal["pairwise", "listwise"]
 
 @dataclass(frozen=True, kw_only=True)
 class RewardConfig(TrainingConfig):
-    """How to train a reward model. ``batch_size`` counts prompts, each with all of its responses."""
+    """Settings of reward-model training. ``batch_size`` counts prompts, each with all of its responses."""
 
     loss: RankingLoss = "pairwise"
     """What a ranking of K responses is worth: ``pairwise``, the mean over its C(K, 2) pairs (InstructGPT), or
@@ -92,11 +92,11 @@ class RewardConfig(TrainingConfig):
 
 
 class RewardResult(NamedTuple):
-    """A trained reward model and how it came about."""
+    """A trained reward model and the record of its training."""
 
     model: TransformerRewardModel
     history: list[dict[str, float]]
-    """``step, epoch, loss`` (nats a pair, penalties included), ``learning_rate, grad_norm`` each logging interval;
+    """``step, epoch, loss`` (nats per pair, penalties included), ``learning_rate, grad_norm`` each logging interval;
     ``eval_nll_per_ranking`` and others each evaluation."""
     metrics: dict[str, float]
     """``seconds``, ``steps``, ``truncated_prompts``, ``trained_parameters``; with ``eval_rankings`` also what
@@ -200,7 +200,7 @@ def _choose_trainable(model: PreTrainedModel, config: RewardConfig) -> LoRA | No
 
 
 def _featurize(learner: TransformerRewardModel, config: RewardConfig, on_progress: OnProgress | None) -> Featurize:
-    """What reads texts through a frozen trunk; progress is told in texts."""
+    """What reads texts through a frozen trunk; progress counts texts."""
 
     def on_texts(done: int, total: int) -> None:
         if on_progress is not None:
