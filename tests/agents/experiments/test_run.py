@@ -14,7 +14,7 @@ from textenv.registry.experiment import AgentPlan
 
 FILE = """
 agents:
-  small-ppo: {algorithm: ppo, batch_size: 16, num_envs: 8, learning_rate: 1e-3}
+  small-ppo: {algorithm: ppo, batch_size: 16, num_envs: 8, learning_rate: 1e-3, preset: pretrained}
   best: {algorithm: best-of-n, n: 2}
 run:
   environments: [textenv/Micro-v0]
@@ -87,7 +87,7 @@ def test_an_interrupted_cell_goes_on_where_it_stopped_and_ends_as_if_it_had_not(
     learn = experiment.train
 
     def stops(cell, folder, advance=None):
-        learn(cell._replace(total_episodes=16), folder, advance)  # one update, then Ctrl-C
+        learn(cell._replace(total_episodes=16), folder, advance)  # one update, then Ctrl-C; the rate does not decay
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
