@@ -45,6 +45,13 @@ FAMILIES = {
     "llama": LLAMA,
     "qwen2": LLAMA,
 }
+STATEFUL = {
+    "jamba": {**LLAMA, "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 4, "num_experts": 2},
+    "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
+    "recurrent_gemma": {**LLAMA, "num_hidden_layers": 3, "lru_width": 32, "attention_window_size": 16},
+    "rwkv": {"hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32, "context_length": 64},
+}
+"""Families with recurrent layers. Only Jamba's can be padded on the left and cached."""
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
@@ -60,7 +67,12 @@ def kl_k2(logprobs, ref_logprobs):
 def tiny_model(family: str = "gpt2", seed: int = 0, spread: float = 0.2):
     """A random causal language model over ``WORDS``, far from uniform, as a ``LanguageModel``."""
     config = tiny_config(
-        family, vocab_size=len(WORDS), bos_token_id=0, eos_token_id=0, pad_token_id=0, **FAMILIES[family]
+        family,
+        vocab_size=len(WORDS),
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+        **{**FAMILIES, **STATEFUL}[family],
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from textenv import registry
 from textenv.episode import Task, observation_tokens
 from textenv.lm import Responses, ScalarHead, TokenRule, rows
+from textenv.lm.decoding import decodes_with_cache
 from textenv.lm.prefix import PrefixCache, prefix_outputs
 
 EXACT_FLOATS = 2**24
@@ -177,7 +178,7 @@ class CausalLMPolicy(ActorCriticPolicy):
         """The distribution of the next token under the rule and the masks, and values; cached unless with gradient."""
         batch = self._read(obs)
         ids, lengths = rows(batch).input_ids, batch.total_lengths
-        if self.use_cache and not torch.is_grad_enabled():
+        if self.use_cache and not torch.is_grad_enabled() and decodes_with_cache(self.model):
             logits, hidden = self._cache.outputs(self.model, ids, lengths)
         else:
             logits, hidden = prefix_outputs(self.model, ids, lengths)

@@ -81,7 +81,13 @@ class TransformerRewardModel:
         config.num_labels = 1
         config.pad_token_id = None  # until its row exists
         with untouched_globals():
-            model = AutoModelForSequenceClassification.from_config(config, dtype=lm.model.dtype)
+            try:
+                model = AutoModelForSequenceClassification.from_config(config, dtype=lm.model.dtype)
+            except ValueError:
+                raise ValueError(
+                    "a reward model's trunk must be of a family that transformers has a sequence classifier for, got "
+                    f"{type(lm.model).__name__}. Start from another model."
+                ) from None
             model.base_model.load_state_dict(lm.model.base_model.state_dict())
             rows = model.get_input_embeddings().weight.shape[0]
             if len(tokenizer) > rows:

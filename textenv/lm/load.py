@@ -211,13 +211,19 @@ def has_plain_head(model: PreTrainedModel) -> bool:
     """
     if model not in _plain_head:
         with torch.no_grad():
-            ids = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
+            # Two different ones: the embedding of padding may be 0, and whatever multiplies its logits would go unseen.
+            ids = torch.arange(2, device=model.device)[None]
             mask = torch.ones_like(ids)
             asked = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
             hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-            own = output_embeddings(model)(hidden)
+            own = _head_logits(model, hidden)
         _plain_head[model] = asked.shape == own.shape and torch.equal(asked, own)
     return _plain_head[model]
+
+
+def _head_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    head = output_embeddings(model)
+    return head(hidden.to(head.weight.dtype))  # Mamba's hidden states are float32 in any precision
 
 
 class Outputs:
@@ -229,7 +235,7 @@ class Outputs:
     def at(self, index: Any) -> tuple[Tensor, Tensor]:
         """``(logits [n, V], hidden [n, H])`` at the positions ``index`` of ``[B, S]``."""
         hidden = self.hidden[index]
-        logits = output_embeddings(self._model)(hidden) if self._logits is None else self._logits[index]
+        logits = _head_logits(self._model, hidden) if self._logits is None else self._logits[index]
         return logits.to(torch.promote_types(logits.dtype, torch.float32)), hidden
 
 

@@ -1,4 +1,4 @@
-"""Batched decoding with a KV cache: tokens, log-probabilities, values and lengths in one pass."""
+"""Batched decoding: tokens, log-probabilities, values and lengths in one pass."""
 
 from typing import NamedTuple
 
@@ -7,9 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from textenv.lm.batch import length_mask
+from textenv.lm.decoding import decoding
 from textenv.lm.distribution import TokenRule
-from textenv.lm.load import run
 
 
 class Sampled(NamedTuple):
@@ -45,7 +44,6 @@ def sample_responses(
     device = model.device
     width = int(prompt_lengths.max())
     prompt_ids = prompt_ids[:, prompt_ids.shape[1] - width :].to(device)
-    mask = length_mask(prompt_lengths, width).flip(1).to(device)
     size = len(prompt_ids)
 
     response_ids = torch.full((size, max_new_tokens), pad_id, dtype=torch.int64)
@@ -56,14 +54,9 @@ def sample_responses(
 
     row = torch.arange(size)  # which row of the result each row of the running batch fills
     running = torch.ones(size, dtype=torch.bool)
-    attention = mask.long()
-    positions = (attention.cumsum(1) - 1).clamp(min=0)
-    tokens, cache = prompt_ids, None
+    decoder = decoding(model, prompt_ids, prompt_lengths.to(device))
     for step in range(max_new_tokens):
-        outputs, cache = run(
-            model, tokens, attention_mask=attention, position_ids=positions, past_key_values=cache, use_cache=True
-        )
-        logits, hidden = outputs.at((slice(None), -1))
+        logits, hidden = decoder.outputs()
         distribution = rule.logprobs(logits, torch.full((len(row),), step, device=device))
         chosen = distribution.argmax(-1).cpu() if greedy else _draw(distribution, generator)
         live = row[running]
@@ -78,14 +71,11 @@ def sample_responses(
         count = int(running.sum())
         if count == 0 or step + 1 == max_new_tokens:
             break
-        positions = positions[:, -1:] + 1
-        attention = torch.cat([attention, attention.new_ones(len(row), 1)], dim=1)
-        tokens = chosen[:, None].to(device)
+        decoder.append(chosen.to(device))
         if count <= len(row) // 2:
             keep = running.nonzero().squeeze(1)
-            cache.batch_select_indices(keep.to(device))
+            decoder.keep(keep.to(device))
             row, running = row[keep], running[keep]
-            tokens, positions, attention = tokens[keep], positions[keep], attention[keep]
     return Sampled(response_ids, lengths, logprobs, values)
 
 

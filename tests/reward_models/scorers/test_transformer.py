@@ -99,6 +99,14 @@ def plain_scores(folder):
         return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[:, 0].tolist()
 
 
+def test_a_trunk_with_a_state_scores_each_text_as_if_alone_or_is_refused_by_name():
+    model = scorer("jamba")
+    expected = [by_hand(model, *pair) for pair in zip(PROMPTS, COMPLETIONS, strict=True)]
+    assert model(PROMPTS, COMPLETIONS) == pytest.approx(expected, abs=2e-5)
+    with pytest.raises(ValueError, match=r"a sequence classifier for, got MambaForCausalLM\. Start from another"):
+        TransformerRewardModel.from_language_model(tiny_model("mamba"))
+
+
 def test_the_padding_token_is_none_of_the_real_ones_and_the_language_model_stays_as_it_was(family_model):
     before = {key: value.clone() for key, value in family_model.model.state_dict().items()}
     state = torch.get_rng_state(), random.getstate()

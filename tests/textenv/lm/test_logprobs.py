@@ -1,13 +1,17 @@
 """Log-probabilities, values and sampling do not depend on padding, batch or cache; the oracle is one unpadded row."""
 
+import copy
+
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from tests.conftest import tiny_model
+from tests.conftest import LLAMA, tiny_model
 from textenv.lm import (
     Responses,
     ScalarHead,
     TokenRule,
+    disable_dropout,
     gather_predictions,
     pad_left,
     pad_right,
@@ -15,7 +19,10 @@ from textenv.lm import (
     response_outputs,
     rows,
     sample_responses,
+    tiny_config,
 )
+from textenv.lm.decoding import decodes_with_cache
+from textenv.lm.load import has_plain_head
 
 RULE = TokenRule(temperature=0.8, min_new_tokens=1, stop_ids=(0,))
 PROMPTS = [[1, 2, 3], [4], [0, 5, 0, 6, 7], [8, 9], [2, 2, 2, 2], [10], [3, 0], [7, 6, 5, 4, 3, 2]]
@@ -31,15 +38,15 @@ def batch_of(indices, left=0, right=0, fill=0):
 
 
 @torch.no_grad()
-def alone(model, prompt, response):
+def alone(model, prompt, response, rule=RULE):
     """One row, no padding, no cache, plain transformers, float64 softmax."""
     ids = torch.tensor([prompt + response])
-    logits = model(ids, attention_mask=torch.ones_like(ids)).logits[0].double() / RULE.temperature
+    logits = model(ids, attention_mask=torch.ones_like(ids)).logits[0].double() / rule.temperature
     out = []
     for t, token in enumerate(response):
         row = logits[len(prompt) + t - 1].clone()
-        if t < RULE.min_new_tokens:
-            row[0] = -torch.inf
+        if t < rule.min_new_tokens:
+            row[list(rule.stop_ids)] = -torch.inf
         out.append(torch.log_softmax(row, -1)[token])
     return torch.stack(out).float()
 
@@ -141,11 +148,6 @@ def test_a_seed_draws_the_same_and_greedy_takes_the_most_likely(family_model):
 
 
 def test_a_model_that_caps_its_logits_takes_the_slow_path_and_is_right():
-    from transformers import AutoModelForCausalLM
-
-    from textenv.lm import disable_dropout, tiny_config
-    from textenv.lm.load import has_plain_head
-
     sizes = {
         "hidden_size": 32,
         "intermediate_size": 48,
@@ -170,6 +172,39 @@ def test_a_model_that_caps_its_logits_takes_the_slow_path_and_is_right():
     got = response_logprobs(model, batch_of(range(8)), RULE)
     for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
         torch.testing.assert_close(got[row, : len(response)], alone(model, prompt, response), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("family", "cached"), [("jamba", True), ("mamba", False), ("recurrent_gemma", False), ("rwkv", False)]
+)
+def test_a_model_with_a_state_reports_its_own_logprobs(family, cached):
+    """State that padding enters, or that no cache carries, is measured, and each step reads the whole row instead."""
+    lm = tiny_model(family)
+    assert decodes_with_cache(lm.model) is cached
+    prompts, lengths = pad_left(PROMPTS, 11)
+    half = TokenRule(temperature=0.8, min_new_tokens=1, stop_ids=(0, 1, 2, 3, 4, 5))  # rows leave the batch on the way
+    draw = {"max_new_tokens": 6, "rule": half, "pad_id": 0, "generator": torch.Generator().manual_seed(0)}
+    sampled = sample_responses(lm.model, prompts, lengths, **draw)
+    assert len(set(sampled.response_lengths.tolist())) > 1
+    batch = Responses(prompts, lengths, sampled.response_ids, sampled.response_lengths)
+    scored = response_logprobs(lm.model, batch, half)
+    for row, prompt in enumerate(PROMPTS):
+        count = int(sampled.response_lengths[row])
+        own = alone(lm.model, prompt, sampled.response_ids[row, :count].tolist(), half)
+        torch.testing.assert_close(sampled.logprobs[row, :count], own, atol=2e-5, rtol=0)
+        torch.testing.assert_close(scored[row, :count], own, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_attention_model_is_decoded_with_its_cache_in_any_precision(family_model, dtype):
+    assert decodes_with_cache(copy.deepcopy(family_model.model).to(dtype))
+
+
+def test_a_model_that_looks_ahead_is_refused_by_name():
+    config = tiny_config("bert", vocab_size=12, **LLAMA)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(ValueError, match=r"from those before it alone, got BertLMHeadModel\. Use a causal"):
+        sample_responses(model, *pad_left(PROMPTS, 0), max_new_tokens=2, rule=RULE, pad_id=0, greedy=True)
 
 
 def test_nothing_that_matters_is_random_after_loading():
