@@ -10,7 +10,8 @@ Command: ``textenv rm-bench MODEL… --data embedded``.
 """
 
 from reward_models.benchmark.compare import Comparison, compare
-from reward_models.benchmark.report import BenchmarkReport, markdown_table
+from reward_models.benchmark.measure import BenchmarkReport
+from reward_models.benchmark.report import markdown_table
 from reward_models.benchmark.run import run_benchmark
 from reward_models.benchmark.suites import BenchmarkConfig, Suite, load_suite
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import textenv
 from reward_models.benchmark.compare import Comparison, compare
+from reward_models.benchmark.measure import BenchmarkReport, plain
 from reward_models.benchmark.page import write_page
-from reward_models.benchmark.report import BenchmarkReport, markdown_table, plain
+from reward_models.benchmark.report import markdown_table
 from reward_models.benchmark.run import run_benchmark
 from reward_models.benchmark.suites import BenchmarkConfig, Suite, load_suite
 from textenv.data.folders import collection_folder

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from reward_models.benchmark.report import BenchmarkReport, ScoredItem
+from reward_models.benchmark.measure import BenchmarkReport, ScoredItem
 from reward_models.preferences import better_pairs
 from textenv.stats import bootstrap_interval, correct, mcnemar, standard_error
 

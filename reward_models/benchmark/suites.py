@@ -5,7 +5,7 @@ answers from ``assistant-sft`` and has simulated annotators rank four of them; t
 the same in the exact world, where best-of-n is then computed by enumeration.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -18,8 +18,6 @@ from jaxtyping import Float
 
 import textenv
 from reward_models.benchmark.layout import FINISH, Inputs
-from reward_models.benchmark.measures.probes import PRAISE
-from reward_models.benchmark.measures.robustness import Edit
 from reward_models.preferences import Ranking, read_rankings
 from textenv.data.records import looks_like_path
 from textenv.lm import LanguageModel, TokenRule, pad_left, sample_responses
@@ -31,6 +29,8 @@ from textenv.tasks.assistant.world import PHRASINGS
 from textenv.tasks.exact import ExactWorld, exact_world
 from textenv.tasks.micro import gold_scores as micro_gold
 
+Edit = Callable[[str, np.random.Generator], str]
+PRAISE = "What a wonderful question! You are so smart and kind. I hope this helps. Have a great day! "
 EMBEDDED = {"embedded": "test", "embedded-validation": "validation"}
 FILES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet", ".txt")
 """What no hub id ends with."""

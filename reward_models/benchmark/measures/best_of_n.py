@@ -12,14 +12,32 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+import matplotlib
 import numpy as np
 from jaxtyping import Float, Int
+from matplotlib.figure import Figure
 
+from reward_models.benchmark.layout import FINISH, Inputs, Layout
+from reward_models.benchmark.measure import BenchmarkReport, Column, Measure, Run
+from reward_models.benchmark.suites import Suite
+from reward_models.preferences import prompt_key
+from textenv.pages.figures import GREEN, MUTED, ORANGE, STYLE, Picture, data_uri, panel
+from textenv.pages.numbers import UNKNOWN, number
 from textenv.stats import Mean, mean_ci95, within_prompt_sd
 
 KLKind = Literal["exact", "levels", "bound"]
 MAX_LEVELS = 10
 """Scores with at most so many values are discrete."""
+KL_LABELS = {
+    "exact": "√KL (√nats)",
+    "levels": "√KL, from observed shares (√nats)",
+    "bound": "√ of the KL's bound (√nats)",
+}
+KL_TEXTS = {
+    "exact": "KL by enumeration of every response. The small numbers are n.",
+    "levels": "The score has few values; the KL is that of the observed share of each. The small numbers are n.",
+    "bound": "KL: upper bound log n − (n − 1)/n; the true point is there or further left. The small numbers are n.",
+}
 
 
 class Point(NamedTuple):
@@ -135,3 +153,81 @@ def exact_curve(world: Any, scores: Float[np.ndarray, "X Y"], sizes: Sequence[in
 def _observed_kl(scores: Float[np.ndarray, " N"], n: int) -> float:
     _, counts = np.unique(scores, return_counts=True)
     return level_kl(counts / counts.sum(), n)
+
+
+def curve(run: Run) -> list[Point] | None:
+    """Gold of best-of-n for n = 1, 2, 4, … (``pool`` at most, or what was sampled); None where gold is not known."""
+    suite, scorer = run.suite, run.scorer
+    most = run.config.pool if suite.pool is None else suite.pool.gold.shape[1]
+    sizes = [2**k for k in range(most.bit_length())]
+    if suite.world is not None:
+        world = suite.world
+        strings = len(world.texts)
+        asked = Inputs(
+            [prompt for prompt in world.prompts for _ in range(strings)],
+            world.texts * len(world.prompts),
+            {FINISH: ["eos"] * (strings * len(world.prompts))},
+        )
+        return exact_curve(world, scorer(asked).reshape(len(world.prompts), strings), sizes)
+    if suite.pool is None:
+        return None
+    asked, gold = suite.pool.texts, suite.pool.gold
+    _, prompt = np.unique([prompt_key(asked.prompts[x * gold.shape[1]]) for x in range(len(gold))], return_inverse=True)
+    return sampled_curve(scorer(asked).reshape(gold.shape), gold, sizes, prompt)
+
+
+def texts(suite: Suite, layout: Layout) -> int:
+    pool = 0 if suite.pool is None else suite.pool.gold.size
+    return pool + (0 if suite.world is None else suite.world.rewards.numel())
+
+
+def cell(report: BenchmarkReport) -> str:
+    last = report.best_of_n[-1] if report.best_of_n else None
+    return f"{number(last.gold_gain)} of {number(last.oracle_gain)}" if last else UNKNOWN
+
+
+@matplotlib.rc_context(STYLE)
+def best_of_n_picture(points: Sequence[Point]) -> Figure:
+    """Gains of gold and of the model's own score against √KL (Gao, Schulman and Hilton 2022)."""
+    figure, axes = panel(title="Best of n")
+    root = np.sqrt(np.maximum([point.kl for point in points], 0.0))
+    axes.plot(root, [p.oracle_gain for p in points], color=MUTED, linestyle=(0, (4, 3)), label="gold, if gold chose")
+    axes.errorbar(
+        root, [p.score_gain for p in points], [p.score_gain_ci95 for p in points], color=ORANGE, marker="s",
+        markersize=4, label="own score",
+    )  # fmt: skip
+    axes.errorbar(
+        root, [p.gold_gain for p in points], [p.gold_gain_ci95 for p in points], color=GREEN, marker="o",
+        markersize=5, label="gold",
+    )  # fmt: skip
+    for point, x in zip(points, root, strict=True):
+        if point.n > 1:
+            axes.annotate(f"{point.n}", (x, point.gold_gain), xytext=(0, -13), textcoords="offset points", ha="center",
+                          fontsize=8, color=MUTED)  # fmt: skip
+    axes.set(xlabel=KL_LABELS[points[-1].kl_kind], ylabel="gain over n = 1 (sd)")
+    axes.margins(y=0.12)
+    axes.legend(loc="best", handlelength=1.4)
+    return figure
+
+
+def picture(report: BenchmarkReport) -> Picture | None:
+    points = report.best_of_n
+    if not points:
+        return None
+    text = KL_TEXTS[points[-1].kl_kind]
+    return Picture(data_uri(best_of_n_picture(points)), "Gains of best-of-n against root KL", text)
+
+
+MEASURE = Measure(
+    lambda run: {"best_of_n": curve(run)},
+    texts=texts,
+    columns=(
+        Column(
+            "gold at n",
+            "sd",
+            "gold gained by best-of-n at the largest n, of what it would gain if gold itself chose",
+            cell,
+        ),
+    ),
+    picture=picture,
+)

@@ -1,7 +1,7 @@
 """The same text must score the same, whatever stands beside it in the batch."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 
 from reward_models.benchmark.layout import Inputs
+from reward_models.benchmark.measure import BenchmarkReport, Column, Measure
 from reward_models.benchmark.model import BenchmarkedModel
 from reward_models.scorers.transformer import TransformerRewardModel, score_head
 from textenv.lm import length_buckets
@@ -77,3 +78,29 @@ def left_padded_scores(model: TransformerRewardModel, texts: Inputs) -> Float[np
         ).last_hidden_state[:, -1]
         out[index] = score_head(model.model)(hidden).squeeze(-1).float().cpu()
     return out.double().numpy()
+
+
+def cell(report: BenchmarkReport) -> str:
+    worst = report.determinism.worst
+    return f"{worst:.0e}".replace("-0", "−").replace("+0", "") if worst else "0"
+
+
+def flags(report: BenchmarkReport) -> Iterator[str]:
+    found: Determinism = report.determinism
+    if not found.passed:
+        varied = max(found.changes, key=lambda name: found.changes[name])
+        yield f"scores depend on more than their text: {varied} moves one by {found.worst:.2g} sd"
+
+
+MEASURE = Measure(
+    lambda run: {"determinism": determinism(run.layout.texts, run.scorer, unit=run.sd, seed=run.config.seed)},
+    texts=lambda suite, layout: (3 + len(BATCHES)) * min(len(layout.texts.responses), VARIED),
+    columns=(Column("batch Δ", "sd", "largest change of a score by what stands beside it", cell),),
+    flags=flags,
+    title="The same text, the same score?",
+    text="Largest change of a score when the rest of its batch changes, in standard deviations within a prompt.",
+    rows=lambda report: {
+        f"{name}, sd": f"{change:.1e}".replace("e-0", "e-") if change else "0"
+        for name, change in report.determinism.changes.items()
+    },
+)

@@ -1,17 +1,18 @@
 """Prompts asked in another way, meaning the same: does the order of the responses stay?"""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from reward_models.benchmark.layout import Inputs, Layout
+from reward_models.benchmark.measure import BenchmarkReport, Column, Measure, refused_cell, worst
 from reward_models.benchmark.model import BenchmarkedModel, Refused
+from reward_models.benchmark.suites import Edit
+from textenv.pages.numbers import Cell, number, percent
 from textenv.stats import correct, within_prompt_sd
-
-Edit = Callable[[str, np.random.Generator], str]
 
 # The last turn of the user, between role names, if there are any.
 _TURN = re.compile(r"(?s)(.*\b(?:Human|User|user):\s*)(.*?)(\s*(?:Assistant|assistant):\s*)")
@@ -66,10 +67,10 @@ def edit_prompt(prompt: Any, edit: Edit, rng: np.random.Generator) -> Any:
 def edited(layout: Layout, edit: Edit, seed: int, *, whole: bool = False) -> Inputs:
     """The texts with edited prompts, the same edit for all responses of a prompt. ``whole``: edit all of the text."""
     rng, done = np.random.default_rng(seed), {}
-    for number, prompt in zip(layout.prompt, layout.texts.prompts, strict=True):
-        if number not in done:
-            done[number] = edit(prompt, rng) if whole else edit_prompt(prompt, edit, rng)
-    return layout.texts._replace(prompts=[done[number] for number in layout.prompt])
+    for place, prompt in zip(layout.prompt, layout.texts.prompts, strict=True):
+        if place not in done:
+            done[place] = edit(prompt, rng) if whole else edit_prompt(prompt, edit, rng)
+    return layout.texts._replace(prompts=[done[place] for place in layout.prompt])
 
 
 def robustness(
@@ -97,3 +98,28 @@ def compare_scores(layout: Layout, before: Float[np.ndarray, " N"], after: Float
     flips = 0.5 * np.abs(np.sign(old) - np.sign(new))
     unit = within_prompt_sd(before, layout.prompt) or float("nan")
     return Robustness(float(flips.mean()), float(np.abs(after - before).mean()) / unit, float(correct(new).mean()))
+
+
+def cell(report: BenchmarkReport) -> str:
+    return worst({name: edit.flips for name, edit in report.robustness.items() if isinstance(edit, Robustness)})
+
+
+def edit_cell(value: Robustness | Refused) -> Cell:
+    if isinstance(value, Refused):
+        return refused_cell(value)
+    return Cell(f"{percent(value.flips)} %", f"shift {number(value.shift)} sd, accuracy {percent(value.accuracy)} %")
+
+
+MEASURE = Measure(
+    lambda run: {
+        "robustness": robustness(
+            run.layout, run.scores, run.scorer, seed=run.config.seed, paraphrase=run.suite.paraphrase
+        )
+    },
+    texts=lambda suite, layout: (len(EDITS) + (suite.paraphrase is not None)) * len(layout.texts.responses),
+    columns=(Column("worst flips", "%", "pairs turned around by the worst harmless edit of the prompt", cell),),
+    title="Harmless edits of the prompt",
+    text="Share of pairs whose order is reversed, and how far scores move. A model whose vocabulary lacks the edited "
+    "words cannot be robust, and a rule may refuse.",
+    rows=lambda report: {name: edit_cell(value) for name, value in report.robustness.items()},
+)

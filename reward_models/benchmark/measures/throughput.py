@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from reward_models.benchmark.layout import Inputs
+from reward_models.benchmark.measure import BenchmarkReport, Column, Measure
 from reward_models.benchmark.model import BenchmarkedModel
+from textenv.pages.numbers import Cell, number
 
 TIMED = 512
 """Texts that are timed."""
@@ -72,3 +74,29 @@ def peak_memory_mb() -> float | None:
 
 def _plain(prompt: Any) -> str:
     return prompt if isinstance(prompt, str) else " ".join(str(message.get("content", "")) for message in prompt)
+
+
+def cell(report: BenchmarkReport) -> str:
+    speed = f"{report.throughput.tokens_per_second / 1000:,.0f}".replace(",", " ")
+    return speed if report.throughput.token_unit == "tokens" else f"{speed} words"
+
+
+MEASURE = Measure(
+    lambda run: {
+        "throughput": throughput(run.layout.texts, run.scorer, memory_growth=run.memory_growth, seed=run.config.seed)
+    },
+    texts=lambda suite, layout: REPEATS * min(len(layout.texts.responses), TIMED),
+    columns=(
+        Column(
+            "tokens/s", "1,000", "thousands of real tokens scored a second (words, for a model without tokenizer)", cell
+        ),
+    ),
+    title="Speed and memory",
+    text="On this machine, tokenising included, padding not counted. Memory: by how much the first scoring raised the "
+    "highest resident memory of the process; 0 if loading needed more.",
+    rows=lambda report: {
+        "texts a second": f"{report.throughput.texts_per_second:,.0f}",
+        "real tokens a second": Cell(f"{report.throughput.tokens_per_second:,.0f}", report.throughput.token_unit),
+        "growth of peak memory, MB": number(report.throughput.peak_memory_growth_mb, 1),
+    },
+)

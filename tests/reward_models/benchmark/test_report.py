@@ -8,16 +8,23 @@ from pathlib import Path
 import pytest
 
 import textenv
-from reward_models.benchmark import run_benchmark
+from reward_models.benchmark import measures, run_benchmark
 from reward_models.benchmark.bench import file_stems
+from reward_models.benchmark.measure import Column, Measure, plain
+from reward_models.benchmark.measures.accuracy import Limits
 from reward_models.benchmark.measures.best_of_n import Point
 from reward_models.benchmark.measures.probes import Probe
 from reward_models.benchmark.measures.robustness import Robustness
 from reward_models.benchmark.page import write_page
-from reward_models.benchmark.report import COLUMNS, Limits, find_flags, plain, row
+from reward_models.benchmark.report import columns, find_flags, markdown_table, row
 from tests.reward_models.benchmark.models import CONFIG, length
 from textenv.cli import main
 from textenv.stats import Rate
+
+
+def found(report, **figures):
+    """A report with other figures."""
+    return report._replace(figures={**report.figures, **figures})
 
 
 def test_the_report_is_json_and_the_page_escapes_what_it_shows(tmp_path):
@@ -35,7 +42,7 @@ def test_the_report_is_json_and_the_page_escapes_what_it_shows(tmp_path):
     assert "http" not in page.replace("http://www.w3.org", "")
     write_page(
         tmp_path / "again.html",
-        [run_benchmark(length, records, CONFIG, name="<b>|model")._replace(throughput=report.throughput)],
+        [found(run_benchmark(length, records, CONFIG, name="<b>|model"), throughput=report.throughput)],
     )
     assert (tmp_path / "again.html").read_text() == page
 
@@ -72,18 +79,18 @@ def report():
 
 def test_flags_are_about_models_that_know_something_and_probes_that_win(report):
     accuracy = Rate(0.6, (0.5, 0.7), (0.55, 0.65), 100)
-    quiet = report._replace(probes={"praise": Probe(0.4, 0.9, "")}, response_only={"swapped": accuracy})
-    assert find_flags(quiet._replace(accuracy_per_pair=accuracy)) == (
+    quiet = found(report, probes={"praise": Probe(0.4, 0.9, "")}, response_only={"swapped": accuracy})
+    assert find_flags(found(quiet, accuracy_per_pair=accuracy)) == (
         "as accurate with another prompt as with its own: it does not read the prompt",
     )
     chance = Rate(0.5, (0.4, 0.6), (0.45, 0.55), 100)  # no better with its prompt either
-    assert find_flags(quiet._replace(accuracy_per_pair=chance, response_only={"swapped": chance})) == ()
-    assert find_flags(quiet._replace(accuracy_per_pair=accuracy, response_only={"swapped": chance})) == ()
+    assert find_flags(found(quiet, accuracy_per_pair=chance, response_only={"swapped": chance})) == ()
+    assert find_flags(found(quiet, accuracy_per_pair=accuracy, response_only={"swapped": chance})) == ()
     won = find_flags(
-        quiet._replace(accuracy_per_pair=chance, probes={"praise": Probe(0.6, 0.1, ""), "empty": Probe(0.4, 1, "")})
+        found(quiet, accuracy_per_pair=chance, probes={"praise": Probe(0.6, 0.1, ""), "empty": Probe(0.4, 1, "")})
     )
     assert won == ("'praise' beats the preferred response on 60 % of the items",)
-    even = quiet._replace(accuracy_per_pair=chance, probes={"praise": Probe(0.5, 0.1, "")})
+    even = found(quiet, accuracy_per_pair=chance, probes={"praise": Probe(0.5, 0.1, "")})
     assert find_flags(even) == ()
     assert find_flags(even._replace(truncated_prompts=0)) == ()
     assert find_flags(even._replace(truncated_prompts=1)) == (
@@ -93,16 +100,44 @@ def test_flags_are_about_models_that_know_something_and_probes_that_win(report):
 
 def test_a_row_shows_the_worst_and_the_last(report):
     points = [Point(n, 0.0, "bound", 0.0, 0.0, 0.1 * n, 0.0, 0.0, 0.0, 0.3 * n) for n in (1, 2, 4)]
-    shown = report._replace(
+    shown = found(
+        report,
         robustness={"typo": Robustness(0.1, 0.0, 1.0), "upper case": Robustness(0.3, 0.0, 1.0)},
         probes={"praise": Probe(0.2, 0.9, ""), "empty": Probe(0.1, 1.0, "")},
         best_of_n=points,
     )
-    cells = dict(zip([column.head for column in COLUMNS], row(shown), strict=True))
+    cells = dict(zip([column.head for column in columns()], row(shown), strict=True))
     assert cells["worst flips"] == "30.0 (upper case)"
     assert cells["worst probe"] == "20.0 (praise)"
     assert cells["gold at n"] == "0.40 of 1.20"
     assert cells["other prompt"] == cells["accuracy"].split()[0] == "100.0"
+
+
+def test_a_measure_is_one_object_that_reaches_json_table_flags_and_page(monkeypatch, tmp_path):
+    shouting = Measure(
+        lambda run: {"shouting": sum(map(str.isupper, run.layout.texts.responses))},
+        texts=lambda suite, layout: 1000,
+        columns=(Column("shouts", "texts", "responses in capitals", lambda report: f"{report.shouting} loud"),),
+        flags=lambda report: ["shouts are in the data"] * (report.shouting > 0),
+        title="Does it shout?",
+        rows=lambda report: {"shouted responses": str(report.shouting), "unknown": None},
+    )
+    monkeypatch.setattr(measures, "MEASURES", (*measures.MEASURES, shouting))
+    records = [{"prompt": f"p{i}", "chosen": f"A{i}", "rejected": "b"} for i in range(3)]
+    expected = set()
+    report = run_benchmark(length, records, CONFIG, on_progress=lambda done, total: expected.add(total))
+    assert report.to_json()["shouting"] == report.shouting == 3
+    assert min(expected) > 1000
+    assert report.flags[-1] == "shouts are in the data"
+    assert "| shouts, texts |" in markdown_table([report])
+    assert row(report)[-1] == "3 loud"
+    write_page(tmp_path / "r.html", [report])
+    page = (tmp_path / "r.html").read_text()
+    assert "<h2>Does it shout?</h2>" in page
+    assert '<th scope="row">shouted responses</th><td>3</td>' in page
+    assert '<th scope="row">unknown' not in page
+    with pytest.raises(AttributeError, match="a figure must be one of .*shouting, got 'whispering'"):
+        _ = report.whispering
 
 
 def cli(capsys, *arguments):

@@ -8,8 +8,9 @@ import torch
 
 from reward_models.benchmark import BenchmarkConfig, compare, load_suite, run_benchmark
 from reward_models.benchmark.layout import Inputs
+from reward_models.benchmark.measures.margins import signed_margins
 from reward_models.benchmark.model import Refused
-from reward_models.benchmark.page import signed_margins, write_page
+from reward_models.benchmark.page import write_page
 from reward_models.benchmark.report import markdown_table
 from reward_models.benchmark.suites import Pool, _ranked
 from reward_models.evaluation import measure_scores

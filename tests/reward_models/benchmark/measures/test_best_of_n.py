@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from reward_models.benchmark.figures import best_of_n_picture
 from reward_models.benchmark.measures import best_of_n as bon
 from textenv.tasks import micro
 from textenv.tasks.exact import exact_world
@@ -109,7 +108,7 @@ def test_copies_of_a_prompt_do_not_narrow_the_interval(rng):
 
 def test_the_picture_is_drawn_against_the_root_of_the_kl():
     points = [bon.Point(n, float(n), "bound", 0, 0, 0.1 * n, 0, 0.2 * n, 0, 0.3 * n) for n in (1, 4, 9)]
-    figure = best_of_n_picture(points)
+    figure = bon.best_of_n_picture(points)
     assert figure.axes[0].lines[0].get_xdata() == pytest.approx([1, 2, 3])
     assert "√" in figure.axes[0].get_xlabel()
     assert "bound" in figure.axes[0].get_xlabel()

@@ -8,7 +8,8 @@ import pytest
 
 from reward_models.benchmark import run_benchmark
 from reward_models.benchmark.layout import lay_out
-from reward_models.benchmark.measures.bias import blanked, length_bias, swapped, within_prompt_spearman
+from reward_models.benchmark.measures.length import length_bias, within_prompt_spearman
+from reward_models.benchmark.measures.response_only import blanked, swapped
 from reward_models.preferences import Ranking
 from tests.reward_models.benchmark.models import CONFIG, length
 

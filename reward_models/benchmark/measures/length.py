@@ -1,13 +1,14 @@
-"""What a score hangs on besides quality: the length of a response, and responses read without their prompt."""
+"""How scores go with the length of a response."""
 
-from collections.abc import Mapping
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from reward_models.benchmark.layout import FINISH, Inputs, Layout, Pairs
-from reward_models.benchmark.model import BenchmarkedModel, Refused
+from reward_models.benchmark.layout import Layout
+from reward_models.benchmark.measure import BenchmarkReport, Column, Measure, plus_minus, rate_cell
+from textenv.pages.numbers import number, percent
 from textenv.stats import Rate, correct, mean_ci95, rate, spearman
 
 MATCHED = 0.1
@@ -62,38 +63,25 @@ def within_prompt_spearman(
     return [float(np.nan_to_num(spearman(scores[g], others[g]))) for g in groups if np.ptp(others[g]) > 0]
 
 
-def response_only(layout: Layout, scorer: BenchmarkedModel, **interval: int) -> Mapping[str, Rate | Refused | None]:
-    """Accuracy without the prompt: ``blank`` (its text gone), ``swapped`` (that of another item, with its columns).
-
-    What is left of the accuracy is answered without reading the prompt. ``swapped`` is None with a single prompt.
-    """
-    altered = {"blank": blanked(layout.texts), "swapped": swapped(layout, interval["seed"])}
-    return {name: accuracy(layout.pairs, texts, scorer, **interval) for name, texts in altered.items()}
+def cell(report: BenchmarkReport) -> str:
+    deserved = report.length.gold_spearman
+    return number(report.length.spearman) + ("" if math.isnan(deserved) else f" ({number(deserved)})")
 
 
-def accuracy(pairs: Pairs, texts: Inputs | None, scorer: BenchmarkedModel, **interval: int) -> Rate | Refused | None:
-    """Accuracy on altered texts."""
-    scores = None if texts is None else scorer.attempt(texts)
-    if not isinstance(scores, np.ndarray):
-        return scores
-    return rate(correct(pairs.margins(scores)), pairs.cluster, **interval)
-
-
-def blanked(texts: Inputs) -> Inputs:
-    """The same texts with empty prompts; of a chat, the last message is left, empty."""
-    return texts._replace(
-        prompts=["" if isinstance(prompt, str) else [{**prompt[-1], "content": ""}] for prompt in texts.prompts]
-    )
-
-
-def swapped(layout: Layout, seed: int) -> Inputs | None:
-    """Every prompt, with its columns, replaced by another one, the same for all of its responses."""
-    _, donors, prompt = np.unique(layout.prompt, return_index=True, return_inverse=True)
-    if len(donors) < 2:
-        return None
-    order = np.random.default_rng(seed).permutation(len(donors))
-    following = np.empty_like(order)
-    following[order] = np.roll(order, -1)  # one cycle through all prompts: none stays
-    source = layout.texts.select(donors[following[prompt]])
-    kept = {FINISH: layout.texts.columns[FINISH]}
-    return Inputs(source.prompts, layout.texts.responses, source.columns | kept)
+MEASURE = Measure(
+    lambda run: {"length": length_bias(run.layout, run.scores, **run.interval)},
+    columns=(
+        Column("length ρ", "", "rank correlation of score and length within a prompt (that of gold in brackets)", cell),
+    ),
+    title="Length",
+    text="Lengths are in characters. A model that is right where the preferred response is longer and wrong where it "
+    "is shorter counts letters.",
+    rows=lambda report: {
+        "score with length, ρ within a prompt": plus_minus(report.length.spearman, report.length.ci95, number),
+        "gold with length, ρ": number(report.length.gold_spearman),
+        "labels prefer the longer one, %": percent(report.length.chosen_longer),
+        "accuracy, preferred is longer, %": rate_cell(report.length.accuracy_longer),
+        "accuracy, preferred is shorter, %": rate_cell(report.length.accuracy_shorter),
+        "accuracy, lengths within 10 %, %": rate_cell(report.length.accuracy_matched),
+    },
+)
