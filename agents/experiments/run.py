@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from agents.algorithms import algorithm, check_plan
 from agents.core.job import Job, Trained
 from textenv.data.folders import collection_folder
 from textenv.data.records import write_json
 from textenv.evaluation import evaluate
+from textenv.pages.terminal import print_columns
 from textenv.registry.experiment import BUILT_IN_AGENTS, AgentPlan, RunPlan
 from textenv.stats import Mean, mean_ci95
 from textenv.tasks.exact import exact_world
@@ -217,22 +217,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def print_tables(rows: list[dict[str, Any]], console: Console | None = None) -> None:
-    """A table per environment, a column per agent; agents that do not fit beside the others go below them."""
-    console = console or Console()
+def print_tables(rows: list[dict[str, Any]]) -> None:
+    """A table per environment, a column per agent."""
     for env_id, (header, body) in tables(rows).items():
-        console.print(f"\n{env_id}: mean ± 95 % over seeds", style="bold", highlight=False)
-        columns, room = [body[0]], console.width - max(map(len, header))
-        for cells in body[1:]:
-            if sum(max(map(len, column)) + 2 for column in [*columns, cells]) > room:
-                _print_columns(console, header, columns)
-                columns = []
-            columns.append(cells)
-        _print_columns(console, header, columns)
-
-
-def _print_columns(console: Console, header: list[str], columns: list[list[str]]) -> None:
-    table = Table(header[0], *(column[0] for column in columns), box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name, *cells in list(zip(header, *columns, strict=True))[1:]:
-        table.add_row(name, *cells)
-    console.print(table)
+        print_columns(f"{env_id}: mean ± 95 % over seeds", header, body)

@@ -24,8 +24,8 @@ def run_all(
     *,
     compare_to_first: bool = False,
     advance: Any = None,
-) -> str:
-    """Benchmark models by name and write ``<model>.json``, ``table.md`` and ``report.html``; returns the table.
+) -> tuple[list[BenchmarkReport], list[Comparison]]:
+    """Benchmark models by name and write ``<model>.json``, ``table.md`` and ``report.html``.
 
     With ``compare_to_first`` also ``comparisons.json``, each model against the first. A model that fails, or Ctrl-C,
     leaves the files of those that are finished.
@@ -52,21 +52,14 @@ def run_all(
             reports.append(run_benchmark(name, suite, config, on_progress=progress))
             reports[-1].save(output / f"{stem}.json")
     finally:
-        table = _write_together(reports, output, config, compare_to_first) if reports else ""
-    return table
-
-
-def _write_together(
-    reports: Sequence[BenchmarkReport], output: Path, config: BenchmarkConfig, compare_to_first: bool
-) -> str:
-    comparisons = _against_first(reports, config) if compare_to_first else []
-    if comparisons:
-        write_json(output / "comparisons.json", plain(comparisons))
-    table = markdown_table(reports, comparisons)
-    with atomic_path(output / "table.md") as temporary:
-        temporary.write_text(table, "utf-8")
-    write_page(output / "report.html", reports, comparisons)
-    return table
+        comparisons = _against_first(reports, config) if compare_to_first and reports else []
+        if comparisons:
+            write_json(output / "comparisons.json", plain(comparisons))
+        if reports:
+            with atomic_path(output / "table.md") as temporary:
+                temporary.write_text(markdown_table(reports, comparisons), "utf-8")
+            write_page(output / "report.html", reports, comparisons)
+    return reports, comparisons
 
 
 def file_stems(names: Sequence[str]) -> list[str]:

@@ -33,19 +33,30 @@ def row(report: BenchmarkReport) -> list[str]:
     return [column.cell(report) for column in columns()]
 
 
-def markdown_table(reports: Sequence[BenchmarkReport], comparisons: Sequence[Any] = ()) -> str:
-    """One row per model; flags and, if there are any, comparisons (:class:`~.compare.Comparison`) below."""
-    heads = [f"{column.head}{f', {column.unit}' if column.unit else ''}" for column in columns()]
-    lines = ["| model | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-    lines += ["| " + " | ".join([markdown(report.model), *row(report)]) + " |" for report in reports]
-    flags = [f"- **{markdown(report.model)}**: {markdown(flag)}" for report in reports for flag in report.flags]
+def notes(reports: Sequence[BenchmarkReport], comparisons: Sequence[Any] = ()) -> list[tuple[str, str]]:
+    """Flags and comparisons (:class:`~.compare.Comparison`): which model or models, and what."""
     versus = [
-        f"- **{markdown(c.first)} − {markdown(c.second)}**: {signed(c.difference)} points of accuracy "
-        f"({signed(c.interval[0])} … {signed(c.interval[1])}); only the first right {c.only_first}, only the second "
-        f"{c.only_second}, tied for a model {c.tied}; McNemar p = {c.mcnemar_p:.2g}"
+        (
+            f"{c.first} − {c.second}",
+            f"{signed(c.difference)} points of accuracy ({signed(c.interval[0])} … {signed(c.interval[1])}); only the "
+            f"first right {c.only_first}, only the second {c.only_second}, tied for a model {c.tied}; McNemar p = "
+            f"{c.mcnemar_p:.2g}",
+        )
         for c in comparisons
     ]
-    return "\n".join([*lines, *(["", *flags] if flags else []), *(["", *versus] if versus else [])]) + "\n"
+    return [*((report.model, flag) for report in reports for flag in report.flags), *versus]
+
+
+def heads() -> list[str]:
+    return [f"{column.head}, {column.unit}".rstrip(", ") for column in columns()]
+
+
+def markdown_table(reports: Sequence[BenchmarkReport], comparisons: Sequence[Any] = ()) -> str:
+    """One row per model, and the notes below."""
+    lines = ["| model | " + " | ".join(heads()) + " |", "|---" * (len(heads()) + 1) + "|"]
+    lines += ["| " + " | ".join([markdown(report.model), *row(report)]) + " |" for report in reports]
+    below = [f"- **{markdown(name)}**: {markdown(text)}" for name, text in notes(reports, comparisons)]
+    return "\n".join([*lines, *(["", *below] if below else [])]) + "\n"
 
 
 def markdown(text: str) -> str:

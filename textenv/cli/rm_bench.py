@@ -1,5 +1,6 @@
 """``textenv rm-bench``."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +9,10 @@ import tyro
 
 from reward_models.benchmark import BenchmarkConfig
 from reward_models.benchmark.bench import run_all
+from reward_models.benchmark.report import heads, notes, row
+from textenv.cli.common import Json
 from textenv.data.folders import check_collection
+from textenv.pages.terminal import print_columns
 from textenv.training.progress import progress_bar
 
 
@@ -19,6 +23,7 @@ def rm_bench(
     data: str = "embedded",
     output: Path = Path("runs/rm-bench"),
     compare: bool = False,
+    as_json: Json = False,
 ) -> None:
     """Benchmark reward models: accuracy, calibration, bias, robustness, best-of-n, speed; JSON, a table and a page.
 
@@ -32,6 +37,11 @@ def rm_bench(
     """
     check_collection(output)
     with progress_bar("benchmark") as advance:
-        table = run_all(models, data, output, config, compare_to_first=compare, advance=advance)
-    print(table)
+        reports, comparisons = run_all(models, data, output, config, compare_to_first=compare, advance=advance)
+    if as_json:
+        print(json.dumps([report.to_json() for report in reports], indent=2, ensure_ascii=False))
+    else:
+        print_columns(f"data: {reports[0].data}", ["model", *heads()], [[r.model, *row(r)] for r in reports])
+        for name, text in notes(reports, comparisons):
+            print(f"\n{name}: {text}")
     print(f"report: {output / 'report.html'}", file=sys.stderr)

@@ -38,5 +38,5 @@ def test_a_model_that_fails_leaves_the_reports_of_those_before_it(failing, error
 def test_an_output_that_is_no_folder_is_refused_before_anything_is_scored(failing, tmp_path):
     failing(AssertionError("scored"))
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="output must be a folder that can be written"):
+    with pytest.raises(ValueError, match="output must be a folder, got the file"):
         run_all(["fails"], RECORDS, tmp_path / "file", CONFIG)
