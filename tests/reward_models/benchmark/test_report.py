@@ -155,7 +155,7 @@ def test_the_command_writes_a_table_a_page_and_a_json_a_model(capsys, tmp_path):
         tmp_path / "out", "--compare", "--resamples", 50,
     )  # fmt: skip
     assert code == 0, printed.err
-    assert re.search(r"^model +letters$", printed.out, re.MULTILINE)
+    assert re.search(r"^model +letters *$", printed.out, re.MULTILINE)
     assert len(re.findall(r"^accuracy, % +(?:100\.0|0\.0) ", printed.out, re.MULTILINE)) == 2
     table = [line for line in printed.out.splitlines() if not line.startswith(("letters", "reward_models"))]
     assert max(map(len, table)) <= 80
