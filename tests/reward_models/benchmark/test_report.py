@@ -164,9 +164,9 @@ def test_the_command_writes_a_table_a_page_and_a_json_a_model(capsys, tmp_path):
     assert json.loads((tmp_path / "out" / "comparisons.json").read_text())[0]["difference"] == 1.0
     assert "+100.0 points of accuracy (+100.0 … +100.0); only the first right 8, only the second 0, tied" in printed.out
     assert "tied for a model 0; McNemar p" in printed.out
+    assert "Model against model" in (tmp_path / "out" / "report.html").read_text()
     flags = ["--data", tmp_path / "d.jsonl", "--output", tmp_path / "out", "--resamples", 50, "--json"]
     assert [report["model"] for report in json.loads(cli(capsys, "letters", *flags)[1].out)] == ["letters"]
-    assert "Model against model" in (tmp_path / "out" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
