@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from reward_models.preferences import (
     read_rankings,
     split_by_prompt,
     split_dialogue,
+    split_messages,
 )
 
 CHAT = [{"role": "user", "content": "hello"}]
@@ -45,9 +47,9 @@ def test_a_ranking_may_hold_the_same_response_twice():
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"responses": ["a", "b"], "ranking": [0, 1]}, "'prompt' must be a non-empty string"),
+        ({"responses": ["a", "b"], "ranking": [0, 1]}, r"Nearest: ranking \(without 'prompt'\)"),
         ({"prompt": "", "chosen": "a", "rejected": "b"}, "'prompt' must be a non-empty string"),
-        ({"prompt": "p", "responses": ["a", "b"]}, "must have 'responses' and 'ranking', or 'chosen' and 'rejected'"),
+        ({"prompt": "p", "responses": ["a", "b"]}, r"the keys of a layout, .* Nearest: ranking \(without 'ranking'\)"),
         ({"prompt": "p", "responses": ["a"], "ranking": [0]}, "two or more"),
         ({"prompt": "p", "responses": ["a", "b"], "ranking": [0, 0]}, "permutation of 0…1"),
         ({"prompt": "p", "responses": ["a", "b"], "ranking": [1, 2]}, "permutation of 0…1"),
@@ -63,7 +65,7 @@ def test_a_ranking_may_hold_the_same_response_twice():
         ({"prompt": "p", "chosen": "", "rejected": "a"}, "'chosen' must have text, got ''"),
         ({"prompt": "p", "chosen": "a", "rejected": " \n"}, "'rejected' must have text"),
         ({"prompt": "p", "chosen": "a", "rejected": "b", "tie": 1}, "'tie' must be true or false, got 1"),
-        ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": "wide"}, "'margin' must be finite"),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": "wide"}, "'margin' must be a finite number"),
         ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": float("nan")}, "'margin' must be finite"),
     ],
 )
@@ -166,8 +168,8 @@ def test_chats_are_pairs_of_last_messages_whatever_prompt_stands_beside_them():
 @pytest.mark.parametrize(
     ("rejected", "message"),
     [
-        (chat("hello", "good day"), "must differ in the last message"),
-        (chat("bye", "go away"), "same up to the last message"),
+        (chat("hello", "good day"), "two chats must differ"),
+        (chat("bye", "go away"), "must begin with the same messages"),
         (chat("hello", "go away", "why ?"), "end with an assistant's message, got 'rejected'"),
     ],
 )
@@ -269,7 +271,7 @@ def test_a_dialogue_is_split_at_the_last_assistant_turn():
 def test_a_reply_may_be_empty_but_not_both_the_same():
     ranking = ranking_of({"chosen": HELLO + " ", "rejected": HELLO + " no", "tie": True})
     assert (ranking.responses, ranking.ranks) == ((" ", " no"), (0, 0))
-    with pytest.raises(ValueError, match="differ in the last turn"):
+    with pytest.raises(ValueError, match="two dialogues must differ"):
         split_dialogue(HELLO + " no", HELLO + " no")
 
 
@@ -278,9 +280,18 @@ def test_dialogues_that_differ_earlier_or_end_with_a_human_are_errors():
         split_dialogue("\n\nHuman: a\n\nAssistant: x", "\n\nHuman: b\n\nAssistant: x")
     with pytest.raises(ValueError, match="must end with an assistant turn"):
         split_dialogue(HELLO + " x\n\nHuman: y", HELLO + " x")
-    # The shorter dialogue is a beginning of the longer one.
-    with pytest.raises(ValueError, match="same up to the last assistant turn"):
-        split_dialogue("\n\nHuman: a\n\nAssistant: x", "\n\nHuman: a\n\nAssistant: x\n\nHuman: b\n\nAssistant: x")
+
+
+def test_dialogues_that_part_before_the_last_turn_share_a_prompt_and_differ_in_several_turns():
+    start, longer = "\n\nHuman: a\n\nAssistant:", " x\n\nHuman: b\n\nAssistant: y"
+    assert split_dialogue(start + " x", start + longer) == (start, " x", longer)
+    assert split_dialogue(start + longer, start + " z\n\nHuman: c\n\nAssistant: y")[0] == start
+    # Two different questions after the same answer: the prompt ends where the assistant speaks for the last time.
+    assert split_dialogue(start + longer, start + " x\n\nHuman: c\n\nAssistant: y")[0] == start
+    prompt, one, several = split_messages(chat("a", "x"), chat("a", "x", "b", "y"))
+    assert (prompt, one, several) == (chat("a"), "x", "x\n\nHuman: b\n\nAssistant: y")
+    assert list(several.messages) == chat("a", "x", "b", "y")[1:]
+    assert pickle.loads(pickle.dumps(several)).messages == several.messages
 
 
 @pytest.mark.parametrize(
@@ -288,7 +299,7 @@ def test_dialogues_that_differ_earlier_or_end_with_a_human_are_errors():
     [
         ("[1]", "must be a JSON object"),
         ("{", "not valid JSON"),
-        ('{"prompt": "p", "chosen": "a"}', "'chosen' and 'rejected'"),
+        ('{"prompt": "p", "chosen": "a"}', r"Nearest: dialogues \(without 'rejected'\)|Nearest: pair"),
         ('{"prompt": "p", "chosen": "a", "rejected": "b", "tie": 1}', "'tie' must be true or false"),
         ('{"prompt": "p", "responses": ["a", "b"], "ranking": [0, 0]}', "permutation"),
         ('{"prompt": "p", "responses": ["a", "b"], "ranking": [0, 1], "gold": [1]}', "one value per response"),

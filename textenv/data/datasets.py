@@ -1,11 +1,12 @@
-"""Data sets: JSON lines, folders, and what the `datasets` package reads. Errors name the data set and the reason."""
+"""Data sets: JSON lines and arrays, CSV, folders, and what the `datasets` package reads. Errors name the data set and
+the reason."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from textenv.config import hint
-from textenv.data.records import jsonl_lines, looks_like_path, parse_records
+from textenv.data.records import csv_rows, json_array, jsonl_lines, looks_like_path, parse_records
 
 
 def read_dataset(
@@ -19,7 +20,8 @@ def read_dataset(
     """Records of a data set, with ``column`` as their ``"prompt"``; its other columns keep their names.
 
     Args:
-        dataset: a JSONL file, a folder (of JSONL or parquet files, or what ``save_to_disk`` wrote), or a hub id.
+        dataset: a file (JSONL, a JSON array, CSV, Parquet), a folder (of such files, or what ``save_to_disk`` wrote),
+            or a hub id.
         column: where the prompts stand.
         split: default the only split, else "train".
         config: which configuration, where a data set has several.
@@ -56,13 +58,31 @@ def raw_records(
 ) -> Iterator[tuple[str, Any]]:
     """What :func:`read_records` reads, one by one, lines of JSONL as they are (:func:`jsonl_lines`)."""
     path = Path(dataset)
-    jsonl = path.is_file() or str(dataset).endswith((".jsonl", ".jsonl.gz"))
-    jsonl = jsonl or (path.is_dir() and any([*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")]))
-    if jsonl and split is None and config is None:
-        yield from jsonl_lines(path)
+    if split is None and config is None and (files := _own_files(path, str(dataset))):
+        for file in files:
+            yield from _READERS.get(file.suffix, jsonl_lines)(file)
         return
     rows = _load_dataset(str(dataset), split, config, revision)
     yield from ((f"{dataset}, record {number}", dict(row)) for number, row in enumerate(rows, start=1))
+
+
+def _json_file(file: Path) -> Iterator[tuple[str, Any]]:
+    """A .json file: an array, or JSON lines."""
+    with file.open("rb") as data:
+        array = data.read(4096).lstrip().startswith(b"[")
+    return json_array(file) if array else jsonl_lines(file)
+
+
+_READERS = {".json": _json_file, ".csv": csv_rows}
+
+
+def _own_files(path: Path, name: str) -> list[Path]:
+    """The files that are read here: all but Parquet and what the `datasets` package wrote."""
+    if path.is_dir():
+        lines = sorted([*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")])
+        saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+        return lines or ([] if saved else sorted(path.glob("*.csv")))
+    return [path] if name.endswith((".jsonl", ".jsonl.gz")) or (path.is_file() and path.suffix != ".parquet") else []
 
 
 def check_dataset(source: Mapping[str, Any]) -> None:
@@ -98,14 +118,17 @@ def _load_dataset(dataset: str, split: str | None, config: str | None, revision:
     saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
     with hub_or_cache(dataset) as unreachable:
         try:
-            if saved:
-                loaded: Any = datasets.load_from_disk(dataset)
+            if path.is_file():
+                builder = {".csv": "csv", ".parquet": "parquet"}.get(path.suffix, "json")
+                loaded: Any = datasets.load_dataset(builder, data_files=dataset, split=split)
+            elif saved:
+                loaded = datasets.load_from_disk(dataset)
             else:
                 loaded = datasets.load_dataset(dataset, config, split=split, revision=revision)
         except (OSError, ValueError, DatasetsError) as error:
             raise ValueError(
-                "a data set must be a JSONL file, a folder of JSONL or parquet files, what save_to_disk wrote, or a "
-                f"hub id, got {dataset!r} (split {split!r}, config {config!r}). Loading it failed: "
+                "a data set must be a JSONL, JSON, CSV or Parquet file, a folder of them, what save_to_disk wrote, or "
+                f"a hub id, got {dataset!r} (split {split!r}, config {config!r}). Loading it failed: "
                 f"{error}{unreachable}"
             ) from error
     if saved and not isinstance(loaded, dict):

@@ -1,5 +1,6 @@
 """Records as JSON lines, and prompt sets made from them. Errors name the file, the line and the reason."""
 
+import csv
 import gzip
 import json
 import os
@@ -51,6 +52,33 @@ def jsonl_lines(path: str | Path) -> Iterator[tuple[str, str]]:
         raise ValueError(f"data must have at least one record, got {str(path)!r}, which is empty. Name another file.")
 
 
+def json_array(file: Path) -> Iterator[tuple[str, Any]]:
+    """The objects of a file that holds one JSON array, each with its place."""
+    try:
+        items = json.loads(file.read_text("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"a .json file must hold a JSON array of objects, got {str(file)!r}: {error}.") from None
+    for number, item in enumerate(items, start=1):
+        yield f"{file}, record {number}", item if isinstance(item, dict) else json.dumps(item)  # refused as a line is
+
+
+def csv_rows(file: Path) -> Iterator[tuple[str, dict[str, str | None]]]:
+    """The rows of a CSV file with a header, each with its place. All values stay text, empty ones are None."""
+    csv.field_size_limit(2**31 - 1)  # a response may be long
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines)
+        try:
+            for row in reader:
+                if None in row or None in row.values():
+                    raise ValueError(
+                        f"a row must have {len(reader.fieldnames or ())} values, got another number in {str(file)!r}, "
+                        f"line {reader.line_num}. Put texts with commas into quotes."
+                    )
+                yield f"{file}, line {reader.line_num}", {key: value or None for key, value in row.items()}
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"data must be CSV in UTF-8, got {str(file)!r}: {error}. Save it anew.") from None
+
+
 def parse_records(records: Iterable[tuple[str, Any]]) -> dict[str, dict[str, Any]]:
     """Records keyed by place, with lines parsed; a ValueError names the place."""
     parsed: dict[str, dict[str, Any]] = {}
@@ -94,6 +122,35 @@ def json_object(line: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise ValueError(f"must be a JSON object, got {type(record).__name__}. Correct the line.")
     return record
+
+
+def plain_values(value: Any) -> Any:
+    """NumPy arrays and tuples inside a record as lists, as pandas and Parquet hand them out."""
+    if isinstance(value, Mapping):
+        return {key: plain_values(item) for key, item in value.items()}
+    if isinstance(value, list | tuple) or (hasattr(value, "tolist") and not isinstance(value, str)):
+        listed = value.tolist() if hasattr(value, "tolist") else value  # type: ignore[union-attr]
+        return [plain_values(item) for item in listed] if isinstance(listed, list | tuple) else listed
+    return value
+
+
+def structure(value: Any) -> Any:
+    """A list or object that stands in a table as JSON text; any other value as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+        return value
+    try:
+        return json.loads(value)
+    except (json.JSONDecodeError, RecursionError):
+        return value
+
+
+def messages_of(value: Any) -> Any:
+    """A chat that stands in a table as JSON text; any other value, text in brackets too, as it is."""
+    chat = structure(value)
+    is_chat = (
+        isinstance(chat, list) and chat and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in chat)
+    )
+    return chat if is_chat else value
 
 
 def check_text(text: str) -> None:
