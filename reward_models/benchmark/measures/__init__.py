@@ -10,6 +10,7 @@ MEASURES: tuple[Measure, ...] = tuple(
         "accuracy",
         "calibration",
         "margins",
+        "published",
         "length",
         "response_only",
         "robustness",
