@@ -79,8 +79,20 @@ class Task:
             gold=registry.reward_model(config.gold, config.device) if config.gold else None,
             batch_size=config.score_batch_size,
         )
+        self._check_reward_context(registry.reward_model(config.reward_model, config.device))
         self.observation_space = self._observation_space()
         self.action_space = spaces.Discrete(self.reference.vocab_size)
+
+    def _check_reward_context(self, reward_model: Any) -> None:
+        """Refuse a budget that a reward model of the same tokens cannot read: it needs one token more, to end with."""
+        limit, tokenizer = (getattr(reward_model, name, None) for name in ("max_tokens", "tokenizer"))
+        if limit is None or tokenizer is None or self.config.max_new_tokens < limit:
+            return
+        if self.reference.tokenizer.get_vocab().items() <= tokenizer.get_vocab().items():
+            raise ValueError(
+                f"max_new_tokens must be below the reward model's context ({limit}), got {self.config.max_new_tokens}. "
+                "Lower it, or use a reward model that reads more."
+            )
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles and copies carry names and numbers; models are resolved again by name, and shared."""
@@ -137,6 +149,7 @@ class Task:
             "kl_source": [scored.kl_source] * len(scored.rewards),
             "response_length": finished.tokens.response_lengths.numpy().copy(),
             "finish_reason": finished.columns["finish_reason"],
+            "truncated_response": scored.truncated,
             "prompt": finished.prompts,
             "response": finished.completions,
         }

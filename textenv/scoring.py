@@ -9,11 +9,12 @@ import logging
 import reprlib
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from contextvars import ContextVar
 from typing import Any, ClassVar, NamedTuple, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -49,6 +50,17 @@ class Scored(NamedTuple):
     kl_source: str
     """Where the policy's log-probabilities came from: "reported", "policy", "reference" or "none"."""
     gold: Float[np.ndarray, " B"] | None
+    truncated: Bool[np.ndarray, " B"]
+    """Whether the reward model read only the beginning of the response, since the whole is longer than its context."""
+
+
+_truncated: ContextVar[set[str] | None] = ContextVar("truncated", default=None)
+
+
+def note_truncated(completions: Iterable[str]) -> None:
+    """For reward models: tell the environment that scores by them which completions were not read to their end."""
+    if (noted := _truncated.get()) is not None:
+        noted.update(completions)
 
 
 class Scorer:
@@ -85,7 +97,13 @@ class Scorer:
 
     def score(self, episodes: Finished) -> Scored:
         """Score a batch, each row on its own."""
-        terms = reward_model_terms(self._reward_model, episodes)
+        noted: set[str] = set()
+        before = _truncated.set(noted)
+        try:
+            terms = reward_model_terms(self._reward_model, episodes)
+        finally:
+            _truncated.reset(before)
+        truncated = np.array([completion in noted for completion in episodes.completions])
         rm_scores = np.asarray(sum(terms.values()), dtype=np.float64)
         if self.missing_eos_penalty is not None:
             cut = np.array([reason == "length" for reason in episodes.columns["finish_reason"]])
@@ -111,7 +129,7 @@ class Scorer:
             same = self._gold is self._reward_model
             gold = rm_scores.copy() if same else call_reward_model(self._gold, episodes)
         rewards = np.asarray(sum(terms.values()), dtype=np.float64)
-        return Scored(rewards, terms, rm_scores, kl_per_token, source, gold)
+        return Scored(rewards, terms, rm_scores, kl_per_token, source, gold, truncated)
 
     def _source(self, episodes: Finished) -> str:
         if self.kl_source == "reported" and episodes.logprobs is None:

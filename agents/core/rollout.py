@@ -34,6 +34,8 @@ class Rollout(NamedTuple):
     """Index of each prompt in the environment's prompt set; −1 for a prompt that is not in it."""
     ended: Bool[Tensor, " B"]
     """Whether the response ended within the length budget."""
+    truncated: Bool[Tensor, " B"]
+    """Whether the reward model read only the beginning of the response."""
 
     @property
     def scores(self) -> Float[Tensor, " B"]:
@@ -98,6 +100,7 @@ class Stream:
             gold=torch.from_numpy(final["gold_score"]).float() if "gold_score" in final else None,
             prompt_indices=torch.from_numpy(prompt_indices),
             ended=torch.from_numpy(final["finish_reason"] != "length"),
+            truncated=torch.from_numpy(final["truncated_response"]),
         )
 
 
@@ -110,7 +113,7 @@ def concatenate(parts: list[Rollout]) -> Rollout:
 
 
 def rollout_log(rollout: Rollout) -> dict[str, float]:
-    """Means over a batch of episodes."""
+    """Means over a batch of episodes, and how many responses were longer than the reward model's context."""
     kl = rollout.kl_per_token.numpy()
     log = {
         "reward": rollout.rewards.mean().item(),
@@ -120,5 +123,6 @@ def rollout_log(rollout: Rollout) -> dict[str, float]:
         "nll": -rollout.logprobs[rollout.tokens.response_mask].mean().item(),
         "response_tokens": rollout.tokens.response_lengths.float().mean().item(),
         "eos_rate": rollout.ended.double().mean().item(),
+        "truncated_responses": float(rollout.truncated.sum()),
     }
     return log if rollout.gold is None else {**log, "gold_score": rollout.gold.mean().item()}

@@ -2,7 +2,7 @@
 
 A decoder reads prompt + completion + ending: EOS, or what its chat template puts after an assistant's message. An
 encoder reads a pair of texts with its own special tokens between. A prompt that is too long loses its left part; a
-completion is never cut.
+completion that is too long by itself loses its end, but not the ending.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,6 @@ from torch import Tensor
 from reward_models.preferences import prompt_key
 from textenv.lm.endings import template_ending
 from textenv.training.batches import Ragged, encode_texts
-
-SHOWN = 60
-"""Characters of a text in an error."""
 
 
 class EncodedTexts(Ragged):
@@ -39,40 +36,38 @@ class Encoded(NamedTuple):
     texts: EncodedTexts
     cut: int
     """Prompts that lost their left part, each counted once however many completions it has."""
+    cut_completions: list[int]
+    """Numbers of the texts whose completion lost its end."""
 
 
 def encode_for_decoder(
-    tokenizer: Any, prompts: Sequence[Any], completions: Sequence[str], limit: int | None, name: str
+    tokenizer: Any, prompts: Sequence[Any], completions: Sequence[str], limit: int | None
 ) -> Encoded:
-    """Prompt tokens + completion tokens + ending; a chat goes through the tokenizer's template.
-
-    Raises:
-        ValueError: a completion is too long by itself.
-    """
+    """Prompt tokens + completion tokens + ending; a chat goes through the tokenizer's template."""
     prompt_ids, completion_ids = encode_texts(tokenizer, prompts, completions, rendered=True)
     eos = [tokenizer.eos_token_id]
     after_chat = template_ending(tokenizer) or eos
     texts: list[list[int]] = []
     cut = set()
-    for prompt, completion, head, tail in zip(prompts, completions, prompt_ids, completion_ids, strict=True):
-        tail = [*tail, *(eos if isinstance(prompt, str) else after_chat)]
+    cut_completions = []
+    for row, (prompt, head, tail) in enumerate(zip(prompts, prompt_ids, completion_ids, strict=True)):
+        ending = eos if isinstance(prompt, str) else after_chat
+        if limit is not None and len(tail) + len(ending) > limit:
+            cut_completions.append(row)
+            tail = tail[: limit - len(ending)]
+        tail = [*tail, *ending]
         room = len(head) if limit is None else limit - len(tail)
-        if room < 0:
-            raise _too_long(name, "completion and EOS", len(tail), limit, prompt, completion)
         if room < len(head):
             cut.add(prompt_key(prompt))
         texts.append([*head[max(len(head) - room, 0) :], *tail])
-    return Encoded(EncodedTexts(texts), len(cut))
+    return Encoded(EncodedTexts(texts), len(cut), cut_completions)
 
 
 def encode_for_encoder(
-    tokenizer: Any, prompts: Sequence[Any], completions: Sequence[str], limit: int | None, name: str
+    tokenizer: Any, prompts: Sequence[Any], completions: Sequence[str], limit: int | None
 ) -> Encoded:
-    """Prompt and completion as a pair, with the special tokens and segments that the tokenizer gives a pair.
-
-    Raises:
-        ValueError: a completion leaves no room for a token of its prompt.
-    """
+    """Prompt and completion as a pair, with the special tokens and segments that the tokenizer gives a pair; at least
+    one token of the prompt stays."""
     rendered = [
         prompt
         if isinstance(prompt, str)
@@ -81,17 +76,19 @@ def encode_for_encoder(
     ]
     completions = list(completions)
     if not rendered:
-        return Encoded(EncodedTexts([]), 0)
+        return Encoded(EncodedTexts([]), 0, [])
     pairs = tokenizer(rendered, completions, verbose=False)
     ids, types = [list(row) for row in pairs.input_ids], pairs.get("token_type_ids")
     long = [] if limit is None else [row for row, text in enumerate(ids) if len(text) > limit]
-    if long:
-        special = tokenizer.num_special_tokens_to_add(pair=True)
-        tails = tokenizer([completions[row] for row in long], add_special_tokens=False, verbose=False).input_ids
-        for row, tail in zip(long, tails, strict=True):
-            if limit is not None and len(tail) + special + 1 > limit:
-                what = "completion, special tokens and one prompt token"
-                raise _too_long(name, what, len(tail) + special + 1, limit, prompts[row], completions[row])
+    cut_completions = []
+    if limit is not None and long:
+        room = limit - tokenizer.num_special_tokens_to_add(pair=True) - 1
+        options = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
+        spans = tokenizer([completions[row] for row in long], **options).offset_mapping
+        for row, span in zip(long, spans, strict=True):
+            if len(span) > room:
+                cut_completions.append(row)
+                completions[row] = completions[row][: span[room - 1][1]]
         side, tokenizer.truncation_side = tokenizer.truncation_side, "left"
         try:
             texts = [rendered[row] for row in long], [completions[row] for row in long]
@@ -102,17 +99,4 @@ def encode_for_encoder(
             ids[row] = short.input_ids[place]
             if types is not None:
                 types[row] = short.token_type_ids[place]
-    return Encoded(EncodedTexts(ids, types), len({rendered[row] for row in long}))
-
-
-def _too_long(name: str, what: str, tokens: int, limit: int | None, prompt: Any, completion: str) -> ValueError:
-    return ValueError(
-        f"a completion must fit the {limit} tokens of reward model {name!r}, got {tokens} ({what}) for completion "
-        f"{_beginning(completion)} to prompt {_beginning(prompt)}. Shorten it, drop its record or use another model."
-    )
-
-
-def _beginning(text: Any) -> str:
-    """The first characters of a text, enough to recognise it."""
-    text = text if isinstance(text, str) else text[-1]["content"]
-    return f"{text[:SHOWN]!r}{'…' if len(text) > SHOWN else ''}"
+    return Encoded(EncodedTexts(ids, types), len({rendered[row] for row in long}), cut_completions)

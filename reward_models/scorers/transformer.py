@@ -36,6 +36,7 @@ from reward_models.scorers.texts import EncodedTexts, encode_for_decoder, encode
 from textenv.data.hub import hub_or_cache
 from textenv.lm import LanguageModel, disable_dropout, length_buckets
 from textenv.lm.load import load_tokenizer
+from textenv.scoring import note_truncated
 from textenv.training.isolation import untouched_globals
 
 __all__ = ["TransformerRewardModel", "load_reward_model", "score_head", "score_rows", "score_unit"]
@@ -67,6 +68,8 @@ class TransformerRewardModel:
         self.truncated_prompts = 0
         """Prompts cut on the left so far because prompt and completion did not fit the model; distinct ones within each
         call."""
+        self.truncated_responses = 0
+        """Completions cut at their end so far because they did not fit the model by themselves."""
 
     @classmethod
     def from_language_model(cls, lm: LanguageModel, *, batch_size: int = 64) -> "TransformerRewardModel":
@@ -156,11 +159,11 @@ class TransformerRewardModel:
     def encode(
         self, prompts: Sequence[Any], completions: Sequence[str], chat: Sequence[Any] | None = None
     ) -> EncodedTexts:
-        """Tokens as the model reads them (:mod:`.texts`). Over-long prompts lose their left part, which is
-        counted and logged once; a completion is never cut.
+        """Tokens as the model reads them (:mod:`.texts`). Over-long prompts lose their left part, and completions
+        that are too long by themselves their end; both are counted, and logged once.
 
         Raises:
-            ValueError: a completion is too long by itself, or a chat prompt has no chat template.
+            ValueError: a chat prompt has no chat template.
         """
         if len(prompts) != len(completions):
             raise ValueError(f"prompts and completions must be as many, got {len(prompts)} and {len(completions)}.")
@@ -173,12 +176,19 @@ class TransformerRewardModel:
             )
         encode = encode_for_decoder if self.is_decoder else encode_for_encoder
         limit = self.max_tokens
-        texts, cut = encode(self.tokenizer, prompts, completions, limit, self.name)
+        texts, cut, long = encode(self.tokenizer, prompts, completions, limit)
         if cut and not self.truncated_prompts:
             _log.warning(
                 "Reward model %s (≤ %s tokens): %d prompt%s cut on the left.", self.name, limit, cut, "s" * (cut > 1)
             )
+        if long and not self.truncated_responses:
+            _log.warning(
+                "Reward model %s (≤ %s tokens): %d response%s cut at the end. The score is that of the rest.",
+                *(self.name, limit, len(long), "s" * (len(long) > 1)),
+            )
         self.truncated_prompts += cut
+        self.truncated_responses += len(long)
+        note_truncated(completions[row] for row in long)
         return texts
 
     @torch.no_grad()

@@ -99,8 +99,9 @@ class RewardResult(NamedTuple):
     """``step, epoch, loss`` (nats per pair, penalties included), ``learning_rate, grad_norm`` each logging interval;
     ``eval_nll_per_ranking`` and others each evaluation."""
     metrics: dict[str, float]
-    """``seconds``, ``steps``, ``truncated_prompts``, ``trained_parameters``; with ``eval_rankings`` also what
-    :func:`reward_models.evaluation.evaluate_reward_model` returns, each name with ``eval_`` before it."""
+    """``seconds``, ``steps``, ``truncated_prompts``, ``truncated_responses``, ``trained_parameters``; with
+    ``eval_rankings`` also what :func:`reward_models.evaluation.evaluate_reward_model` returns, each name
+    with ``eval_`` before it."""
 
 
 def train_reward_model(
@@ -155,6 +156,7 @@ def train_reward_model(
     if lora is not None:
         lora.merge()
     metrics = {"seconds": run.seconds, "steps": float(run.steps), "truncated_prompts": float(learner.truncated_prompts)}
+    metrics["truncated_responses"] = float(learner.truncated_responses)
     metrics |= {"trained_parameters": float(trained), **run.evaluation}
     if config.normalize:
         known = None if examples.features is None else learner.scores_of(examples.features)

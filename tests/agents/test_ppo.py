@@ -5,11 +5,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import textenv
 from agents.core.returns import Advantages
 from agents.core.rollout import Stream
 from agents.ppo import PPO, PPOConfig
-from tests.conftest import tiny_model
+from reward_models.scorers.transformer import TransformerRewardModel
+from tests.conftest import WORDS, tiny_model
 from textenv.evaluation import evaluate
+from textenv.lm.load import word_level_tokenizer
 
 CONFIG = {"batch_size": 32, "epochs": 2, "minibatches": 2, "learning_rate": 3e-3, "seed": 0}
 
@@ -49,6 +52,37 @@ def test_with_learning_rate_zero_every_ratio_is_one_in_every_epoch(agent, micro_
     log = learner.update(rollout)
     assert log["clip_fraction"] == 0.0
     assert log["approx_kl"] < 1e-8
+
+
+def short_reward_model(words=WORDS):
+    """A random reward model that reads 4 tokens, over ``words``."""
+    model = TransformerRewardModel.from_language_model(tiny_model())
+    torch.nn.init.normal_(model.model.score.weight, generator=torch.Generator().manual_seed(0))
+    model.model.config.n_positions = 4
+    model.tokenizer = word_level_tokenizer(words)
+    return model
+
+
+def test_answers_longer_than_the_reward_models_context_are_cut_and_counted_and_training_goes_on(agent):
+    model = short_reward_model(("<eos>", *reversed(WORDS[1:])))
+    textenv.register_reward_model("short", model)
+    learner = agent(env_options={"reward_model": "short"}, batch_size=32).learn(64)
+    cut = [log["truncated_responses"] for log in learner.history]
+    assert 0 < cut[0] < 32
+    assert sum(cut) == model.truncated_responses
+    infos = learner.env.play(
+        *learner.actor.act(learner.stream.observation, learner.task, generator=learner.generator)[:2]
+    )[4]
+    final = infos["final_info"]
+    words = [len(response.split()) for response in final["response"]]
+    assert final["truncated_response"].tolist() == [count > 3 for count in words]  # EOS is the fourth token
+
+
+def test_a_budget_that_a_reward_model_of_the_same_tokens_cannot_read_is_refused(agent):
+    textenv.register_reward_model("short", short_reward_model())
+    with pytest.raises(ValueError, match=r"max_new_tokens must be below the reward model's context \(4\), got 4\."):
+        agent(env_options={"reward_model": "short", "max_new_tokens": 4})
+    agent(env_options={"reward_model": "short", "max_new_tokens": 3})
 
 
 def test_the_size_of_micro_batches_changes_no_gradient(agent):

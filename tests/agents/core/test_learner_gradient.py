@@ -75,6 +75,7 @@ def every_group(world, policy, size, kl_coef=0.3):
         gold=None,
         prompt_indices=row // count,
         ended=torch.ones_like(row, dtype=torch.bool),
+        truncated=torch.zeros_like(row, dtype=torch.bool),
     )
     return rollout, row, weight.flatten().repeat_interleave(size)
 
