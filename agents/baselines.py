@@ -18,7 +18,7 @@ class ReferenceAgent(LanguageModelAgent, Algorithm):
     """The environment's reference: its KL is 0, and every learner starts from it."""
 
     def __init__(self, task: Task, *, seed: int = 0) -> None:
-        super().__init__(registry.fresh_language_model(task.config.reference, task.config.device), task, seed=seed)
+        super().__init__(registry.fresh_language_model(task.config.reference, *task.config.loading), task, seed=seed)
 
     @classmethod
     def train(cls, job: Job) -> Trained:

@@ -33,7 +33,7 @@ class BestOfN(LanguageModelAgent, Algorithm):
         self.check({"n": n})
         super().__init__(policy, task, seed=seed)
         self.n = n
-        self._reward_model = registry.reward_model(task.config.reward_model, task.config.device)
+        self._reward_model = registry.reward_model(task.config.reward_model, *task.config.loading)
         self._index = prompt_index(task)
 
     @classmethod
@@ -49,7 +49,7 @@ class BestOfN(LanguageModelAgent, Algorithm):
     @classmethod
     def train(cls, job: Job) -> Trained:
         task = make_vec(job.env_id, 1).task
-        policy = registry.fresh_language_model(task.config.reference, task.config.device)
+        policy = registry.fresh_language_model(task.config.reference, *task.config.loading)
         return Trained(cls(task, policy, job.options.get("n", 4), seed=job.seed), None, [], 0)
 
     def respond(self, observation: Any, deterministic: bool = False) -> Sampled:

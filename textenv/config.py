@@ -4,11 +4,22 @@ import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from textenv.settings import Count, NonNegative, Positive, PositiveInt, check_settings
 
 KLSource = Literal["auto", "reported", "policy", "reference"]
+
+Precision = Literal["float32", "bfloat16"]
+
+
+class Loading(NamedTuple):
+    """Where a model runs and how it computes: what loading takes besides its name."""
+
+    device: str = "cpu"
+    dtype: Precision = "float32"
+    attn_implementation: str | None = None
+
 
 REQUIRED = ("reference", "prompts", "reward_model", "max_prompt_tokens", "max_new_tokens")
 """Options that every task needs."""
@@ -62,8 +73,17 @@ class TaskConfig:
     """"dict": ids, mask and lengths. "tokens": one ``Box`` of ids with −1 on padding."""
     device: str = "cpu"
     """Where the reference and the reward model run."""
+    dtype: Precision = "float32"
+    """Precision of the reference and the reward model: "float32" or "bfloat16" (half the memory). A policy in training
+    computes in it too, over float32 weights; log-probabilities, KL and losses are always float32."""
+    attn_implementation: str | None = None
+    """"sdpa", "eager", "flash_attention_2", …: how all models compute attention; None leaves it to transformers."""
     score_batch_size: PositiveInt = 64
     """Rows in one forward pass of the reference."""
+
+    @property
+    def loading(self) -> Loading:
+        return Loading(self.device, self.dtype, self.attn_implementation)
 
     @classmethod
     def option_names(cls) -> list[str]:

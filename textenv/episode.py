@@ -54,7 +54,7 @@ class Task:
 
     def __init__(self, config: TaskConfig) -> None:
         self.config = config
-        self.reference = registry.language_model(config.reference, config.device)
+        self.reference = registry.language_model(config.reference, *config.loading)
         self.prompt_width = config.max_prompt_tokens
         self.width = config.max_prompt_tokens + config.max_new_tokens
         limit = self.reference.max_tokens
@@ -71,15 +71,15 @@ class Task:
         )
         self.scorer = Scorer(
             reference=self.reference,
-            reward_model=registry.reward_model(config.reward_model, config.device),
+            reward_model=registry.reward_model(config.reward_model, *config.loading),
             rule=self.rule,
             kl_coef=config.kl_coef,
             kl_source=config.kl_source,
             missing_eos_penalty=config.missing_eos_penalty,
-            gold=registry.reward_model(config.gold, config.device) if config.gold else None,
+            gold=registry.reward_model(config.gold, *config.loading) if config.gold else None,
             batch_size=config.score_batch_size,
         )
-        self._check_reward_context(registry.reward_model(config.reward_model, config.device))
+        self._check_reward_context(registry.reward_model(config.reward_model, *config.loading))
         self.observation_space = self._observation_space()
         self.action_space = spaces.Discrete(self.reference.vocab_size)
 

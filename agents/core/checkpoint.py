@@ -75,7 +75,8 @@ class CheckpointedLearner(Learner[Config], Algorithm):
         slots = len(state["prompt_indices"])
         if slots != env.num_envs:
             raise ValueError(f"num_envs must be that of the checkpoint, {slots}, got {env.num_envs}. Use {slots}.")
-        agent = cls(env, cast(Config, config), load_language_model(path / "policy", device=env.task.config.device))
+        where = {"device": env.task.config.device, "attn_implementation": env.task.config.attn_implementation}
+        agent = cls(env, cast(Config, config), load_language_model(path / "policy", **where))
         agent.actor.load_state_dict(value, strict=False)
         agent.optimizer.load_state_dict(tensors["optimizer"])
         agent.generator.set_state(tensors["generator"])

@@ -24,6 +24,7 @@ from agents.core.losses import Loss
 from agents.core.returns import Advantages
 from agents.core.rollout import Rollout, Stream, rollout_log
 from textenv import registry
+from textenv.config import Loading
 from textenv.kl import AdaptiveKL, FixedKL, KLController
 from textenv.lm import LanguageModel, length_buckets
 from textenv.vector import TextVectorEnv
@@ -58,11 +59,17 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
             ValueError: the environment is not SameStep, ``policy`` has another vocabulary, or sizes do not fit.
         """
         config = config or cast(Config, self.config_type())
-        reference, device = env.task.config.reference, env.task.config.device
-        super().__init__(policy or registry.fresh_language_model(reference, device), env.task, seed=config.seed)
+        task = env.task.config
+        trained = Loading(task.device, attn_implementation=task.attn_implementation)  # in float32, whatever task.dtype
+        super().__init__(policy or registry.fresh_language_model(task.reference, *trained), env.task, seed=config.seed)
+        if torch.finfo(self.policy.model.dtype).bits < 32:
+            raise ValueError(
+                f"a policy to train must have float32 weights, got {self.policy.model.dtype}, in which Adam's small "
+                "steps round to nothing. Load it in float32; the environment's dtype='bfloat16' computes in bfloat16."
+            )
         self.env, self.config = env, config
-        critic = registry.fresh_language_model(reference, device).model if config.critic == "trunk" else None
-        self.actor = ActorCritic(self.policy.model, self.policy.hidden_size, critic).to(device)
+        critic = registry.fresh_language_model(task.reference, *trained).model if config.critic == "trunk" else None
+        self.actor = ActorCritic(self.policy.model, self.policy.hidden_size, critic).to(task.device)
         self.actor.value_head.requires_grad_(config.critic != "none")  # without a critic it stays at 0
         parameters = [parameter for parameter in self.actor.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(parameters, lr=config.learning_rate, fused=True)

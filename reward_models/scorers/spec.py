@@ -18,8 +18,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, get_type_hints
 
-import torch
-
 from reward_models.scorers.cache import CachedRewardModel
 from reward_models.scorers.ensemble import Combine, Ensemble
 from reward_models.scorers.remote import HTTPRewardModel
@@ -27,8 +25,10 @@ from reward_models.scorers.rules import RULES
 from reward_models.scorers.transformer import load_reward_model
 from reward_models.scorers.weighted import Part, WeightedSum
 from textenv import registry
+from textenv.config import Loading, Precision
+from textenv.lm.load import torch_dtype
 from textenv.protocols import RewardModel
-from textenv.settings import check_value
+from textenv.settings import PositiveInt, check_value
 
 Spec = str | Mapping[str, Any]
 """A registered name, a path, a hub id, or a JSON object."""
@@ -36,7 +36,7 @@ Spec = str | Mapping[str, Any]
 _under_way: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("under_way", default=())
 
 
-def build_reward_model(spec: Mapping[str, Any], device: str = "cpu") -> RewardModel:
+def build_reward_model(spec: Mapping[str, Any], how: Loading = Loading()) -> RewardModel:  # noqa: B008
     """The reward model that a JSON object describes.
 
     Raises:
@@ -53,22 +53,22 @@ def build_reward_model(spec: Mapping[str, Any], device: str = "cpu") -> RewardMo
     options = {name: value for name, value in spec.items() if name != kind}
     if kind != "rule":
         _check_names(repr(kind), options, build)
-        hints = get_type_hints(build)
+        hints = get_type_hints(build, include_extras=True)
         check_value(repr(kind), spec[kind], hints[next(iter(hints))])
         for name, value in options.items():
             check_value(name, value, hints[name], f" of {kind!r}")
     with _not_inside_itself(json.dumps(spec, sort_keys=True)):
-        return build(spec[kind], device, **options)
+        return build(spec[kind], how, **options)
 
 
-def _rule(name: str, device: str, **fields: Any) -> RewardModel:
+def _rule(name: str, how: Loading, **fields: Any) -> RewardModel:
     if not isinstance(name, str) or name not in RULES:
         raise ValueError(f"a rule must be one of {', '.join(map(repr, RULES))}, got {name!r}.")
     _check_names(f"rule {name!r}", fields, RULES[name])
     return RULES[name](**fields)
 
 
-def _weighted(parts: Mapping[str, Any], device: str) -> RewardModel:
+def _weighted(parts: Mapping[str, Any], how: Loading) -> RewardModel:
     """``{name: weight}`` of named models, or ``{any name: {"model": …, "weight": …}}``."""
     out: dict[str, Part] = {}
     for name, part in parts.items():
@@ -79,21 +79,21 @@ def _weighted(parts: Mapping[str, Any], device: str) -> RewardModel:
                 f"part {name!r} of 'weighted' must be a weight, or an object of 'model' and 'weight', got the "
                 f"unknown keys {sorted(unknown)}. Remove them."
             )
-        out[name] = Part(registry.reward_model(given.get("model", name), device), given.get("weight", 1.0))
+        out[name] = Part(registry.reward_model(given.get("model", name), *how), given.get("weight", 1.0))
     return WeightedSum(out)
 
 
 def _ensemble(
-    members: list[Spec], device: str, *, combine: Combine = "mean", coefficient: float | None = None
+    members: list[Spec], how: Loading, *, combine: Combine = "mean", coefficient: float | None = None
 ) -> RewardModel:
     named = {f"{i}: {spec if isinstance(spec, str) else json.dumps(spec)}": spec for i, spec in enumerate(members)}
-    models = {name: registry.reward_model(spec, device) for name, spec in named.items()}
+    models = {name: registry.reward_model(spec, *how) for name, spec in named.items()}
     return Ensemble(models, combine=combine, coefficient=coefficient)
 
 
 def _http(
     url: str,
-    device: str,
+    how: Loading,
     *,
     timeout: float = 10.0,
     batch_size: int = 64,
@@ -113,17 +113,16 @@ def _http(
     )
 
 
-def _cache(path: str, device: str, *, of: Spec, version: str | None = None) -> RewardModel:
-    return CachedRewardModel(registry.reward_model(of, device), path, version=version)
+def _cache(path: str, how: Loading, *, of: Spec, version: str | None = None) -> RewardModel:
+    return CachedRewardModel(registry.reward_model(of, *how), path, version=version)
 
 
-def _classifier(name: str, device: str, *, batch_size: int = 64, dtype: str = "float32") -> RewardModel:
-    kind = getattr(torch, dtype, None)
-    if not isinstance(kind, torch.dtype):
-        raise ValueError(f"dtype must be one of torch's, like 'float32' or 'bfloat16', got {dtype!r}.")
-    if batch_size < 1:
-        raise ValueError(f"batch_size of 'classifier' must be 1 or more, got {batch_size}. Raise it.")
-    return load_reward_model(name, device, dtype=kind, batch_size=batch_size)
+def _classifier(
+    name: str, how: Loading, *, batch_size: PositiveInt = 64, dtype: Precision | None = None
+) -> RewardModel:
+    kind = torch_dtype(dtype or how.dtype)
+    options = {"dtype": kind, "attn_implementation": how.attn_implementation, "batch_size": batch_size}
+    return load_reward_model(name, how.device, **options)
 
 
 KINDS: dict[str, Callable[..., RewardModel]] = {
@@ -134,7 +133,7 @@ KINDS: dict[str, Callable[..., RewardModel]] = {
     "cache": _cache,
     "classifier": _classifier,
 }
-"""``(value under the key, device, **other keys) -> reward model``."""
+"""``(value under the key, how to load, **other keys) -> reward model``."""
 
 
 def _check_names(what: str, options: Mapping[str, Any], build: Callable[..., Any]) -> None:

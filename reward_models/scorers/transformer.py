@@ -252,14 +252,19 @@ class TransformerRewardModel:
 
 
 def load_reward_model(
-    name: str | Path, device: str | torch.device = "cpu", *, dtype: torch.dtype = torch.float32, batch_size: int = 64
+    name: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    dtype: torch.dtype = torch.float32,
+    attn_implementation: str | None = None,
+    batch_size: int = 64,
 ) -> TransformerRewardModel:
     """Load a folder or hub id. ``trust_remote_code`` stays off; weights come from safetensors.
 
     Raises:
         ValueError: the name is no readable sequence classifier with one label.
     """
-    model, tokenizer = _load(name, dtype)
+    model, tokenizer = _load(name, dtype, attn_implementation=attn_implementation)
     return TransformerRewardModel(model.to(device), tokenizer, name=str(name), batch_size=batch_size)
 
 
@@ -271,7 +276,7 @@ def _load(name: str | Path, dtype: torch.dtype, **options: Any) -> tuple[Any, An
                 str(name), dtype=dtype, use_safetensors=True, **options
             )
             return model, load_tokenizer(name)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
             raise ValueError(
                 f"a reward model must be a registered name, 'module:callable', a folder or a hub id, got "
                 f"{str(name)!r}. Loading it as a Hugging Face sequence classifier failed: {error}{unreachable}"

@@ -11,7 +11,9 @@ from agents.core.rollout import Stream
 from agents.ppo import PPO, PPOConfig
 from reward_models.scorers.transformer import TransformerRewardModel
 from tests.conftest import WORDS, tiny_model
+from textenv.episode import observation_tokens
 from textenv.evaluation import evaluate
+from textenv.lm import response_logprobs
 from textenv.lm.load import word_level_tokenizer
 
 CONFIG = {"batch_size": 32, "epochs": 2, "minibatches": 2, "learning_rate": 3e-3, "seed": 0}
@@ -83,6 +85,58 @@ def test_a_budget_that_a_reward_model_of_the_same_tokens_cannot_read_is_refused(
     with pytest.raises(ValueError, match=r"max_new_tokens must be below the reward model's context \(4\), got 4\."):
         agent(env_options={"reward_model": "short", "max_new_tokens": 4})
     agent(env_options={"reward_model": "short", "max_new_tokens": 3})
+
+
+def test_bfloat16_holds_reference_and_reward_model_and_computes_over_float32_weights(agent, tmp_path):
+    """bfloat16 keeps 8 bits: a probability is off by about a hundredth, never the losses' own precision."""
+    TransformerRewardModel.from_language_model(tiny_model()).save_pretrained(tmp_path)
+    options = {"reward_model": str(tmp_path), "dtype": "bfloat16"}
+    learner = agent(env_options=options, learning_rate=0.0)
+    task = learner.task
+    assert task.reference.model.dtype == task.scorer._reward_model.model.dtype == torch.bfloat16
+    assert {parameter.dtype for parameter in learner.actor.parameters()} == {torch.float32}
+    rollout = learner.collect()
+    new = learner.actor.evaluate(rollout.tokens, task)
+    assert (new.logprobs.dtype, new.values.dtype, rollout.kl_per_token.dtype) == (torch.float32,) * 3
+    assert (new.logprobs - rollout.logprobs).abs().max() < 0.1
+    assert rollout.kl_per_token.abs().mean() < 0.05
+    full = response_logprobs(learner.policy.model, rollout.tokens, task.rule)
+    assert 0 < (full - new.logprobs).abs().max() < 0.1
+    assert learner.update(rollout)["clip_fraction"] == 0.0
+
+
+def test_the_kl_of_a_policy_that_is_the_reference_is_zero_in_bfloat16_too(agent):
+    env = agent(env_options={"dtype": "bfloat16", "kl_source": "policy"}).env
+    env.attach_policy(textenv.fresh_language_model(env.task.config.reference, dtype="bfloat16").model)
+    played = env.task.respond(
+        env.reference.model,
+        observation_tokens(env.reset(seed=0)[0], env.task.prompt_width),
+        generator=torch.Generator().manual_seed(0),
+    )
+    infos = env.play(played.response_ids, played.response_lengths)[4]
+    assert (infos["final_info"]["kl_per_token"] == 0).all()
+
+
+def test_a_policy_of_bfloat16_weights_is_not_trained(agent):
+    policy = tiny_model()
+    policy.model.to(torch.bfloat16)
+    with pytest.raises(ValueError, match=r"must have float32 weights, got torch\.bfloat16"):
+        agent(policy)
+
+
+def test_an_unknown_precision_is_refused_with_the_choices(agent):
+    with pytest.raises(ValueError, match=r"dtype must be one of 'float32', 'bfloat16', got 'int8'\."):
+        agent(env_options={"dtype": "int8"})
+    with pytest.raises(ValueError, match=r"dtype must be one of 'float32', 'bfloat16', got 'int8'\."):
+        textenv.language_model("micro-reference", dtype="int8")  # type: ignore[arg-type]
+
+
+def test_attention_is_computed_as_asked_for_by_reference_and_policy(agent):
+    learner = agent(env_options={"attn_implementation": "eager"})
+    models = (learner.policy.model, learner.task.reference.model)
+    assert [model.config._attn_implementation for model in models] == ["eager"] * 2
+    with pytest.raises(ValueError, match="a language model must be"):
+        agent(env_options={"attn_implementation": "nonsense"})
 
 
 def test_the_size_of_micro_batches_changes_no_gradient(agent):

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from textenv.config import Precision
 from textenv.data.folders import check_replaceable
 from textenv.settings import PositiveInt, check_value
 from textenv.training.progress import Advance
@@ -41,6 +42,10 @@ class EnvArgs:
     """Subtracted when a response spends its budget without ending."""
     device: str | None = None
     """Where the models run, like cpu or cuda:0."""
+    dtype: Precision | None = None
+    """Precision of the reference and the reward model; a policy in training computes in it over float32 weights."""
+    attn_implementation: str | None = None
+    """How models compute attention: sdpa, eager, flash_attention_2, ..."""
 
     def make(self, num_envs: int) -> TextVectorEnv:
         check_value("num_envs", num_envs, PositiveInt)

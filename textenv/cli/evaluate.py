@@ -46,7 +46,7 @@ def evaluate(
             raise ValueError(f"output must be a file, got the folder {str(output)!r}. Name a file in it.")
     vector = env.make(num_envs)
     folder = Path(model) / "policy"
-    policy = textenv.fresh_language_model(str(folder) if folder.is_dir() else model, vector.task.config.device)
+    policy = textenv.fresh_language_model(str(folder) if folder.is_dir() else model, *vector.task.config.loading)
     agent = LanguageModelAgent(policy, vector.task, seed=seed)
     samples = []
     with progress_bar("evaluation") as advance:

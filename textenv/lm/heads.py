@@ -19,4 +19,5 @@ class ScalarHead(nn.Module):
             self.linear.bias.zero_()
 
     def forward(self, hidden: Float[Tensor, "*B H"]) -> Float[Tensor, "*B"]:
-        return self.linear(hidden).squeeze(-1)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.linear(hidden.to(self.linear.weight.dtype)).squeeze(-1)

@@ -92,8 +92,17 @@ class LanguageModel:
         self.tokenizer.save_pretrained(folder)
 
 
+def torch_dtype(name: str) -> torch.dtype:
+    """The dtype of a precision by name."""
+    return getattr(torch, name)
+
+
 def load_language_model(
-    name: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    name: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    attn_implementation: str | None = None,
 ) -> LanguageModel:
     """Load a folder, a hub id, or a ``.gguf`` file, whose weights are de-quantised (needs the package ``gguf``).
 
@@ -105,9 +114,11 @@ def load_language_model(
     with hub_or_cache(name) as unreachable:
         try:
             if is_gguf(name):
-                model, tokenizer = _load_gguf(Path(name), dtype)
+                model, tokenizer = _load_gguf(Path(name), dtype=dtype, attn_implementation=attn_implementation)
             else:
-                model = AutoModelForCausalLM.from_pretrained(str(name), dtype=dtype, use_safetensors=True)
+                model = AutoModelForCausalLM.from_pretrained(
+                    str(name), dtype=dtype, attn_implementation=attn_implementation, use_safetensors=True
+                )
                 tokenizer = load_tokenizer(name)
         except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
             raise ValueError(
@@ -123,13 +134,13 @@ def is_gguf(name: str | Path) -> bool:
     return str(name).endswith(".gguf")
 
 
-def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+def _load_gguf(path: Path, **options: Any) -> tuple[Any, Any]:
     """``(model, tokenizer)`` of a GGUF file, without quantisation settings that a saved copy would inherit."""
     if not path.is_file():
         raise OSError(f"there is no file {str(path)!r}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-        model: Any = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, **options)
     except (struct.error, IndexError) as error:
         raise ValueError(f"the file is cut short or damaged ({error})") from error
     for owner, names in (

@@ -1,19 +1,23 @@
 """Names of prompt sets, reward models and language models, and how they are resolved.
 
 An environment is built from JSON values (a registered name, ``"module:attribute"``, a path, a list of strings), so that
-a Gymnasium spec can be copied and saved. Models are loaded on first use, once per process and device, and shared.
+a Gymnasium spec can be copied and saved. Models are loaded on first use, once per process, device and precision, and
+shared.
 """
 
+import copy
+import dataclasses
 import importlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textenv.config import hint
+from textenv.config import Loading, Precision, hint
 from textenv.data.datasets import check_dataset, read_dataset
 from textenv.data.records import PromptSet, as_prompt_set, looks_like_path
 from textenv.protocols import RewardModel
+from textenv.settings import check_value
 
 if TYPE_CHECKING:
     from textenv.lm import LanguageModel
@@ -25,7 +29,7 @@ REWARD_SPEC = "reward_models.scorers.spec:build_reward_model"
 """Turns a JSON object into a reward model."""
 
 _sources: dict[str, dict[str, Any]] = {"prompts": {}, "reward model": {}, "language model": {}}
-_loaded: dict[tuple[str, str, str], Any] = {}
+_loaded: dict[tuple[str, str, Any], Any] = {}
 
 
 def stores() -> list[dict[Any, Any]]:
@@ -87,21 +91,41 @@ def prompt_set(source: Any) -> PromptSet:
     return as_prompt_set(_prompt_records(source))
 
 
-def language_model(name: str, device: str = "cpu") -> "LanguageModel":
+def language_model(
+    name: str, device: str = "cpu", dtype: Precision = "float32", attn_implementation: str | None = None
+) -> "LanguageModel":
     """The language model behind ``name``, shared by all who ask for it.
 
     Raises:
         ValueError: the name stands for no language model.
     """
-    return _once("language model", name, device, lambda source: _language_model(source, device))
+    how = _how(device, dtype, attn_implementation)
+    return _once("language model", name, how, lambda source: _language_model(source, how))
 
 
-def fresh_language_model(name: str, device: str = "cpu") -> "LanguageModel":
+def fresh_language_model(
+    name: str, device: str = "cpu", dtype: Precision = "float32", attn_implementation: str | None = None
+) -> "LanguageModel":
     """A new copy of the language model behind ``name``, to train. Raises as :func:`language_model`."""
-    return _language_model(_source("language model", name), device)
+    how = _how(device, dtype, attn_implementation)
+    source = _source("language model", name)
+    shared = _loaded.get(("language model", name, how))
+    if shared is None or not str(source).endswith(".gguf"):
+        return _language_model(source, how)
+    return dataclasses.replace(shared, model=copy.deepcopy(shared.model))  # de-quantising takes longer
 
 
-def reward_model(name: str | Mapping[str, Any], device: str = "cpu") -> RewardModel:
+def _how(device: str, dtype: Precision, attn_implementation: str | None) -> Loading:
+    check_value("dtype", dtype, Precision)
+    return Loading(device, dtype, attn_implementation)
+
+
+def reward_model(
+    name: str | Mapping[str, Any],
+    device: str = "cpu",
+    dtype: Precision = "float32",
+    attn_implementation: str | None = None,
+) -> RewardModel:
     """The shared reward model behind a name, or behind a JSON object that says how to build one.
 
     The object (a mapping, or its JSON text) is described in :mod:`reward_models.scorers.spec`.
@@ -109,24 +133,25 @@ def reward_model(name: str | Mapping[str, Any], device: str = "cpu") -> RewardMo
     Raises:
         ValueError: the name stands for no reward model, or the object describes none.
     """
+    how = _how(device, dtype, attn_implementation)
     spec = _json_object(name)
     if spec is not None:
         try:
-            key = ("reward model", json.dumps(spec, sort_keys=True), device)
+            key = ("reward model", json.dumps(spec, sort_keys=True), how)
         except TypeError as error:
             raise ValueError(
                 f"a reward model must be made of JSON values, got {name!r}: {error}. Register a "
                 "callable under a name and give the name."
             ) from None
         if key not in _loaded:
-            _loaded[key] = _attribute(REWARD_SPEC)(spec, device)
+            _loaded[key] = _attribute(REWARD_SPEC)(spec, how)
         return _loaded[key]
     if not isinstance(name, str):
         raise ValueError(
             f"reward_model must be a name or a JSON object, got {name!r}. Register a callable first: "
             "textenv.register_reward_model('mine', f), then reward_model='mine'."
         )
-    return _once("reward model", name, device, lambda source: _reward_function(source, device))
+    return _once("reward model", name, how, lambda source: _reward_function(source, how))
 
 
 def vocabulary_size(name: str, *, load: bool = False) -> int | None:
@@ -167,8 +192,8 @@ def _is_composed(kind: str, name: str) -> bool:
     return kind == "reward model" and _json_object(_sources[kind].get(name, name)) is not None
 
 
-def _once(kind: str, name: str, device: str, load: Callable[[Any], Any]) -> Any:
-    key = (kind, name, device)
+def _once(kind: str, name: str, how: Any, load: Callable[[Any], Any]) -> Any:
+    key = (kind, name, how)
     if key not in _loaded:
         _loaded[key] = load(_source(kind, name))
     return _loaded[key]
@@ -199,26 +224,33 @@ def _attribute(source: Any) -> Any:
         raise ValueError(f"'module:attribute' must be importable, got {source!r}: {error}. Correct it.") from error
 
 
-def _language_model(source: Any, device: str) -> "LanguageModel":
-    from textenv.lm.load import LanguageModel, load_language_model
+def _language_model(source: Any, how: Loading) -> "LanguageModel":
+    from textenv.lm.load import LanguageModel, load_language_model, torch_dtype
 
     source = _attribute(source)
     if not callable(source):
-        return load_language_model(source, device=device)
+        device, dtype, attention = how
+        return load_language_model(source, device=device, dtype=torch_dtype(dtype), attn_implementation=attention)
     loaded = source()
     if not isinstance(loaded, LanguageModel):
         raise ValueError(f"language-model functions must return a LanguageModel, got {type(loaded).__name__}. Wrap it.")
-    loaded.model.to(device)  # type: ignore[arg-type]
+    loaded.model.to(how.device, torch_dtype(how.dtype))  # type: ignore[arg-type]
+    if how.attn_implementation is not None:
+        loaded.model.set_attn_implementation(how.attn_implementation)
     return loaded
 
 
-def _reward_function(source: Any, device: str) -> RewardModel:
+def _reward_function(source: Any, how: Loading) -> RewardModel:
     if _json_object(source) is not None:
-        return reward_model(source, device)
+        return reward_model(source, *how)
     source = _attribute(source)
     if callable(source):
         return source  # type: ignore[return-value]
-    return _attribute(SEQUENCE_CLASSIFIER)(source, device=device)
+    from textenv.lm.load import torch_dtype
+
+    device, dtype, attention = how
+    load = _attribute(SEQUENCE_CLASSIFIER)
+    return load(source, device=device, dtype=torch_dtype(dtype), attn_implementation=attention)
 
 
 def _prompt_records(source: Any) -> Any:

@@ -47,7 +47,7 @@ def progress_bar(title: str, console: Console | None = None) -> Iterator[Advance
 
 def quiet_libraries() -> None:
     """Hide the progress bars of transformers, the hub and datasets, which would disturb ours."""
-    os.environ.update(HF_HUB_DISABLE_PROGRESS_BARS="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1")
+    os.environ.update(HF_HUB_DISABLE_PROGRESS_BARS="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1", TQDM_DISABLE="1")
     from transformers.utils import logging
 
     logging.disable_progress_bar()

@@ -17,6 +17,7 @@ from reward_models.scorers.spec import build_reward_model
 from reward_models.scorers.transformer import TransformerRewardModel
 from reward_models.scorers.weighted import Part, WeightedSum
 from tests.conftest import tiny_model
+from textenv.config import Loading
 
 
 class Known:
@@ -269,9 +270,9 @@ def test_json_builds_what_it_says(tmp_path, monkeypatch):
 def test_every_part_goes_to_the_device_that_is_asked_for(tmp_path):
     scorer().save_pretrained(tmp_path / "rm")
     name = str(tmp_path / "rm")
-    (member,) = build_reward_model({"ensemble": [name]}, "meta").members.values()
-    (part,) = build_reward_model({"weighted": {name: 1.0}}, "meta").parts.values()
-    classifier = build_reward_model({"classifier": name}, "meta")
+    (member,) = build_reward_model({"ensemble": [name]}, Loading("meta")).members.values()
+    (part,) = build_reward_model({"weighted": {name: 1.0}}, Loading("meta")).parts.values()
+    classifier = build_reward_model({"classifier": name}, Loading("meta"))
     assert [str(model.model.device) for model in (member, part.model, classifier)] == ["meta"] * 3
 
 
@@ -290,7 +291,10 @@ def test_every_part_goes_to_the_device_that_is_asked_for(tmp_path):
         ({"ensemble": []}, "at least one member"),
         ({"ensemble": [{"rule": "length"}], "weights": [1]}, "got 'weights'"),
         ({"cache": "x.sqlite"}, "must have the option 'of'"),
-        ({"classifier": "x", "dtype": "tensor"}, "dtype must be .*, got 'tensor'"),
+        (
+            {"classifier": "x", "dtype": "tensor"},
+            "dtype of 'classifier' must be one of 'float32', 'bfloat16' or None, got 'tensor'",
+        ),
         ({"weighted": {"a": {"model": {"rule": "length"}, "weight": True}}}, "must be a finite number, got True"),
         ({"weighted": {"a": {"model": {"rule": "length"}, "weight": 10**400}}}, "must be a finite number, got 10+"),
         ({"weighted": 5}, r"'weighted' must be an object, got 5"),
@@ -306,7 +310,7 @@ def test_every_part_goes_to_the_device_that_is_asked_for(tmp_path):
             r"version of 'cache' must be a string or None, got 5",
         ),
         ({"classifier": 5}, r"'classifier' must be a string, got 5"),
-        ({"classifier": "x", "dtype": 5}, r"dtype of 'classifier' must be a string, got 5"),
+        ({"classifier": "x", "dtype": 5}, r"dtype of 'classifier' must be one of .* or None, got 5"),
         ({"classifier": "x", "batch_size": "4"}, r"batch_size of 'classifier' must be a whole number, got '4'"),
         ({"classifier": "x", "batch_size": 0}, r"batch_size of 'classifier' must be 1 or more, got 0"),
         ({"http": 5}, r"'http' must be a string, got 5"),

