@@ -26,7 +26,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import textenv
-from textenv.data.records import read_jsonl_lines
+from textenv.data.datasets import read_records
+from textenv.data.records import messages_of
 from textenv.lm import LanguageModel, Responses, TokenRule, length_buckets, response_outputs
 from textenv.lm.logprobs import token_logprobs
 from textenv.training.batches import Ragged, encode_texts
@@ -135,26 +136,26 @@ def train_sft(
 
 
 def load_demonstrations(records: Sequence[Mapping[str, Any]] | str | Path) -> list[Demonstration]:
-    """Read ``{"prompt", "completion"}`` and ``{"messages"}`` records, in memory or from JSONL.
+    """Read ``{"prompt", "completion"}`` and ``{"messages"}`` records, in memory, from a file or a data set.
 
     Raises:
         ValueError: a record is malformed; names file and line, or the record's number from 1.
     """
     if isinstance(records, str | Path):
-        return [_demonstration(row, where) for where, row in read_jsonl_lines(records).items()]
+        return [_demonstration(row, where) for where, row in read_records(records).items()]
     if not records:
         raise ValueError("demonstrations must hold at least one record, got []. Give a list or a JSONL file.")
     return [_demonstration(row, f"record {number}") for number, row in enumerate(records, start=1)]
 
 
 def _demonstration(record: Mapping[str, Any], where: str) -> Demonstration:
-    if "messages" in record:
-        messages = record["messages"]
+    if record.get("messages") is not None:
+        messages = messages_of(record["messages"])
         if not isinstance(messages, list) or len(messages) < 2 or not _is_answer(messages[-1]):
             raise ValueError(f"{where}: 'messages' must be a chat that ends with an assistant turn, got {messages!r}.")
         prompt, completion = messages[:-1], messages[-1:]
     elif "prompt" in record and "completion" in record:
-        prompt, completion = record["prompt"], record["completion"]
+        prompt, completion = messages_of(record["prompt"]), messages_of(record["completion"])
     else:
         raise ValueError(
             f"{where}: a demonstration must have 'prompt' and 'completion', or 'messages', got keys {sorted(record)}."

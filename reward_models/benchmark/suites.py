@@ -46,6 +46,10 @@ class BenchmarkConfig:
 
     limit: Annotated[PositiveInt | None, "Leave it out to use everything."] = None
     """Use only the first so many records of a file, or prompts of a world."""
+    format: str | None = None
+    """Layout of a file's records, as name or name:option (`textenv reward --help` lists them); default: by their keys."""
+    split: str | None = None
+    """Which part of a data set; default "train"."""
     seed: Count = 0
     """Seed of sampling, annotators, edits and bootstrap. Equal seeds give equal figures, except speed and memory."""
     skip_malformed: bool = False
@@ -109,7 +113,9 @@ def load_suite(data: Suite | Sequence[Mapping[str, Any]] | str | Path, config: B
         return micro(config)
     if isinstance(data, str | Path):
         _check_source(data)
-    items, malformed = read_rankings(data, limit=config.limit, skip_malformed=config.skip_malformed)
+    items, malformed = read_rankings(
+        data, split=config.split, format=config.format, limit=config.limit, skip_malformed=config.skip_malformed
+    )
     if config.gold_temperature is not None and not all(item.gold for item in items):
         raise ValueError(
             f"gold_temperature needs the field 'gold' in every record, got {config.gold_temperature} without it. "

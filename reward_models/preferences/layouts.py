@@ -107,6 +107,21 @@ def layout_table() -> str:
     return "\n".join(lines)
 
 
+def layout_list() -> str:
+    """The table as plain text, a paragraph a layout."""
+    return "\n\n".join(
+        f"{row.name}: {', '.join(row.keys)}. "
+        + "".join(
+            f"{name}: {getattr(row, name)}. "
+            for name in ("prompt", "responses", "ranks", "margin", "category")
+            if getattr(row, name)
+        )
+        + (f"{row.name}:…: {row.option}. " if row.option else "")
+        + f"From: {row.source}."
+        for row in LAYOUTS
+    )
+
+
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names))
 

@@ -30,8 +30,8 @@ def rm_bench(
     Args:
         models: registered names, module:callable, or folders or hub ids of sequence classifiers.
         config: what to measure.
-        data: embedded, embedded-validation, micro, or JSONL (.gz too) of {"prompt", "responses", "ranking"},
-            {"prompt", "chosen", "rejected"} or {"chosen", "rejected"} dialogues.
+        data: embedded, embedded-validation, micro, or preferences: a JSONL (.gz too), JSON, CSV or
+            Parquet file, data set folder or hub id, in a layout that `textenv reward --help` lists.
         output: folder for report.html, table.md and one JSON per model; an earlier benchmark there is replaced.
         compare: test every model against the first one, pair by pair.
     """

@@ -12,11 +12,11 @@ from textenv.training.progress import progress_bar
 
 def sft(
     model: str,
-    data: Path,
+    data: str,
     output: Path,
     config: Annotated[SFTConfig, tyro.conf.arg(name="")],
     *,
-    eval_data: Path | None = None,
+    eval_data: str | None = None,
     device: str = "cpu",
     resume: bool = False,
     as_json: Json = False,
@@ -25,7 +25,8 @@ def sft(
 
     Args:
         model: where to start: a registered name, a folder or a hub id.
-        data: JSONL of {"prompt", "completion"} or {"messages"} records.
+        data: JSONL (.gz too), JSON, CSV or Parquet file, data set folder or hub id, of {"prompt", "completion"} or
+            {"messages"} records.
         output: folder for the result; an interrupted run leaves its checkpoint there.
         config: how to train.
         eval_data: held-out records; their NLL is printed at the end.
