@@ -47,7 +47,7 @@ class BenchmarkConfig:
     limit: Annotated[PositiveInt | None, "Leave it out to use everything."] = None
     """Use only the first so many records of a file, or prompts of a world."""
     format: str | None = None
-    """Layout of a file's records, as name or name:option (`textenv reward --help` lists them); default: by their keys."""
+    """Layout of a file's records, as name or name:option, see `textenv reward --help`. Default: by their keys."""
     split: str | None = None
     """Which part of a data set; default "train"."""
     seed: Count = 0

@@ -11,9 +11,25 @@ from typing import Any, NamedTuple
 from jaxtyping import Int
 from torch import Tensor
 
-from reward_models.preferences import prompt_key
+from reward_models.preferences import Turns, prompt_key
 from textenv.lm.endings import template_ending
 from textenv.training.batches import Ragged, encode_texts
+
+
+def in_template(tokenizer: Any, prompt: Any, completion: str) -> str:
+    """A response of several turns as the chat template continues its prompt, up to the last turn's text."""
+    if not isinstance(completion, Turns) or isinstance(prompt, str):
+        return completion
+    head = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+    whole = tokenizer.apply_chat_template([*prompt, *completion.messages], tokenize=False)
+    last = completion.messages[-1]["content"].strip()
+    end = whole.rfind(last) + len(last) if last else -1
+    if not whole.startswith(head) or end < len(head):
+        raise ValueError(
+            "a chat template must write a response of several turns as a continuation of its prompt, got another "
+            f"beginning for {_beginning(completion)}. Drop its record or use another model."
+        )
+    return whole[len(head) : end]
 
 
 class EncodedTexts(Ragged):

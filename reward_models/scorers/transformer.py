@@ -32,7 +32,7 @@ from reward_models.scorers.heads import (
     shift,
     unused_positions,
 )
-from reward_models.scorers.texts import EncodedTexts, encode_for_decoder, encode_for_encoder
+from reward_models.scorers.texts import EncodedTexts, encode_for_decoder, encode_for_encoder, in_template
 from textenv.data.hub import hub_or_cache
 from textenv.lm import LanguageModel, disable_dropout, length_buckets
 from textenv.lm.load import load_tokenizer
@@ -174,6 +174,7 @@ class TransformerRewardModel:
                 f"a chat prompt needs a chat template, which the tokenizer of reward model {self.name!r} lacks. Set "
                 "tokenizer.chat_template before saving it, or give prompts as strings."
             )
+        completions = [in_template(self.tokenizer, *text) for text in zip(prompts, completions, strict=True)]
         encode = encode_for_decoder if self.is_decoder else encode_for_encoder
         limit = self.max_tokens
         texts, cut, long = encode(self.tokenizer, prompts, completions, limit)

@@ -17,6 +17,7 @@ from reward_models.preferences import (
     split_dialogue,
     split_messages,
 )
+from reward_models.scorers.texts import in_template
 
 CHAT = [{"role": "user", "content": "hello"}]
 
@@ -280,6 +281,17 @@ def test_dialogues_that_differ_earlier_or_end_with_a_human_are_errors():
         split_dialogue("\n\nHuman: a\n\nAssistant: x", "\n\nHuman: b\n\nAssistant: x")
     with pytest.raises(ValueError, match="must end with an assistant turn"):
         split_dialogue(HELLO + " x\n\nHuman: y", HELLO + " x")
+
+
+def test_a_response_of_several_turns_is_read_in_the_words_of_the_chat_template():
+    class Template:
+        def apply_chat_template(self, messages, add_generation_prompt=False, tokenize=False):
+            turns = [f"<{message['role']}>{message['content']}</s>" for message in messages]
+            return "".join(turns) + "<assistant>" * add_generation_prompt
+
+    prompt, one, several = split_messages(chat("a", "x"), chat("a", "x", "b", "y"))
+    assert in_template(Template(), prompt, one) == "x"
+    assert in_template(Template(), prompt, several) == "x</s><user>b</s><assistant>y"
 
 
 def test_dialogues_that_part_before_the_last_turn_share_a_prompt_and_differ_in_several_turns():
