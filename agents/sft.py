@@ -75,11 +75,11 @@ class Demonstration(NamedTuple):
 
 def train_sft(
     model: LanguageModel | str,
-    records: Sequence[Mapping[str, Any]] | str | Path,
+    records: Sequence[Mapping[str, Any] | Demonstration] | str | Path,
     config: SFTConfig | None = None,
     output_dir: str | Path | None = None,
     *,
-    eval_records: Sequence[Mapping[str, Any]] | str | Path | None = None,
+    eval_records: Sequence[Mapping[str, Any] | Demonstration] | str | Path | None = None,
     device: str = "cpu",
     resume: bool = False,
     on_progress: OnProgress | None = None,
@@ -135,17 +135,22 @@ def train_sft(
     return SFTResult(learner, run.history, metrics)
 
 
-def load_demonstrations(records: Sequence[Mapping[str, Any]] | str | Path) -> list[Demonstration]:
-    """Read ``{"prompt", "completion"}`` and ``{"messages"}`` records, in memory, from a file or a data set.
+def load_demonstrations(
+    records: Sequence[Mapping[str, Any] | Demonstration] | str | Path, split: str | None = None
+) -> list[Demonstration]:
+    """Read ``{"prompt", "completion"}`` and ``{"messages"}`` records: in memory, a file, or a data set's ``split``.
 
     Raises:
         ValueError: a record is malformed; names file and line, or the record's number from 1.
     """
     if isinstance(records, str | Path):
-        return [_demonstration(row, where) for where, row in read_records(records).items()]
+        return [_demonstration(row, where) for where, row in read_records(records, split=split).items()]
     if not records:
         raise ValueError("demonstrations must hold at least one record, got []. Give a list or a JSONL file.")
-    return [_demonstration(row, f"record {number}") for number, row in enumerate(records, start=1)]
+    return [
+        row if isinstance(row, Demonstration) else _demonstration(row, f"record {number}")
+        for number, row in enumerate(records, start=1)
+    ]
 
 
 def _demonstration(record: Mapping[str, Any], where: str) -> Demonstration:

@@ -2,11 +2,15 @@
 
 import json
 import math
+import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from reward_models.preferences import LAYOUTS, Ranking, load_rankings
+from reward_models.preferences import LAYOUTS, Ranking, layout_table, load_rankings
+from textenv.cli import main
 
 ASK = [{"role": "user", "content": "q"}]
 
@@ -286,3 +290,37 @@ H3 = RECORDS["helpsteer3"][0][0]
 def test_a_wrong_record_is_refused_with_the_rule_and_the_nearest_layouts(record, format, message):
     with pytest.raises(ValueError, match=message):
         load_rankings([record], format=format)
+
+
+def test_the_guide_prints_the_table_of_layouts():
+    guide = Path(__file__).parents[2] / "docs" / "reward-models.md"
+    assert layout_table() in guide.read_text("utf-8")
+
+
+FILES = ("rewardbench2", "helpsteer2", "helpsteer3", "ultrafeedback")
+
+
+def small_file(name: str, path: Path) -> Path:
+    """Records of a layout, for several prompts, in words that the small model knows."""
+    words, rows = {'"a"': '"red"', '"b"': '"green"', '"c"': '"the sky"', '"d"': '"is blue"'}, []
+    for question in ("what is the sky ?", "the grass is", "what is the grass ?"):
+        for records, _ in RECORDS[name]:
+            for record in records if isinstance(records, list) else [records]:
+                text = json.dumps(record).replace('"q"', json.dumps(question))
+                rows.append(re.sub(r'"[abcd]"', lambda found: words[found[0]], text))
+    path.write_text("\n".join(rows))
+    return path
+
+
+@pytest.mark.parametrize("flags", [[], ["--format"]])
+@pytest.mark.parametrize("name", FILES)
+def test_a_reward_model_is_trained_and_benchmarked_on_a_file_of_it_from_the_shell(
+    capsys, tmp_path, model_folder, name, flags
+):
+    data = ["--data", str(small_file(name, tmp_path / "data.jsonl")), *flags, *([name] if flags else [])]
+    start, model = tmp_path / "start", str(tmp_path / "rm")
+    shutil.copytree(model_folder, start)
+    (start / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }} {% endfor %}")
+    assert main(["reward", "--model", str(start), *data, "--output", model]) == 0, capsys.readouterr().err
+    assert main(["rm-bench", model, *data, "--output", str(tmp_path / "bench"), "--resamples", "20"]) == 0
+    assert "accuracy, %" in capsys.readouterr().out

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from agents.sft import SFTConfig, train_sft
+from agents.sft import SFTConfig, load_demonstrations, train_sft
 from textenv.cli.common import Json, check_device, check_unfinished, show, show_loss
 from textenv.training.progress import progress_bar
 
@@ -17,6 +17,8 @@ def sft(
     config: Annotated[SFTConfig, tyro.conf.arg(name="")],
     *,
     eval_data: str | None = None,
+    split: str | None = None,
+    eval_split: str | None = None,
     device: str = "cpu",
     resume: bool = False,
     as_json: Json = False,
@@ -30,20 +32,16 @@ def sft(
         output: folder for the result; an interrupted run leaves its checkpoint there.
         config: how to train.
         eval_data: held-out records; their NLL is printed at the end.
+        split: of a data set that has several; default "train".
+        eval_split: of the held-out data set.
         device: where to train, like cpu or cuda:0.
         resume: continue the interrupted run in the output folder.
     """
     check_unfinished(output)
     check_device(device)
+    records = load_demonstrations(data, split)
+    held_out = None if eval_data is None else load_demonstrations(eval_data, eval_split)
     with progress_bar("supervised fine-tuning") as advance:
-        result = train_sft(
-            model,
-            data,
-            config,
-            output,
-            eval_records=eval_data,
-            device=device,
-            resume=resume,
-            on_progress=show_loss(advance),
-        )
+        options = {"device": device, "resume": resume, "on_progress": show_loss(advance)}
+        result = train_sft(model, records, config, output, eval_records=held_out, **options)
     show({**result.metrics, "output": str(output)}, as_json)

@@ -43,7 +43,8 @@ SECTIONS = {
     },
     "Reasoning": {"math-prm": 984, **{f"hep-{name}": 164 for name in ("cpp", "go", "java", "js", "python", "rust")}},
 }
-"""Of RewardBench: the weight of each subset, its number of pairs; math-prm (447 pairs) weighs as much as all code."""
+"""Of RewardBench: the weight of each subset in the published code. It is the number of pairs, except that math-prm (447
+pairs) weighs as much as all code, and that the numbers of the two subsets of XSTest are exchanged."""
 
 
 class Margins(NamedTuple):
@@ -55,12 +56,12 @@ class Margins(NamedTuple):
     """The best correct answer's score minus the worst correct one's."""
 
 
-def published(items: Sequence[Ranking], scores: Sequence[Float[np.ndarray, " K"]]) -> dict[str, float] | None:
+def published(items: Sequence[Ranking], scores: Sequence[np.ndarray]) -> dict[str, float] | None:
     """The published scores, in [0, 1] (Ties: up to 1.01), and their mean as ``mean``; None for other data.
 
     Args:
         items: rankings whose category is the subset; those of Ties have an ``id`` like ``ref:12`` or ``tied:12``.
-        scores: of each item's responses.
+        scores: of each item's responses, best first, ``(K,)``.
     """
     names = {item.category for item in items}
     by_subset = {name: [i for i, item in enumerate(items) if item.category == name] for name in names}
@@ -89,7 +90,7 @@ def _best(item: Ranking, scores: Float[np.ndarray, " K"]) -> float:
     return float((np.array(item.levels) == 0)[scores == scores.max()].mean())
 
 
-def ties_score(items: Sequence[Ranking], scores: Sequence[Float[np.ndarray, " K"]]) -> float:
+def ties_score(items: Sequence[Ranking], scores: Sequence[np.ndarray]) -> float:
     """The weighted score of Ties: 60 % accuracy, 40 % margins, and up to 1 % for their size.
 
     Raises:

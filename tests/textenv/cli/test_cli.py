@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import gymnasium
+import pandas
 import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -156,6 +157,37 @@ def test_sft_reward_ppo_and_evaluate_work_on_files(capsys, tmp_path, model_folde
     assert max(map(len, printed.out.splitlines())) <= 80
     assert json.loads(run(capsys, *answer, "--json")[1].out)["rm_score"].keys() == {"mean", "ci95"}
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "parquet", "folder"])
+def test_sft_and_prompts_read_every_kind_of_file(capsys, tmp_path, model_folder, kind):
+    rows = [{"prompt": "what is the sky ?", "completion": "the sky is blue"}] * 4
+    table, path = pandas.DataFrame(rows), tmp_path / f"d.{kind}"
+    if kind == "json":
+        path.write_text(json.dumps(rows))
+    elif kind == "folder":
+        path.mkdir()
+        table.to_parquet(path / "train.parquet")
+    else:
+        getattr(table, f"to_{kind}")(path, index=False)
+    code, printed = run(capsys, "sft", "--model", model_folder, "--data", path, "--output", tmp_path / "sft", "--json")
+    assert code == 0, printed.err
+    assert json.loads(printed.out)["tokens"] == 4 * 5  # "the sky is blue" and the ending token
+    env = ["--env-id", "textenv/Text-v0", "--prompts", path, "--reference", model_folder, "--max-prompt-tokens", 8]
+    answer = [
+        "evaluate",
+        "--model",
+        model_folder,
+        *env,
+        "--reward-model",
+        "micro-gold",
+        "--max-new-tokens",
+        4,
+        "--json",
+    ]
+    code, printed = run(capsys, *answer)
+    assert code == 0, printed.err
+    assert json.loads(printed.out)["episodes"] == 4
 
 
 @pytest.mark.parametrize(
