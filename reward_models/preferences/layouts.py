@@ -317,7 +317,7 @@ def _summaries(record: Mapping[str, Any], _: str) -> dict[str, Any]:
     if len(texts) != 2:
         raise ValueError(f"'summaries' must hold two, got {len(texts)}.")
     preference = _one_of("choice", record["choice"], {"0": 1.0, "1": -1.0})
-    return _pair("\n\n".join([*parts, "TL;DR:"]), *texts, preference)
+    return _pair("\n\n".join([*parts, "TL;DR:"]), texts[0], texts[1], preference)
 
 
 def _question(record: Mapping[str, Any], _: str) -> dict[str, Any]:
