@@ -143,7 +143,7 @@ def cell(name: str, seed: int) -> dict[str, Any]:
 
 
 def demands(rows: list[dict[str, Any]]) -> dict[str, bool]:
-    """What a model with ample comparisons must show, and what one with shuffled labels must."""
+    """Requirements for a model with ample comparisons, and for one with shuffled labels."""
     ample = [row for row in rows if row["training"] == "rankings"]
     coin = np.array([row["accuracy"] for row in rows if row["training"] == COIN])
     return {

@@ -26,7 +26,7 @@ from textenv.training.progress import quiet_libraries
 
 
 def demands(summary: dict[str, Any]) -> dict[str, tuple[float, bool]]:
-    """What one seed must show: the figure, and whether it is good enough."""
+    """Requirements for one seed: the figure, and whether it is good enough."""
     sft, best, ppo, rm = (summary[name] for name in ("sft", "best_of_4", "ppo", "reward_model"))
     gain = ppo["gold_score"]["mean"] - sft["gold_score"]["mean"]
     over_best = ppo["gold_score"]["mean"] - best["gold_score"]["mean"]

@@ -1,4 +1,4 @@
-"""What every benchmark writes beside its figures: command, commit, versions and hardware."""
+"""Results of benchmarks, with command, commit, versions and hardware."""
 
 import json
 import os

@@ -36,7 +36,7 @@ def evaluate_reward_model(
 
 
 def measure_scores(scores: Float[Tensor, " n"], rankings: Sequence[Ranking]) -> dict[str, float]:
-    """What :func:`evaluate_reward_model` returns, from the scores (log-odds) of all responses, one after another."""
+    """The figures of :func:`evaluate_reward_model`, from the scores (log-odds) of all responses in order."""
     starts = np.cumsum([0, *(len(ranking.responses) for ranking in rankings)])
     rows = [
         (starts[i] + better, starts[i] + worse, i)

@@ -1,4 +1,4 @@
-"""What tells one reward model from another: the key under which scores are cached."""
+"""The identity of a reward model: the key under which its scores are cached."""
 
 import json
 from typing import Any

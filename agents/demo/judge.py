@@ -1,4 +1,4 @@
-"""What the stages of the demo are worth: held-out prompts answered, judged and laid out for the report."""
+"""Measures the stages of the demo: answers to held-out prompts, judged and prepared for the report."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -61,7 +61,7 @@ def gold_of(evaluation: Evaluation) -> Float[np.ndarray, " B"]:
 
 
 def stage_summary(repeats: list[Evaluation], unit: float) -> dict[str, Any]:
-    """What the answers of one stage are worth; intervals over prompts (repeats of a prompt are averaged first)."""
+    """Figures of one stage's answers, with intervals over prompts (repeats of a prompt are averaged first)."""
 
     def mean(columns: list[Any], scale: float = 1.0) -> dict[str, float]:
         return mean_ci95(np.mean(columns, axis=0) / scale)._asdict()

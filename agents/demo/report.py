@@ -63,7 +63,7 @@ SCORES = ("gold_score", "rm_score", "kl")
 
 
 class DemoRun(NamedTuple):
-    """What a run folder says; a part that the run did not measure is None."""
+    """The contents of a run folder; a part that was not measured is None."""
 
     summary: dict[str, Any]
     history: dict[str, Any]

@@ -63,7 +63,7 @@ class DemoConfig:
     output: Path = Path("runs/demo")
     """Where models, data and the report go. A run of the same settings is continued; nothing there is removed."""
     seed: Count = 0
-    """Of everything: initial weights, data, annotators, sampling."""
+    """Seed of the initial weights, the data, the annotators and the sampling."""
     base_examples: PositiveInt = 40_000
     """Texts of the base corpus."""
     demonstrations: PositiveInt = 600

@@ -45,7 +45,7 @@ def smoothed(values: Float[np.ndarray, " n"], window: int = 5) -> Float[np.ndarr
 
 @matplotlib.rc_context(STYLE)
 def learning_curves(results: list[dict[str, Any]]) -> Figure | None:
-    """What the agents of one environment reached, against episodes: one panel per quantity. None without curves."""
+    """Learning curves of the agents of one environment, one panel per quantity; None without curves."""
     keys = [key for key in CURVES if any(key in log for result in results for log in result["curve"])]
     if not keys:
         return None

@@ -40,7 +40,7 @@ FIGURES = {
     "seconds": "seconds",
     "tokens": "tokens trained on",
 }
-"""What is measured in a cell, where it is known, and its heading in a table."""
+"""Figures of a cell, where they are known, and their headings in a table."""
 MAX_EXACT = 64
 """Environments with at most this many prompts are enumerated, if their responses can be."""
 
@@ -60,7 +60,7 @@ class Cell(NamedTuple):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the result depends on; a result with other settings does not count as this cell's."""
+        """Everything the result depends on. A result with other settings is not this cell's."""
         settings = {
             "env_id": self.env_id,
             "agent": self.plan.name,

@@ -60,7 +60,7 @@ WORD_COUNT = "benchmarks.overoptimisation:count_wanted"
 
 
 class World(NamedTuple):
-    """What reward models are trained and optimised in."""
+    """Environment in which reward models are trained and optimised."""
 
     env_id: str
     reference: str
@@ -310,7 +310,7 @@ def _sampled_measure(spec: Any) -> Callable[[PPO, int], dict[str, float]]:
 
 
 def _exact_measure(world: ExactWorld) -> Callable[[PPO, int], dict[str, float]]:
-    """By enumeration; no policy may have more proxy, or more gold, than the tilted policies of the same KL."""
+    """Exact curves. No policy may have more proxy, or more gold, than the tilted policy of the same KL."""
     proxy, true = world.rewards.numpy(), gold_world()
 
     def measure(agent: PPO, done: int) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What the cells of :mod:`benchmarks.overoptimisation` say together: peaks, fitted forms, ensembles beside members.
+"""Summary of the cells of :mod:`benchmarks.overoptimisation`: peaks, fitted forms, ensembles beside members.
 
 A curve is a list of points ``{"kl", "proxy", "gold", …}`` in the order of optimisation, gains in standard deviations
 within a prompt. Over seeds: mean and 95 % interval by Student's t.
@@ -66,7 +66,7 @@ def gains(path: Curve) -> Curve:
 
 
 def peak(curve: Curve) -> dict[str, float]:
-    """Where gold is highest, and what becomes of gold and proxy after that."""
+    """The point of highest gold, and how gold and proxy change after it."""
     top = int(np.argmax([point["gold"] for point in curve]))
     return {
         "gold": curve[top]["gold"],

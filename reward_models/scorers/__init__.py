@@ -1,1 +1,1 @@
-"""What gives scores: rules, learned models, and reward models made of others."""
+"""Reward models: rules, learned models, and combinations of others."""

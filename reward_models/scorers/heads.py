@@ -75,7 +75,7 @@ def features_of_rows(
     lengths: Int[Tensor, " B"],
     token_type_ids: Int[Tensor, "B S"] | None = None,
 ) -> Float[Tensor, "B H"]:
-    """What reaches the last linear layer: all that training the head alone needs from the trunk."""
+    """Inputs of the last linear layer: all that training the head alone needs from the trunk."""
     if is_decoder(model):
         return _last_hidden(model, input_ids, lengths)
     seen: list[Tensor] = []

@@ -159,7 +159,7 @@ def _is_transient(error: BaseException) -> bool:
 
 
 def _within(seconds: float, work: Callable[[], bytes]) -> bytes:
-    """What ``work()`` returns or raises, or TimeoutError.
+    """Return or raise what ``work()`` does, or raise TimeoutError.
 
     The client's own timeout holds for each read: a server that sends a byte now and then would hold the caller for
     ever. So the work is left to a thread, which ends with its connection.

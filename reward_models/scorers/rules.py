@@ -93,7 +93,7 @@ class Length(Rule):
     score: float = 1.0
     """For each unit; below 0 it pays for being short."""
     language_model: str | None = None
-    """Whose tokens to count, with ``unit="tokens"``: a registered name, a folder or a hub id."""
+    """With ``unit="tokens"``, the model whose tokens are counted: a registered name, a folder or a hub id."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -199,7 +199,7 @@ class Sentiment(Rule):
 RULES: dict[str, type[Rule]] = {
     rule.name: rule for rule in (Regex, RegexCount, Length, LengthRange, ExactMatch, Sentiment)
 }
-"""By their name under ``"rule"`` in JSON."""
+"""Rules by their name under ``"rule"`` in JSON."""
 
 
 def _compiled(pattern: str, ignore_case: bool) -> re.Pattern[str]:

@@ -24,7 +24,7 @@ class Examples(NamedTuple):
     ranks: Int[Tensor, " n"]
     margins: Float[Tensor, " N"]
     features: Float[Tensor, "n H"] | None
-    """What the trunk makes of each text, where the trunk is frozen."""
+    """Features of each text, where the trunk is frozen."""
 
     @classmethod
     def of(

@@ -1,4 +1,4 @@
-"""What the training of a reward model starts from, by name."""
+"""Models that the training of a reward model can start from, by name."""
 
 from pathlib import Path
 

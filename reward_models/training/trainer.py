@@ -46,7 +46,7 @@ class RewardConfig(TrainingConfig):
     """Settings of reward-model training. ``batch_size`` counts prompts, each with all of its responses."""
 
     loss: RankingLoss = "pairwise"
-    """What a ranking of K responses is worth: ``pairwise``, the mean over its C(K, 2) pairs (InstructGPT), or
+    """Loss of a ranking of K responses: ``pairwise``, the mean over its C(K, 2) pairs (InstructGPT), or
     ``listwise``, the Plackett–Luce likelihood of the whole order. The same for K = 2."""
     label_smoothing: Annotated[float, Ge(0), Lt(0.5), "At a half, labels say nothing."] = 0.0
     """Share of pairs taken to be labelled the wrong way round, in [0, 0.5). Higher keeps scores closer together. Needs
@@ -65,7 +65,7 @@ class RewardConfig(TrainingConfig):
     freeze_trunk: bool = False
     """Train the last linear layer alone, on features computed once: much faster, and less to overfit."""
     feature_file: str | None = None
-    """Where a frozen trunk's features are kept (SQLite), for later runs on the same texts; None keeps none."""
+    """SQLite file that keeps a frozen trunk's features for later runs on the same texts; None keeps none."""
     lora_rank: Count = 0
     """Rank of low-rank adapters on every linear layer, ≥ 0; merged when saved. 0 trains the weights themselves."""
     lora_alpha: NonNegative = 16.0
@@ -202,7 +202,7 @@ def _choose_trainable(model: PreTrainedModel, config: RewardConfig) -> LoRA | No
 
 
 def _featurize(learner: TransformerRewardModel, config: RewardConfig, on_progress: OnProgress | None) -> Featurize:
-    """What reads texts through a frozen trunk; progress counts texts."""
+    """Function that passes texts through a frozen trunk; progress counts texts."""
 
     def on_texts(done: int, total: int) -> None:
         if on_progress is not None:
@@ -214,7 +214,7 @@ def _featurize(learner: TransformerRewardModel, config: RewardConfig, on_progres
 def _evaluation(
     learner: TransformerRewardModel, held_out: Sequence[Ranking], featurize: Featurize | None
 ) -> Callable[[], dict[str, float]]:
-    """What measures the learner as it is now; a frozen trunk reads the texts once."""
+    """Function that measures the learner as it is now; a frozen trunk reads the texts once."""
     texts = learner.encode_rankings(held_out)
     features = None if featurize is None else featurize(texts)
 
