@@ -104,6 +104,11 @@ class Task:
             )
         return _restored_task, (self.config, self.scorer.kl_coef, policy is not None)
 
+    def precision(self) -> torch.autocast:
+        """Passes of float32 weights inside it compute in the task's ``dtype``."""
+        enabled = self.config.dtype == "bfloat16"
+        return torch.autocast(torch.device(self.config.device).type, torch.bfloat16, enabled=enabled)
+
     def respond(
         self,
         model: PreTrainedModel,

@@ -33,34 +33,27 @@ class ActorCritic(nn.Module):
 
     def evaluate(self, batch: Responses, task: Task, *, entropy: bool = False) -> Evaluated:
         """Log-probabilities and values of given responses by teacher forcing, with gradient."""
-        with self._precision(task):
+        with task.precision():
             logprobs, hidden = response_outputs(self.model, batch, task.rule)
+            hidden = hidden if self.critic is None else critic_hidden(self.critic, batch)
         chosen = gather_predictions(token_logprobs(logprobs, batch), batch)
         entropies = None
         if entropy:
             finite = torch.where(logprobs.isfinite(), logprobs, 0.0)
             entropies = gather_predictions(-(finite.exp() * finite).sum(-1), batch)
-        if self.critic is not None:
-            with self._precision(task):
-                hidden = critic_hidden(self.critic, batch)
         return Evaluated(chosen, gather_predictions(self.value_head(hidden), batch), entropies)
 
     def act(self, observation: Any, task: Task, *, generator: torch.Generator | None) -> Sampled:
         """Whole responses to the prompts of fresh observations, with their log-probabilities and values."""
         batch = observation_tokens(observation, task.prompt_width)
-        with self._precision(task):
-            head = self.value_head if self.critic is None else None
+        head = self.value_head if self.critic is None else None
+        with torch.no_grad(), task.precision():
             sampled = task.respond(self.model, batch, generator=generator, value_head=head)
-        if self.critic is None:
-            return sampled
-        done = batch._replace(response_ids=sampled.response_ids, response_lengths=sampled.response_lengths)
-        with torch.no_grad(), self._precision(task):
+            if self.critic is None:
+                return sampled
+            done = batch._replace(response_ids=sampled.response_ids, response_lengths=sampled.response_lengths)
             values = gather_predictions(self.value_head(critic_hidden(self.critic, done)), done)
         return sampled._replace(values=values)
-
-    def _precision(self, task: Task) -> torch.autocast:
-        """Passes in the task's precision over float32 weights."""
-        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=task.config.dtype == "bfloat16")
 
 
 def critic_hidden(critic: nn.Module, batch: Responses) -> Float[Tensor, "n H"]:

@@ -38,10 +38,8 @@ class LearnerConfig:
     def __post_init__(self) -> None:
         check_settings(self)
         if self.minibatches > self.batch_size:
-            raise ValueError(
-                f"minibatches must be batch_size ({self.batch_size}) or less, got {self.minibatches}. Each needs an "
-                "episode."
-            )
+            rule = f"minibatches must be batch_size ({self.batch_size}) or less"
+            raise ValueError(f"{rule}, got {self.minibatches}. Each needs an episode.")
 
     @property
     def critic(self) -> Literal["none", "head", "trunk"]:

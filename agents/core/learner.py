@@ -27,6 +27,7 @@ from textenv import registry
 from textenv.config import Loading
 from textenv.kl import AdaptiveKL, FixedKL, KLController
 from textenv.lm import LanguageModel, length_buckets
+from textenv.training.trainable import check_trainable
 from textenv.vector import TextVectorEnv
 
 
@@ -53,20 +54,13 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
     config_type: type[LearnerConfig]
 
     def __init__(self, env: TextVectorEnv, config: Config | None = None, policy: LanguageModel | None = None) -> None:
-        """``policy`` is trained in place; by default it is a copy of the environment's reference.
-
-        Raises:
-            ValueError: the environment is not SameStep, ``policy`` has another vocabulary, or sizes do not fit.
-        """
+        """``policy`` is trained in place; by default it is a copy of the environment's reference. ValueError: the
+        environment is not SameStep, ``policy`` has another vocabulary or is not in float32, or sizes do not fit."""
         config = config or cast(Config, self.config_type())
         task = env.task.config
         trained = Loading(task.device, attn_implementation=task.attn_implementation)  # in float32, whatever task.dtype
         super().__init__(policy or registry.fresh_language_model(task.reference, *trained), env.task, seed=config.seed)
-        if torch.finfo(self.policy.model.dtype).bits < 32:
-            raise ValueError(
-                f"a policy to train must have float32 weights, got {self.policy.model.dtype}, in which Adam's small "
-                "steps round to nothing. Load it in float32; the environment's dtype='bfloat16' computes in bfloat16."
-            )
+        check_trainable(self.policy.model)
         self.env, self.config = env, config
         critic = registry.fresh_language_model(task.reference, *trained).model if config.critic == "trunk" else None
         self.actor = ActorCritic(self.policy.model, self.policy.hidden_size, critic).to(task.device)
@@ -89,10 +83,8 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
         """The loss to minimise: a sum over the real tokens of these episodes, divided by ``old.tokens``."""
 
     def learn(self, total_episodes: int, callback: Callable[[dict[str, float]], Any] | None = None) -> Self:
-        """Learn from ``total_episodes`` more episodes, rounded up to whole batches.
-
-        ``callback`` receives the log of each update, and stops the training by returning False.
-        """
+        """Learn from ``total_episodes`` more episodes, rounded up to whole batches. ``callback`` receives the log of
+        each update, and stops the training by returning False."""
         for _ in range(math.ceil(total_episodes / self.config.batch_size)):
             start = time.perf_counter()
             rollout = self.collect()

@@ -10,6 +10,16 @@ from torch import Tensor, nn
 from textenv.data.records import write_json
 
 
+def check_trainable(model: nn.Module) -> None:
+    """Refuse weights of lower precision than float32."""
+    dtype = next(model.parameters()).dtype
+    if torch.finfo(dtype).bits < 32:
+        raise ValueError(
+            f"a policy to train must have float32 weights, got {dtype}, in which Adam's small steps round to nothing. "
+            "Load it in float32; the environment's dtype='bfloat16' computes in bfloat16."
+        )
+
+
 def trainable_weights(model: nn.Module) -> dict[str, Tensor]:
     """The parameters that training changes, by name, not copied."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

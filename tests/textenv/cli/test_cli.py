@@ -61,7 +61,7 @@ def test_envs_tells_what_an_id_is_made_of_and_a_question_mark_where_only_loading
     assert "prompts yours, reference yours, reward model yours" in text
     loaded = " ".join(run(capsys, "envs", "--load")[1].out.split())
     assert "vocabulary 8, prompt" in loaded
-    assert loaded.count("a turn ends at <eos>") == 2
+    assert loaded.count("a turn ends at <eos>") >= 2
 
 
 @pytest.fixture

@@ -95,7 +95,7 @@ def test_sft_learns_the_token_that_closes_the_turn():
 
 def test_a_reward_model_reads_the_answer_as_the_template_closes_it():
     lm = chat_model()
-    encoded = encode_for_decoder(lm.tokenizer, [[{"role": "user", "content": "red"}], "red"], ["sky", "sky"], 64, "rm")
+    encoded = encode_for_decoder(lm.tokenizer, [[{"role": "user", "content": "red"}], "red"], ["sky", "sky"], 64)
     padded, lengths = encoded.texts.padded(torch.arange(2))
     ends = [row[length - 2 : length].tolist() for row, length in zip(padded, lengths, strict=True)]
     assert ends == [[WORDS.index("sky"), 13], [WORDS.index("sky"), EOS]]
