@@ -8,8 +8,9 @@ import torch
 from agents.core.agent import LanguageModelAgent, as_batch
 from agents.core.job import Algorithm, Job, Trained
 from textenv import registry
-from textenv.episode import Task, observation_tokens
+from textenv.episode import observation_tokens
 from textenv.lm import Sampled
+from textenv.task import Task
 from textenv.vector import make_vec
 
 

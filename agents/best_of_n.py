@@ -15,10 +15,11 @@ import torch
 from agents.core.agent import LanguageModelAgent, as_batch
 from agents.core.job import Algorithm, Job, Trained
 from textenv import registry
-from textenv.episode import Episodes, Task, observation_tokens
+from textenv.episode import Episodes, observation_tokens
 from textenv.evaluation import Evaluation
 from textenv.lm import LanguageModel, Responses, Sampled
 from textenv.scoring import call_reward_model
+from textenv.task import Task
 from textenv.vector import make_vec
 
 

@@ -5,7 +5,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from textenv.episode import Episodes, Outcome, ScoredByTask, whole_numbers
+from textenv.episode import Episodes, whole_numbers
+from textenv.task import Outcome, ScoredByTask
 
 
 class TextEnv(ScoredByTask, gymnasium.Env):
@@ -25,7 +26,7 @@ class TextEnv(ScoredByTask, gymnasium.Env):
     **End**: ``terminated`` on EOS, a stop token, or the length budget (``info["finish_reason"]``). Never truncated: the
     budget is part of the task, and the observation shows how much of it is left.
 
-    Keyword arguments are those of :class:`textenv.episode.TaskConfig`, plus ``render_mode`` (None or "ansi").
+    Keyword arguments are those of :class:`textenv.config.TaskConfig`, plus ``render_mode`` (None or "ansi").
     """
 
     def __init__(self, *, render_mode: str | None = None, **options: Any) -> None:

@@ -8,7 +8,8 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from textenv.episode import Episodes, ScoredByTask, whole_numbers
+from textenv.episode import Episodes, whole_numbers
+from textenv.task import ScoredByTask
 
 
 class TextVectorEnv(ScoredByTask, VectorEnv):

@@ -7,9 +7,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from textenv.episode import Task, observation_tokens
+from textenv.episode import observation_tokens
 from textenv.lm import Responses, Sampled, ScalarHead, gather_predictions, response_outputs, rows
 from textenv.lm.logprobs import token_logprobs
+from textenv.task import Task
 
 
 class Evaluated(NamedTuple):

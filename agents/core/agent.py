@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from textenv.episode import Task, observation_tokens
+from textenv.episode import observation_tokens
 from textenv.lm import LanguageModel, Sampled, rows
 from textenv.lm.load import run
+from textenv.task import Task
 
 
 class LanguageModelAgent:

@@ -20,7 +20,7 @@ from jaxtyping import Bool
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 from agents.sb3.policy import CausalLMPolicy, TokenEmbedding, TokenSpace, take_decision
-from textenv.episode import Task
+from textenv.task import Task
 from textenv.vector import TextVectorEnv, make_vec
 
 __all__ = ["CausalLMPolicy", "TextVecEnv", "TokenEmbedding", "TokenSpace", "make_vec_env"]

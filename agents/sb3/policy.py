@@ -23,10 +23,11 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
 from textenv import registry
-from textenv.episode import Task, observation_tokens
+from textenv.episode import observation_tokens
 from textenv.lm import Responses, ScalarHead, TokenRule, rows
 from textenv.lm.decoding import decodes_with_cache
 from textenv.lm.prefix import PrefixCache, prefix_outputs
+from textenv.task import Task
 
 EXACT_FLOATS = 2**24
 """Stable-Baselines3 passes actions through float32, which is exact up to this number."""
