@@ -27,7 +27,7 @@ def in_template(tokenizer: Any, prompt: Any, completion: str) -> str:
     if not whole.startswith(head) or end < len(head):
         raise ValueError(
             "a chat template must write a response of several turns as a continuation of its prompt, got another "
-            f"beginning for {_beginning(completion)}. Drop its record or use another model."
+            f"beginning for {completion[:60]!r}. Drop its record or use another model."
         )
     return whole[len(head) : end]
 

@@ -293,6 +293,13 @@ def test_a_response_of_several_turns_is_read_in_the_words_of_the_chat_template()
     assert in_template(Template(), prompt, one) == "x"
     assert in_template(Template(), prompt, several) == "x</s><user>b</s><assistant>y"
 
+    class Forgetful(Template):
+        def apply_chat_template(self, messages, add_generation_prompt=False, tokenize=False):
+            return super().apply_chat_template(messages[-1:], add_generation_prompt)
+
+    with pytest.raises(ValueError, match=r"continuation of its prompt, got another beginning for 'x"):
+        in_template(Forgetful(), prompt, several)
+
 
 def test_dialogues_that_part_before_the_last_turn_share_a_prompt_and_differ_in_several_turns():
     start, longer = "\n\nHuman: a\n\nAssistant:", " x\n\nHuman: b\n\nAssistant: y"
