@@ -126,7 +126,7 @@ def prompt_index(task: Task) -> dict[tuple[int, ...], int]:
 
 
 def best_responses(samples: list[Evaluation]) -> Evaluation:
-    """Of n evaluations of the same prompts, each prompt's response with the highest ``rm_score`` (first on ties)."""
+    """Each prompt's response with the highest ``rm_score`` among n evaluations of the same prompts (first on ties)."""
     assert samples
     assert all((sample.prompt_ids == samples[0].prompt_ids).all() for sample in samples)
     best = np.argmax([s.rm_scores for s in samples], axis=0)

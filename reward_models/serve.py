@@ -80,10 +80,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _scores(self, batch: dict[str, Any]) -> list[float]:
         prompts, completions = batch.pop("prompts"), batch.pop("completions")
-        if not all(
-            isinstance(values, list) and len(values) == len(prompts) for values in (completions, *batch.values())
-        ):
-            raise ValueError("prompts, completions and every column must be lists of one length")
+        for name, values in {"completions": completions, **batch}.items():
+            if not isinstance(values, list) or len(values) != len(prompts):
+                raise ValueError(
+                    f"{name} must be a list with one value per prompt ({len(prompts)}), got {str(values)[:60]}. "
+                    "Send them all."
+                )
         with self.server.lock:
             return score_texts(self.server.model, prompts, completions, batch).tolist()
 

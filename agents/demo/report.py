@@ -103,9 +103,12 @@ def read_run(run: str | Path) -> DemoRun:
         try:
             parts[name] = json.loads(path.read_text("utf-8"))
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}).") from None
+            raise ValueError(
+                f"{path}, line {error.lineno}: not valid JSON ({error.msg}). Finish the run again."
+            ) from None
         if not isinstance(parts[name], kind):
-            raise ValueError(f"{path}: must be a JSON {'object' if kind is dict else 'array'}.")
+            what = "object" if kind is dict else "array"
+            raise ValueError(f"{path} must hold a JSON {what}, got {type(parts[name]).__name__}. Finish the run again.")
     check_keys(run / "history.json", parts["history"].get("ppo") or [], ("episodes",))
     check_keys(run / "best_of_n.json", parts["best_of_n"] or [], ("n", "gold", "kl_bound"))
     check_keys(run / "samples.json", parts["samples"] or [], ("title", "prompt", "answers"))
@@ -115,7 +118,9 @@ def read_run(run: str | Path) -> DemoRun:
         check_keys(run / "calibration.json", [parts["calibration"]], ("margin", "prompt"))
         lengths = {key: len(parts["calibration"][key]) for key in ("margin", "prompt")}
         if len(set(lengths.values())) > 1:
-            raise ValueError(f"{run / 'calibration.json'}: columns must be of one length, got {lengths}.")
+            raise ValueError(
+                f"{run / 'calibration.json'}: columns must be of one length, got {lengths}. Finish the run again."
+            )
     return DemoRun(**parts)
 
 
@@ -124,7 +129,10 @@ def check_keys(path: Path, records: list[dict[str, Any]], keys: tuple[str, ...])
     for index, record in enumerate(records):
         for key in keys:
             if key not in record:
-                raise ValueError(f"{path}: every record must have {key!r}, got record {index} with {sorted(record)}.")
+                raise ValueError(
+                    f"{path}: every record must have {key!r}, got record {index} with {sorted(record)}. "
+                    "Finish the run again."
+                )
 
 
 def write_report(run: str | Path) -> Path:

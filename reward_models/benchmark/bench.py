@@ -36,7 +36,7 @@ def run_all(
     """
     config = config or BenchmarkConfig()
     if not models or len(set(models)) < len(models):
-        raise ValueError(f"a benchmark needs one or more models, each named once, got {list(models)}.")
+        raise ValueError(f"a benchmark needs one or more models, each named once, got {list(models)}. Name them.")
     for name in models:
         textenv.reward_model(name)  # a wrong name should not wait for the models before it
     suite = load_suite(data, config)

@@ -87,7 +87,7 @@ class Run(NamedTuple):
     scorer: BenchmarkedModel
     scores: Float[np.ndarray, " N"]
     memory_growth: float | None
-    """Of the process's peak, MB, over the first scoring; None where the system does not tell."""
+    """Growth of the process's peak memory over the first scoring, MB; None where the system does not tell."""
 
     @property
     def interval(self) -> dict[str, int]:
@@ -96,7 +96,7 @@ class Run(NamedTuple):
 
     @property
     def margins(self) -> Float[np.ndarray, " M"]:
-        """Of the pairs, in units of score; positive is right."""
+        """Score differences of the pairs; positive is right."""
         return self.layout.pairs.margins(self.scores)
 
     @property
@@ -125,7 +125,7 @@ class Measure(NamedTuple):
     flags: Callable[[BenchmarkReport], Iterable[str]] = lambda report: ()
     """Findings that make other figures worthless, or the model dangerous to optimise."""
     title: str = ""
-    """Of its section of the page; without one its rows continue the section before."""
+    """Heading of its section of the page; without one its rows continue the section before."""
     text: str = ""
     rows: Callable[[BenchmarkReport], Mapping[str, Cell | str | None]] = lambda report: {}
     """Label and cell of each row of the section; None is unknown."""

@@ -37,7 +37,7 @@ FILES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet", ".txt")
 BATCH = 512
 """Answers sampled at once."""
 MICRO_RANKINGS = 300
-"""Of each of its six prompts."""
+"""Rankings of each of its six prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,9 @@ def _check_source(data: str | Path) -> None:
     hub_id = name.count("/") == 1 and not looks_like_path(name) and not name.endswith(FILES)
     if not path.exists() and not hub_id:
         worlds = ", ".join(map(repr, (*EMBEDDED, "micro")))
-        raise ValueError(f"data must be {worlds}, a JSONL file, or the folder or hub id of a data set, got {name!r}.")
+        raise ValueError(
+            f"data must be {worlds}, a file, or the folder or hub id of a data set, got {name!r}. Check the name."
+        )
 
 
 def embedded(name: str, config: BenchmarkConfig) -> Suite:

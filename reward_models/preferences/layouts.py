@@ -50,7 +50,7 @@ def named_layout(format: str) -> tuple[Layout, str]:
     name, _, option = format.partition(":")
     layout = next((layout for layout in LAYOUTS if layout.name == name), None)
     if layout is None:
-        raise ValueError(f"format must be one of {', '.join(layout.name for layout in LAYOUTS)}, got {format!r}.")
+        raise ValueError(f"format must be one of {', '.join(row.name for row in LAYOUTS)}, got {format!r}. Choose one.")
     if option and not layout.option:
         raise ValueError(f"format {name!r} must stand alone, got {format!r}. It has no options.")
     return layout, option

@@ -63,7 +63,7 @@ def read_rankings(
 
     def refuse(where: str, error: ValueError) -> None:
         if not skip_malformed:
-            raise ValueError(f"{where}: {error}") from None
+            raise ValueError(f"{where}: {error} Correct it, or leave such records out: skip_malformed.") from None
         malformed.append(f"{where}: {error}")
 
     for where, record in records:

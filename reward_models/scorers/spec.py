@@ -63,7 +63,7 @@ def build_reward_model(spec: Mapping[str, Any], how: Loading = Loading()) -> Rew
 
 def _rule(name: str, how: Loading, **fields: Any) -> RewardModel:
     if not isinstance(name, str) or name not in RULES:
-        raise ValueError(f"a rule must be one of {', '.join(map(repr, RULES))}, got {name!r}.")
+        raise ValueError(f"a rule must be one of {', '.join(map(repr, RULES))}, got {name!r}. Choose one.")
     _check_names(f"rule {name!r}", fields, RULES[name])
     return RULES[name](**fields)
 
@@ -141,7 +141,9 @@ def _check_names(what: str, options: Mapping[str, Any], build: Callable[..., Any
     known = {p.name: p.default is p.empty for p in parameters if p.kind is p.KEYWORD_ONLY}
     for name in options:
         if name not in known:
-            raise ValueError(f"an option of {what} must be one of {', '.join(known) or 'none'}, got {name!r}.")
+            raise ValueError(
+                f"an option of {what} must be one of {', '.join(known) or 'none'}, got {name!r}. Leave it out."
+            )
     missing = [name for name, required in known.items() if required and name not in options]
     if missing:
         raise ValueError(f"{what} must have the option {missing[0]!r}, got {dict(options)}. Add it.")

@@ -166,7 +166,9 @@ class TransformerRewardModel:
             ValueError: a chat prompt has no chat template.
         """
         if len(prompts) != len(completions):
-            raise ValueError(f"prompts and completions must be as many, got {len(prompts)} and {len(completions)}.")
+            raise ValueError(
+                f"prompts and completions must be as many, got {len(prompts)} and {len(completions)}. Pair them."
+            )
         if chat is not None and self.tokenizer.chat_template is not None:
             prompts = [prompt if messages is None else messages for prompt, messages in zip(prompts, chat, strict=True)]
         if self.tokenizer.chat_template is None and not all(isinstance(prompt, str) for prompt in prompts):
@@ -261,6 +263,11 @@ def load_reward_model(
     batch_size: int = 64,
 ) -> TransformerRewardModel:
     """Load a folder or hub id. ``trust_remote_code`` stays off; weights come from safetensors.
+
+    Args:
+        dtype: of the weights; scores are float32 all the same.
+        attn_implementation: transformers' name, like ``"sdpa"``; None takes its default.
+        batch_size: texts per forward pass.
 
     Raises:
         ValueError: the name is no readable sequence classifier with one label.

@@ -95,7 +95,7 @@ def check_dataset(source: Mapping[str, Any]) -> None:
                 "Other columns of its records reach the reward model by their own names."
             )
         if not isinstance(value, str) and not (value is None and name not in ("dataset", "column")):
-            raise ValueError(f"{name} of a data set must be a string, got {value!r}.")
+            raise ValueError(f"{name} of a data set must be a string, got {value!r}. Quote it.")
     if "dataset" not in source:
         raise ValueError(f"a data set must be named, got keys {sorted(source)}. Give {{'dataset': folder or hub id}}.")
 

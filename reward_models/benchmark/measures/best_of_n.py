@@ -55,7 +55,7 @@ class Point(NamedTuple):
     gold_gain: float
     gold_gain_ci95: float
     score_gain: float
-    """Of the reward model's own score."""
+    """Gain of the reward model's own score."""
     score_gain_ci95: float
     oracle_gain: float
     """Gold gain if gold itself chose: the most that there is."""

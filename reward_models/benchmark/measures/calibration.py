@@ -31,7 +31,7 @@ class Calibration(NamedTuple):
     ece_per_pair: float
     """Over ``bins``, of equal mass."""
     slope_per_pair: Slope
-    """Of the margins in declared log-odds, or of the raw ones."""
+    """Slope of the margins in declared log-odds, or of the raw ones."""
     bins: list[Bin]
 
 

@@ -21,7 +21,7 @@ class Margins(NamedTuple):
     """How far the model puts the two responses of a pair apart; positive is right."""
 
     within_prompt_sd: float
-    """Of the scores, in the model's units."""
+    """Standard deviation of the scores, in the model's units."""
     quantiles: dict[str, float]
     """In those standard deviations."""
     score_ties: float

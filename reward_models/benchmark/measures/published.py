@@ -17,7 +17,7 @@ from textenv.pages.numbers import Cell, percent
 
 TIES = "Ties"
 SUBSETS = ("Factuality", "Focus", "Math", "Precise IF", "Safety", TIES)
-"""Of RewardBench 2."""
+"""Subsets of RewardBench 2."""
 SECTIONS = {
     "Chat": {
         "alpacaeval-easy": 100,
@@ -43,12 +43,12 @@ SECTIONS = {
     },
     "Reasoning": {"math-prm": 984, **{f"hep-{name}": 164 for name in ("cpp", "go", "java", "js", "python", "rust")}},
 }
-"""Of RewardBench: the weight of each subset in the published code. It is the number of pairs, except that math-prm (447
-pairs) weighs as much as all code, and that the numbers of the two subsets of XSTest are exchanged."""
+"""Sections of RewardBench, with the weight of each subset in the published code: its number of pairs, except that
+math-prm (447 pairs) weighs as much as all code, and that the numbers of the two subsets of XSTest are exchanged."""
 
 
 class Margins(NamedTuple):
-    """Of a prompt of Ties."""
+    """Margins of one prompt of Ties."""
 
     correct: float
     """The worst correct answer's score minus the best wrong one's."""

@@ -26,7 +26,7 @@ class Robustness(NamedTuple):
     shift: float
     """Mean |change of score|, in standard deviations within a prompt."""
     accuracy: float
-    """Of the pairs with edited prompts."""
+    """Accuracy of the pairs with edited prompts."""
 
 
 def upper_case(text: str, rng: np.random.Generator) -> str:

@@ -205,7 +205,7 @@ def test_a_folder_without_a_needed_file_is_an_error_that_names_it(make_run, cont
     ("name", "text", "message"),
     [
         ("summary", "{\n,", r"summary\.json, line 2: not valid JSON"),
-        ("samples", "{}", r"samples\.json: must be a JSON array"),
+        ("samples", "{}", r"samples\.json must hold a JSON array, got dict"),
         ("best_of_n", '[{"n": 2, "gold": 1.0}]', r"best_of_n\.json.*'kl_bound'.*record 0"),
         ("samples", '[{"title": "a", "prompt": "b", "answers": [{"text": "c"}]}]', r"samples\.json.*'stage'"),
         ("history", '{"ppo": [{"kl": 1.0}]}', r"history\.json.*'episodes'"),
