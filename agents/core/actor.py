@@ -60,7 +60,6 @@ class ActorCritic(nn.Module):
 def critic_hidden(critic: nn.Module, batch: Responses) -> Float[Tensor, "n H"]:
     """Hidden states of a separate critic at the real response positions."""
     joined = rows(batch)
-    mask = torch.ones_like(joined.input_ids)
-    hidden = critic(input_ids=joined.input_ids, attention_mask=mask, use_cache=False).last_hidden_state
+    output = critic(input_ids=joined.input_ids, attention_mask=torch.ones_like(joined.input_ids), use_cache=False)
     row, step = batch.response_mask.nonzero(as_tuple=True)
-    return hidden[row, joined.predictors[row, step]]
+    return output.last_hidden_state[row, joined.predictors[row, step]]

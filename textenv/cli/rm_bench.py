@@ -12,6 +12,7 @@ from reward_models.benchmark.bench import run_all
 from reward_models.benchmark.report import heads, notes, row
 from textenv.cli.common import Json
 from textenv.data.folders import check_collection
+from textenv.pages.numbers import UNKNOWN
 from textenv.pages.terminal import print_columns
 from textenv.training.progress import progress_bar
 
@@ -41,7 +42,10 @@ def rm_bench(
     if as_json:
         print(json.dumps([report.to_json() for report in reports], indent=2, ensure_ascii=False))
     else:
-        print_columns(f"data: {reports[0].data}", ["model", *heads()], [[r.model, *row(r)] for r in reports])
+        rows = [["model", *heads()], *([report.model, *row(report)] for report in reports)]
+        known = [cells for cells in zip(*rows, strict=True) if set(cells[1:]) != {UNKNOWN}]
+        header, *columns = zip(*known, strict=True)
+        print_columns(f"data: {reports[0].data}", header, columns)
         for name, text in notes(reports, comparisons):
             print(f"\n{name}: {text}")
     print(f"report: {output / 'report.html'}", file=sys.stderr)

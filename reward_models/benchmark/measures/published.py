@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from reward_models.benchmark.measure import BenchmarkReport, Measure, Run
+from reward_models.benchmark.measure import BenchmarkReport, Column, Measure, Run
 from reward_models.preferences import Ranking
-from textenv.pages.numbers import Cell, percent
+from textenv.pages.numbers import UNKNOWN, Cell, percent
 
 TIES = "Ties"
 SUBSETS = ("Factuality", "Focus", "Math", "Precise IF", "Safety", TIES)
@@ -130,6 +130,14 @@ def rows(report: BenchmarkReport) -> Mapping[str, Cell | str | None]:
 
 MEASURE = Measure(
     compute,
+    columns=(
+        Column(
+            "RewardBench",
+            "%",
+            "mean of the sections or subsets of RewardBench or RewardBench 2, by their own rules",
+            lambda report: percent(report.published["mean"]) if report.published else UNKNOWN,
+        ),
+    ),
     title="RewardBench's own scores",
     text="By the rules of the data set, to compare with published figures; its sections and subsets that are missing "
     "from the data are left out of the mean.",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from reward_models.benchmark.measures.published import SECTIONS, published, ties_score
+from reward_models.benchmark.report import heads, row
 from reward_models.benchmark.run import run_benchmark
 from reward_models.benchmark.suites import BenchmarkConfig
 from reward_models.preferences import Ranking
@@ -70,3 +71,4 @@ def test_the_report_carries_them():
 
     report = run_benchmark(model, items, BenchmarkConfig(resamples=10))
     assert report.to_json()["published"] == {"Focus": 1.0, "mean": 1.0}
+    assert dict(zip(heads(), row(report), strict=True))["RewardBench, %"] == "100.0"
