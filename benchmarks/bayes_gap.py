@@ -31,15 +31,7 @@ from reward_models.scorers.transformer import TransformerRewardModel
 from reward_models.training.start import start_reward_model
 from reward_models.training.trainer import RewardConfig, train_reward_model
 from textenv.data.records import write_json
-from textenv.stats import (
-    bayes_limits,
-    bootstrap_interval,
-    calibration_slope,
-    correct,
-    mean_ci95,
-    nll,
-    standard_error,
-)
+from textenv.stats import bayes_limits, bootstrap_interval, calibration_slope, correct, mean_ci95, nll, standard_error
 from textenv.tasks import assistant
 
 PAIRS = (200, 600, 2_000, 6_000, 20_000)

@@ -86,12 +86,7 @@ def without_kl(config: DemoConfig, updates: int, every: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument(
-        "--runs",
-        type=Path,
-        default=Path("runs"),
-        help="where the runs go; finished ones are reused",
-    )
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the runs go; finished ones are reused")
     parser.add_argument("--split", default="test", choices=["validation", "test"])
     parser.add_argument("--updates-without-kl", type=int, default=120, help="0 leaves that part out")
     arguments = parser.parse_args()

@@ -98,9 +98,7 @@ def gold_against_kl(
 
 @matplotlib.rc_context(STYLE)
 def summary_picture(
-    updates: Sequence[Mapping[str, float]],
-    gold_unit: float | None,
-    gold_by_stage: Mapping[str, tuple[float, float]],
+    updates: Sequence[Mapping[str, float]], gold_unit: float | None, gold_by_stage: Mapping[str, tuple[float, float]]
 ) -> Figure:
     """PPO's curves and every stage's held-out gold score, in one wide picture."""
     figure = Figure(figsize=(9.0, 3.0), layout="constrained")

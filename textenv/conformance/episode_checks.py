@@ -5,16 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from textenv.conformance.subject import (
-    EOS_RATES,
-    Episode,
-    Subject,
-    close,
-    episodes,
-    expect,
-    expect_equal,
-    expect_same,
-)
+from textenv.conformance.subject import EOS_RATES, Episode, Subject, close, episodes, expect, expect_equal, expect_same
 
 
 def endings(subject: Subject) -> str:
@@ -26,10 +17,7 @@ def endings(subject: Subject) -> str:
         for _, _, terminated, truncated, info in episode.steps:
             expect(not (terminated and truncated), "terminated and truncated must never both be set")
             expect(not truncated, "truncated must never be set. The budget is part of the task.")
-            expect(
-                terminated or "finish_reason" not in info,
-                "finish_reason must come at the end only",
-            )
+            expect(terminated or "finish_reason" not in info, "finish_reason must come at the end only")
         info, count, last = episode.steps[-1][4], len(episode.steps), episode.actions[-1]
         reason = str(info.get("finish_reason"))
         ended = last in ending
@@ -123,10 +111,7 @@ def observations(subject: Subject) -> str:
         flat = [other.start[0], *(step[0] for step in other.steps)]
         prompt = int(seen[0]["prompt_length"][0])
         for t, (observation, ids) in enumerate(zip(seen, flat, strict=True)):
-            expect(
-                observation in dicts.observation_space,
-                f"obs_mode='dict' must stay in its space, at step {t} too",
-            )
+            expect(observation in dicts.observation_space, f"obs_mode='dict' must stay in its space, at step {t} too")
             expect(ids in tokens.observation_space, f"obs_mode='tokens' must stay in its space, at step {t} too")
             columns = np.arange(len(ids))
             real = (columns >= width - prompt) & (columns < width + t)

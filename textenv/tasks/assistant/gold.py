@@ -176,10 +176,7 @@ def _claims(sentence: Sentence, prompt: Prompt) -> list[tuple[str, bool]]:
     """The claims of an on-topic sentence, and whether each is right."""
     if prompt.kind == "fact":
         return [("fact", sentence.value == FACTS[prompt.subject][RELATIONS.index(prompt.relation)])]
-    return [
-        ("part", sentence.part == OBJECTS[prompt.object]),
-        ("tool", sentence.tool == VERBS[prompt.verb]),
-    ]
+    return [("part", sentence.part == OBJECTS[prompt.object]), ("tool", sentence.tool == VERBS[prompt.verb])]
 
 
 def _hides_harm(broken: Iterable[Sentence], prompt: Prompt) -> bool:
