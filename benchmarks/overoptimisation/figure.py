@@ -21,6 +21,15 @@ SIZE_COLOURS = {200: RED, 600: ORANGE, 2_000: GREEN, 8_000: BLUE}
 PICTURE = Path(__file__).parents[2] / "docs" / "overoptimisation.png"
 BOUND = "√ of the KL's bound (√nats)"
 EXACT = "√KL (√nats)"
+PANELS = (
+    ("Best-of-n, embedded world", BOUND, "upper left", 9),
+    ("PPO without a penalty, embedded world", EXACT, "lower left", 9),
+    ("PPO, 2,000 comparisons, by KL coefficient", EXACT, "upper right", 9),
+    ("Ensembles of four, best-of-n", BOUND, "lower left", 9),
+    ("Micro, a proxy that counts words: exact", EXACT, "upper left", 8),
+    ("Micro, learned proxies: exact", EXACT, "upper left", 8),
+)
+"""Title and horizontal axis of each panel; place and font size of its legend."""
 
 
 @matplotlib.rc_context(STYLE)
@@ -36,7 +45,9 @@ def picture(figures: dict[str, Any]) -> Figure:
     ensembles(axes[1, 0], selected)
     exact(axes[1, 1], figures["curves"], ppo)
     micro_by_size(axes[1, 2], figures["curves"]["tilted"], ppo)
-    for panel in axes.flat:
+    for panel, (title, label, place, size) in zip(axes.flat, PANELS, strict=True):
+        panel.set(title=title, xlabel=label)
+        panel.legend(loc=place, fontsize=size)
         panel.axhline(0.0, color=MUTED, linewidth=0.8)
         panel.set_xlim(left=0.0)
     for panel in axes[:, 0]:
@@ -53,7 +64,6 @@ def draw(axes: Axes, curve: Curve, colour: str, label: str | None = None, *, pro
 
 
 def best_of_n_by_size(axes: Axes, selected: dict[str, Any], peaks: list[dict[str, Any]]) -> None:
-    axes.set_title("Best-of-n, embedded world")
     for size, data_sets in by_size(selected, "assistant").items():
         curve = averaged([averaged(singles(each)) for each in data_sets])
         draw(axes, curve, SIZE_COLOURS[size], f"{size:,} comparisons")
@@ -63,12 +73,9 @@ def best_of_n_by_size(axes: Axes, selected: dict[str, Any], peaks: list[dict[str
         axes.plot(d, fit.gain(d), color=SIZE_COLOURS[size], linewidth=0.9, linestyle=":")
     axes.plot([], [], color=INK, linewidth=1.1, linestyle=(0, (3, 2)), label="its own score")
     axes.plot([], [], color=INK, linewidth=0.9, linestyle=":", label="d (α − β d)")
-    axes.set_xlabel(BOUND)
-    axes.legend(loc="upper left")
 
 
 def ppo_by_size(axes: Axes, ppo: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
-    axes.set_title("PPO without a penalty, embedded world")
     for size in (200, 2_000, 8_000):
         runs = [run for run in ppo if run["world"] == "assistant" and run["kl_coef"] == 0 and is_first(run, size)]
         for number, run in enumerate(runs):
@@ -80,12 +87,9 @@ def ppo_by_size(axes: Axes, ppo: list[dict[str, Any]], rows: list[dict[str, Any]
         fit = Bend("rl", row["bend"]["alpha"], row["bend"]["beta"], 1.0)
         axes.plot(d, fit.gain(d), color=SIZE_COLOURS[size], linewidth=1.2, linestyle=":")
     axes.plot([], [], color=INK, linewidth=1.2, linestyle=":", label="d (α − β log d)")
-    axes.set_xlabel(EXACT)
-    axes.legend(loc="lower left")
 
 
 def ppo_by_coefficient(axes: Axes, ppo: list[dict[str, Any]]) -> None:
-    axes.set_title("PPO, 2,000 comparisons, by KL coefficient")
     runs = [run for run in ppo if run["world"] == "assistant" and is_first(run, 2_000)]
     colours = dict(zip(sorted({run["kl_coef"] for run in runs}), (RED, ORANGE, GREEN, BLUE), strict=False))
     for coefficient, colour in colours.items():
@@ -94,12 +98,9 @@ def ppo_by_coefficient(axes: Axes, ppo: list[dict[str, Any]]) -> None:
             draw(axes, path, colour, None if number else f"β = {coefficient:g}", proxy=False, linewidth=1.2)
             if len(path) == len(run["path"]):  # where it ended, unless that is far off
                 axes.plot(np.sqrt(path[-1]["kl"]), path[-1]["gold"], "o", color=colour, markersize=5)
-    axes.set_xlabel(EXACT)
-    axes.legend(loc="upper right")
 
 
 def ensembles(axes: Axes, selected: dict[str, Any]) -> None:
-    axes.set_title("Ensembles of four, best-of-n")
     for size in (200, 2_000):
         data_sets = by_size(selected, "assistant").get(size, [])
         if not data_sets:
@@ -110,12 +111,9 @@ def ensembles(axes: Axes, selected: dict[str, Any]) -> None:
             curve = averaged([each[way] for each in data_sets])
             draw(axes, curve, SIZE_COLOURS[size], f"{size:,}: {way} of four", proxy=False, linestyle=dashes)
     axes.set_ylim(bottom=-0.95)
-    axes.set_xlabel(BOUND)
-    axes.legend(loc="lower left")
 
 
 def exact(axes: Axes, curves: dict[str, Any], ppo: list[dict[str, Any]]) -> None:
-    axes.set_title("Micro, a proxy that counts words: exact")
     frontier = curves["true_frontier"]
     draw(axes, frontier, INK, "gold frontier", proxy=False, linewidth=1.2)
     draw(axes, curves["word_count"]["tilted"], PURPLE, "best policy for the proxy")
@@ -128,12 +126,9 @@ def exact(axes: Axes, curves: dict[str, Any], ppo: list[dict[str, Any]]) -> None
             gold, proxy = ([point[key] for point in run["path"]] for key in ("gold", "proxy"))
             axes.plot(d, gold, "o", color=colours[run["kl_coef"]], markersize=3, label=label)
             axes.plot(d, proxy, "o", color=colours[run["kl_coef"]], markersize=2, markerfacecolor="none")
-    axes.set_xlabel(EXACT)
-    axes.legend(loc="upper left", fontsize=8)
 
 
 def micro_by_size(axes: Axes, tilted: dict[str, Any], ppo: list[dict[str, Any]]) -> None:
-    axes.set_title("Micro, learned proxies: exact")
     for size, colour in SIZE_COLOURS.items():
         curves = [cell["0"] for name, cell in tilted.items() if name.startswith(f"micro-{size}-")]
         if curves:
@@ -145,8 +140,6 @@ def micro_by_size(axes: Axes, tilted: dict[str, Any], ppo: list[dict[str, Any]])
             axes.plot(d, [point["gold"] for point in run["path"]], "o", color=RED, markersize=2.5)
     axes.plot([], [], "o", color=RED, markersize=2.5, label="PPO, 200 comparisons")
     axes.set_ylim(top=2.1)
-    axes.set_xlabel(EXACT)
-    axes.legend(loc="upper left", fontsize=8)
 
 
 def is_first(run: dict[str, Any], size: int) -> bool:

@@ -121,22 +121,22 @@ def ensemble_peaks(selected: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     for world in sorted({name.split("-")[0] for name in selected}):
         for size, data_sets in by_size(selected, world).items():
             for way in (name for name in data_sets[0] if not name.isdigit()):
-                pairs = [
-                    (peak(each[way])["gold"], float(np.mean([peak(curve)["gold"] for curve in singles(each)])))
-                    for each in data_sets
-                ]
-                rows.append(
-                    {
-                        "world": world,
-                        "comparisons": size,
-                        "combine": way,
-                        "peak": mean_ci95([ensemble for ensemble, _ in pairs])._asdict(),
-                        "mean_member": mean_ci95([member for _, member in pairs])._asdict(),
-                        "difference": mean_ci95([ensemble - member for ensemble, member in pairs])._asdict(),
-                        "data_sets_at_or_above": sum(ensemble >= member for ensemble, member in pairs),
-                    }
-                )
+                peaks = [peak(each[way])["gold"] for each in data_sets]
+                members = [float(np.mean([peak(curve)["gold"] for curve in singles(each)])) for each in data_sets]
+                kind = {"world": world, "comparisons": size, "combine": way}
+                rows.append({**kind, **against_members(peaks, members)})
     return rows
+
+
+def against_members(ensembles: list[float], members: list[float]) -> dict[str, Any]:
+    """Peaks of ensembles beside the mean peaks of their members, one entry a data set."""
+    pairs = list(zip(ensembles, members, strict=True))
+    return {
+        "peak": mean_ci95(ensembles)._asdict(),
+        "mean_member": mean_ci95(members)._asdict(),
+        "difference": mean_ci95([ensemble - member for ensemble, member in pairs])._asdict(),
+        "data_sets_at_or_above": sum(ensemble >= member for ensemble, member in pairs),
+    }
 
 
 def ppo_peaks(ppo: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -153,9 +153,7 @@ def ppo_peaks(ppo: list[dict[str, Any]]) -> list[dict[str, Any]]:
         ]
         every = [point for curves in seeds.values() for curve in curves for point in curve]
         figures = {key: mean_ci95([each[key] for each in found])._asdict() for key in found[0]}
-        last = mean_ci95(
-            [float(np.mean([math.sqrt(c[-1]["kl"]) for c in curves])) for curves in seeds.values()]
-        )._asdict()
+        last = mean_ci95([np.mean([math.sqrt(c[-1]["kl"]) for c in curves]) for curves in seeds.values()])._asdict()
         row = {"world": world, "proxy": proxy, "kl_coef": kl_coef, "seeds": len(seeds), **figures, "last_root_kl": last}
         near = {math.sqrt(point["kl"]) for point in every if 0 < math.sqrt(point["kl"]) <= FIT_UP_TO}
         rows.append({**row, "bend": bend("rl", every, FIT_UP_TO) if len(near) > 2 else None})
@@ -179,21 +177,13 @@ def ppo_ensemble_peaks(ppo: list[dict[str, Any]]) -> list[dict[str, Any]]:
             peaks[data.split("-")[0], data, which] = peak(run["path"])["gold"]
     rows = []
     for size, way in sorted({(size, which) for size, _, which in peaks if not which.isdigit()}):
-        pairs = []
-        for data in sorted({data for s, data, which in peaks if s == size and which == way}):
-            members = [gold for (_, d, which), gold in peaks.items() if d == data and which.isdigit()]
-            pairs.append((peaks[size, data, way], float(np.mean(members)), len(members)))
-        rows.append(
-            {
-                "comparisons": int(size),
-                "combine": way,
-                "members": min(count for *_, count in pairs),
-                "peak": mean_ci95([ensemble for ensemble, *_ in pairs])._asdict(),
-                "mean_member": mean_ci95([member for _, member, _ in pairs])._asdict(),
-                "difference": mean_ci95([ensemble - member for ensemble, member, _ in pairs])._asdict(),
-                "data_sets_at_or_above": sum(ensemble >= member for ensemble, member, _ in pairs),
-            }
-        )
+        data_sets = sorted({data for s, data, which in peaks if s == size and which == way})
+        members = [
+            [gold for (_, d, which), gold in peaks.items() if d == data and which.isdigit()] for data in data_sets
+        ]
+        kind = {"comparisons": int(size), "combine": way, "members": min(map(len, members))}
+        means = [float(np.mean(golds)) for golds in members]
+        rows.append({**kind, **against_members([peaks[size, data, way] for data in data_sets], means)})
     return rows
 
 
