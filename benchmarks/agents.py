@@ -6,11 +6,12 @@ known, and gold, reward-model score, KL, wall-clock time and tokens everywhere; 
 Command: ``python -m benchmarks.agents`` (about half an hour on one core; finished cells are not run again).
 """
 
-import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import tyro
 
 from agents.experiments.page import write_summary
 from agents.experiments.run import Cell, markdown, run_experiment, summarise
@@ -42,7 +43,7 @@ SETTINGS = {
 }
 
 
-def cells(seeds: list[int], env_ids: list[str]) -> list[Cell]:
+def cells(seeds: Sequence[int], env_ids: Sequence[str]) -> list[Cell]:
     """Agents × ids × seeds, seed by seed, so that an unfinished run has complete comparisons."""
     out = []
     for env_id in env_ids:
@@ -54,15 +55,14 @@ def cells(seeds: list[int], env_ids: list[str]) -> list[Cell]:
     return out
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--env-ids", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
-    parser.add_argument("--output", type=Path, default=Path("runs/agents"))
-    arguments = parser.parse_args()
+def main(
+    seeds: tuple[int, ...] = (1, 2, 3),
+    env_ids: tuple[Literal[tuple(SETTINGS)], ...] = tuple(SETTINGS),
+    output: Path = Path("runs/agents"),
+) -> None:
     torch.set_num_threads(1)
-    results = run_experiment(cells(arguments.seeds, arguments.env_ids), arguments.output)
-    print(f"summary: {write_summary(results, arguments.output)}")
+    results = run_experiment(cells(seeds, env_ids), output)
+    print(f"summary: {write_summary(results, output)}")
     rows = summarise(results)
     cells_run = [{"settings": result["settings"], "figures": result["figures"]} for result in results]
     print(write_result("agents", {"rows": rows, "cells": cells_run}))
@@ -70,4 +70,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

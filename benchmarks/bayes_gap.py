@@ -10,16 +10,17 @@ standard error of their accuracy is therefore taken over models, not over prompt
 
 Training stops by the NLL of rankings on validation prompts; settings were chosen on validation prompts as well.
 
-Command: ``python -m benchmarks.bayes_gap`` (about three hours on one core; finished cells are not run again).
+Command: ``python -m benchmarks.bayes_gap`` (about three hours on one core; finished cells are not run again;
+``--only`` names trainings to run without writing the result).
 """
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import tyro
 from transformers.utils import logging as hf_logging
 
 import textenv
@@ -147,27 +148,22 @@ def demands(rows: list[dict[str, Any]]) -> dict[str, bool]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--output", type=Path, default=Path("runs/bayes-gap"))
-    parser.add_argument("--only", nargs="+", default=None, help="trainings to run, without writing the result")
-    arguments = parser.parse_args()
+def main(seeds: tuple[int, ...] = (1, 2, 3), output: Path = Path("runs/bayes-gap"), only: tuple[str, ...] = ()) -> None:
     torch.set_num_threads(1)
     hf_logging.set_verbosity_error()
     names = ["rankings", *(f"pairs-{count}" for count in PAIRS)]
-    plan = [(name, seed) for seed in arguments.seeds for name in arguments.only or names]
-    if not arguments.only:
+    plan = [(name, seed) for seed in seeds for name in only or names]
+    if not only:
         plan += [(COIN, seed) for seed in COIN_SEEDS]
     rows = []
     for name, seed in plan:
-        path = arguments.output / f"{name}-{seed}.json"
+        path = output / f"{name}-{seed}.json"
         if not path.is_file():
             write_json(path, cell(name, seed))
         rows.append(json.loads(path.read_text("utf-8")))
         shown = ("gap", "gap_se", "nll_ratio", "calibration_slope", "accuracy", "seconds")
         print(name, seed, {key: round(rows[-1][key], 4) for key in shown if rows[-1][key] is not None}, flush=True)
-    if arguments.only:
+    if only:
         return
     curve = []
     for name in [*names, COIN]:
@@ -181,4 +177,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

@@ -3,16 +3,17 @@
 Runs ``textenv demo`` for several seeds and prints what is demanded of it beside what was measured. Then, on the first
 seed's models, PPO with β = 0: the reward model's score must go on rising while gold peaks and falls.
 
-Command: ``python -m benchmarks.demo_seeds --seeds 1 2 3`` (about four minutes a seed on two cores).
+Command: ``python -m benchmarks.demo_seeds --seeds 1 2 3`` (about four minutes a seed on two cores; finished runs in the
+folder ``--runs`` are reused; ``--updates-without-kl 0`` leaves the second part out).
 """
 
-import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import tyro
 from rich.console import Console
 
 from agents.core.agent import LanguageModelAgent
@@ -83,19 +84,18 @@ def without_kl(config: DemoConfig, updates: int, every: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the runs go; finished ones are reused")
-    parser.add_argument("--split", default="test", choices=["validation", "test"])
-    parser.add_argument("--updates-without-kl", type=int, default=120, help="0 leaves that part out")
-    arguments = parser.parse_args()
+def main(
+    seeds: tuple[int, ...] = (1, 2, 3),
+    runs: Path = Path("runs"),
+    split: Literal["validation", "test"] = "test",
+    updates_without_kl: int = 120,
+) -> None:
     quiet_libraries()
     results: dict[str, Any] = {}
     failed = []
     configs = []
-    for seed in arguments.seeds:
-        config = DemoConfig(output=arguments.runs / f"seed-{seed}", seed=seed, eval_split=arguments.split)
+    for seed in seeds:
+        config = DemoConfig(output=runs / f"seed-{seed}", seed=seed, eval_split=split)
         configs.append(config)
         finished = config.output / "summary.json"
         run_demo(config, Console(stderr=True))  # continues what is there, and never removes a run
@@ -116,12 +116,12 @@ def main() -> None:
         stage: mean_ci95([r["summary"][stage]["gold_score"]["mean"] for r in results.values()])._asdict()
         for stage in ("base", "sft", "best_of_4", "ppo")
     }
-    figures: dict[str, Any] = {"seeds": arguments.seeds, "gold_by_stage": means, "tone": tone, "runs": results}
-    if arguments.updates_without_kl:
-        figures["without_kl"] = without_kl(configs[0], arguments.updates_without_kl, 5)
+    figures: dict[str, Any] = {"seeds": seeds, "gold_by_stage": means, "tone": tone, "runs": results}
+    if updates_without_kl:
+        figures["without_kl"] = without_kl(configs[0], updates_without_kl, 5)
     print(write_result("demo_seeds", {**figures, "failed": failed}))
     print("failed:", failed or "nothing")
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

@@ -3,12 +3,12 @@
 Command: ``python -m benchmarks.demo_tables`` (``--picture RUN`` also draws docs/demo.png from a run folder).
 """
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tyro
 
 from agents.demo.report import save_summary_picture
 from benchmarks.record import RESULTS
@@ -65,16 +65,13 @@ def row(cells: list[str]) -> str:
     return "| " + " | ".join(cells).replace("%", " %").replace("  %", " %") + " |"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--picture", type=Path, help="a run folder to draw docs/demo.png from")
-    arguments = parser.parse_args()
+def main(picture: Path | None = None) -> None:
     results = json.loads((RESULTS / "demo_seeds.json").read_text("utf-8"))
     runs = [run["summary"] for run in results["runs"].values()]
     print("\n".join([*stage_rows(runs), "", *seed_rows(runs)]))
-    if arguments.picture is not None:
-        save_summary_picture(arguments.picture, RESULTS.parents[1] / "docs" / "demo.png")
+    if picture is not None:
+        save_summary_picture(picture, RESULTS.parents[1] / "docs" / "demo.png")
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

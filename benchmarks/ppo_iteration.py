@@ -12,17 +12,17 @@ Every episode spends its whole budget (EOS is masked), so both sides handle exac
 Command: ``python -m benchmarks.ppo_iteration`` (about two minutes on two cores).
 """
 
-import argparse
 import logging
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+import tyro
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 from transformers.utils import logging as hf_logging
@@ -158,16 +158,12 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5, help="measured iterations of each side")
-    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
-    arguments = parser.parse_args()
+def main(repeats: int = 5, sizes: tuple[Literal[tuple(SIZES)], ...] = tuple(SIZES)) -> None:
     hf_logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     results = {}
-    for name in arguments.sizes:
-        results[name] = measure(name, arguments.repeats)
+    for name in sizes:
+        results[name] = measure(name, repeats)
         print(f"{name}: {EPISODES} × ({PROMPT} + {RESPONSE}) tokens, {EPOCHS} epochs × {MINIBATCHES} minibatches")
         for key, seconds in results[name]["median"].items():
             print(f"  {key:13s} {seconds:7.3f}" + ("" if key == "ratio" else " s"))
@@ -176,4 +172,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

@@ -12,7 +12,6 @@ The scores of both sides must agree.
 Command: ``python -m benchmarks.rm_throughput`` (about five minutes on one core).
 """
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import tyro
 from transformers import AutoModelForSequenceClassification, pipeline
 from transformers.utils import logging as hf_logging
 
@@ -123,16 +123,12 @@ def measure(sizes: dict[str, int], count: int, repeats: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--texts", type=int, default=1024)
-    parser.add_argument("--repeats", type=int, default=5)
-    arguments = parser.parse_args()
+def main(texts: int = 1024, repeats: int = 5) -> None:
     torch.set_num_threads(1)
     hf_logging.set_verbosity_error()
-    figures: dict[str, Any] = {"batch_size": BATCH, "lengths": [SHORTEST, LONGEST], "runs": arguments.repeats}
+    figures: dict[str, Any] = {"batch_size": BATCH, "lengths": [SHORTEST, LONGEST], "runs": repeats}
     for name, sizes in SIZES.items():
-        found = figures[name] = measure(sizes, arguments.texts, arguments.repeats)
+        found = figures[name] = measure(sizes, texts, repeats)
         speed, trunk = found["tokens_per_second"], found["trunk"]["ours"]
         print(f"{name}: ours {speed['ours']:,.0f} tokens/s, pipeline {speed['pipeline']:,.0f}: {found['ratio']:.2f} ×")
         print(f"  a pipeline of sorted texts {speed['pipeline_sorted']:,.0f}: {found['ratio_to_sorted']:.2f} ×")
@@ -141,4 +137,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

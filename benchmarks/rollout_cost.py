@@ -7,7 +7,6 @@ it belongs to the world and is no bookkeeping.
 Command: ``python -m benchmarks.rollout_cost``.
 """
 
-import argparse
 import statistics
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import tyro
 from transformers.utils import logging as hf_logging
 
 from agents.core.agent import LanguageModelAgent
@@ -70,19 +70,15 @@ def import_seconds(repeats: int) -> float:
     return statistics.median(map(float, runs))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--episodes", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=15)
-    arguments = parser.parse_args()
+def main(episodes: int = 64, repeats: int = 15) -> None:
     hf_logging.disable_progress_bar()
-    figures = bookkeeping(arguments.episodes, arguments.repeats)
+    figures = bookkeeping(episodes, repeats)
     figures["import_seconds"] = import_seconds(5)
-    print(f"rollout of {arguments.episodes} episodes: {figures['rollout_seconds']:.3f} s")
+    print(f"rollout of {episodes} episodes: {figures['rollout_seconds']:.3f} s")
     print(f"environment and scoring bookkeeping: {100 * figures['bookkeeping_share']:.1f} % of it")
     print(f"import textenv: {figures['import_seconds']:.2f} s")
-    print(write_result("rollout_cost", {"episodes": arguments.episodes, "runs": arguments.repeats, **figures}))
+    print(write_result("rollout_cost", {"episodes": episodes, "runs": repeats, **figures}))
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

@@ -13,7 +13,6 @@ those of :mod:`agents.sb3.masks`.
 Command: ``python -m benchmarks.sb3_rollout`` (about five minutes on one core).
 """
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import tyro
 from gymnasium import spaces
 from sb3_contrib.common.maskable.buffers import MaskableRolloutBuffer
 from stable_baselines3 import PPO
@@ -126,20 +126,17 @@ def mask_bytes(vocabulary: int) -> dict[str, int]:
     return {"vocabulary": vocabulary, "stock": stock.action_masks.nbytes, "shared": ours}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
-    arguments = parser.parse_args()
+def main(repeats: int = 3) -> None:
     hf_logging.disable_progress_bar()
     torch.set_num_threads(1)
     model_clock = Clock()
     scoring.response_logprobs = model_clock.wrap(scoring.response_logprobs)
     scoring.call_reward_model = model_clock.wrap(scoring.call_reward_model)
-    figures: dict[str, Any] = {"repeats": arguments.repeats, "sizes": SIZES, "mask_bytes": mask_bytes(50_000)}
+    figures: dict[str, Any] = {"repeats": repeats, "sizes": SIZES, "mask_bytes": mask_bytes(50_000)}
     with tempfile.TemporaryDirectory() as temporary:
         make_models(Path(temporary), SIZES)
         for case in CASES:
-            figures[case] = compare(Path(temporary), case, arguments.repeats, model_clock)
+            figures[case] = compare(Path(temporary), case, repeats, model_clock)
             speed = figures[case]["tokens_per_second"]
             print(
                 f"{case}: with the cache {speed['cached']:.0f} tokens/s, without {speed['without']:.0f}: "
@@ -149,4 +146,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

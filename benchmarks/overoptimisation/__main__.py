@@ -15,17 +15,17 @@ Command: ``python -m benchmarks.overoptimisation`` (two to three hours on one co
 and several processes may share the work: ``--worlds micro`` in one, ``--worlds assistant`` in another, then both).
 """
 
-import argparse
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import gymnasium
 import numpy as np
 import torch
+import tyro
 from transformers.utils import logging as hf_logging
 
 import textenv
@@ -333,7 +333,7 @@ def _exact_measure(world: ExactWorld) -> Callable[[PPO, int], dict[str, float]]:
 # -- the plan -------------------------------------------------------------------------------------------------------
 
 
-def ppo_cells(seeds: list[int], worlds: list[str]) -> list[PPOCell]:
+def ppo_cells(seeds: Sequence[int], worlds: Sequence[str]) -> list[PPOCell]:
     """Seed by seed, so that an unfinished run has whole comparisons."""
     cells = []
     for seed in seeds:
@@ -357,27 +357,25 @@ def once(path: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return json.loads(path.read_text("utf-8"))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--worlds", nargs="+", default=["micro", "assistant"], choices=list(WORLDS))
-    parser.add_argument("--output", type=Path, default=Path("runs/overoptimisation"))
-    arguments = parser.parse_args()
+def main(
+    seeds: tuple[int, ...] = (1, 2, 3),
+    worlds: tuple[Literal[tuple(WORLDS)], ...] = ("micro", "assistant"),
+    output: Path = Path("runs/overoptimisation"),
+) -> None:
     torch.set_num_threads(1)
     hf_logging.set_verbosity_error()
-    folder = arguments.output
     selected: dict[str, Any] = {}
     paths: list[dict[str, Any]] = []
-    for world in arguments.worlds:
-        for seed in arguments.seeds:
+    for world in worlds:
+        for seed in seeds:
             for size in SIZES:
                 name = f"{world}-{size}-{seed}"
-                work = lambda world=world, size=size, seed=seed: best_of_n_cell(world, size, seed, folder)  # noqa: E731
-                selected[name] = once(folder / "best-of-n" / f"{name}.json", work)
-    for cell in ppo_cells(arguments.seeds, arguments.worlds):
+                work = lambda world=world, size=size, seed=seed: best_of_n_cell(world, size, seed, output)  # noqa: E731
+                selected[name] = once(output / "best-of-n" / f"{name}.json", work)
+    for cell in ppo_cells(seeds, worlds):
         name = f"{cell.world}-{cell.proxy.replace('/', '-')}-beta{cell.kl_coef}-{cell.seed}"
-        paths.append(once(folder / "ppo" / f"{name}.json", lambda cell=cell: ppo_cell(cell, folder)))
-    if set(arguments.worlds) < set(WORLDS):
+        paths.append(once(output / "ppo" / f"{name}.json", lambda cell=cell: ppo_cell(cell, output)))
+    if set(worlds) < set(WORLDS):
         return print("finished; run again with both worlds to write the summary")
     proxy = micro_world(WORD_COUNT, 0.0).rewards.numpy()
     word_count = {"best_of_n": exact_best_of_n(proxy), "tilted": exact_tilted(proxy)}
@@ -387,4 +385,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)
