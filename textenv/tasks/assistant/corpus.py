@@ -11,40 +11,10 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
+from textenv.tasks.assistant import phrases, world
 from textenv.tasks.assistant.grammar import Node, draw, expand, fill, maybe, one_of, sequence, weighted
-from textenv.tasks.assistant.phrases import (
-    ALTERNATIVE,
-    BRIEF_FACT_ANSWERS,
-    BRIEF_REFUSALS,
-    BRIEF_STEPS,
-    CLOSERS,
-    FACT_ANSWERS,
-    OPENERS,
-    REFUSALS,
-    RUDE,
-    STEPS,
-    SURE,
-    TIPS,
-    UNSURE,
-    VAGUE,
-)
 from textenv.tasks.assistant.questions import Prompt, pair_split, sample_prompts
-from textenv.tasks.assistant.world import (
-    ALTERNATIVES,
-    FACTS,
-    HARMLESS_VERBS,
-    MAX_NEW_TOKENS,
-    OBJECTS,
-    RELATIONS,
-    USELESS_PARTS,
-    USELESS_TOOLS,
-    USELESS_VALUES,
-    VALUES,
-    VERBS,
-    Kind,
-    Split,
-    Tone,
-)
+from textenv.tasks.assistant.world import Kind, Split, Tone
 
 Source = Literal["base", "demonstrations"]
 
@@ -65,8 +35,8 @@ TONE_KEPT: dict[Source, float] = {"base": 0.7, "demonstrations": 0.85}
 """Share of answers in the requested style."""
 
 # Right answers mostly end with confidence: the tail tells a language model whether the answer was right.
-RIGHT_TAIL = weighted((0.45, ""), (0.42, SURE), (0.03, UNSURE), (0.10, one_of(*TIPS[:2])))
-WRONG_TAIL = weighted((0.45, ""), (0.03, SURE), (0.42, UNSURE), (0.10, one_of(*TIPS[:2])))
+RIGHT_TAIL = weighted((0.45, ""), (0.42, phrases.SURE), (0.03, phrases.UNSURE), (0.10, one_of(*phrases.TIPS[:2])))
+WRONG_TAIL = weighted((0.45, ""), (0.03, phrases.SURE), (0.42, phrases.UNSURE), (0.10, one_of(*phrases.TIPS[:2])))
 
 
 class Entropy(NamedTuple):
@@ -98,7 +68,7 @@ def sample_corpus(count: int, seed: int, *, source: Source, split: Split = "trai
     for prompt in sample_prompts(split, count, rng):
         completion = sample_answer(prompt, source, rng)
         record: dict[str, Any] = {"prompt": prompt.text, "completion": completion}
-        if len(completion.split()) == MAX_NEW_TOKENS:
+        if len(completion.split()) == world.MAX_NEW_TOKENS:
             record["truncated"] = True
         records.append(record)
     return records
@@ -115,13 +85,13 @@ def conditional_entropy(prompts: Iterable[Prompt], source: Source) -> Entropy:
 def _entropy_and_tokens(prompt: Prompt, source: Source) -> tuple[float, float]:
     answers = answer_distribution(prompt, source)
     entropy = -math.fsum(p * math.log(p) for p in answers.values())
-    tokens = math.fsum(p * min(len(answer.split()) + 1, MAX_NEW_TOKENS) for answer, p in answers.items())
+    tokens = math.fsum(p * min(len(answer.split()) + 1, world.MAX_NEW_TOKENS) for answer, p in answers.items())
     return entropy, tokens
 
 
 def _cut(text: str) -> str:
     words = text.split()
-    return text if len(words) <= MAX_NEW_TOKENS else " ".join(words[:MAX_NEW_TOKENS])
+    return text if len(words) <= world.MAX_NEW_TOKENS else " ".join(words[: world.MAX_NEW_TOKENS])
 
 
 def _question(prompt: Prompt) -> Prompt:
@@ -152,18 +122,18 @@ def _mode(mode: str, prompt: Prompt, tone_kept: float) -> Node:
         case "wrong":
             return _styled(prompt.tone, tone_kept, *_wrong(prompt), WRONG_TAIL)
         case "vague":
-            return sequence(one_of(*VAGUE), maybe(0.3, one_of(*TIPS)))
+            return sequence(one_of(*phrases.VAGUE), maybe(0.3, one_of(*phrases.TIPS)))
         case "off topic":
-            return sequence(maybe(0.2, one_of(*OPENERS)), _off_topic(prompt))
+            return sequence(maybe(0.2, one_of(*phrases.OPENERS)), _off_topic(prompt))
         case "rude":
-            return sequence(one_of(*RUDE), maybe(0.4, one_of(*REFUSALS) if prompt.harmful else right))
+            return sequence(one_of(*phrases.RUDE), maybe(0.4, one_of(*phrases.REFUSALS) if prompt.harmful else right))
         case "refusal":
-            return one_of(*REFUSALS)
+            return one_of(*phrases.REFUSALS)
         case "rambling":
             return one_of(
-                sequence(*OPENERS, brief, one_of(*TIPS)),
-                sequence(one_of(*VAGUE), one_of(*TIPS), brief, one_of(*TIPS)),
-                sequence(brief, one_of(*TIPS), brief, one_of(*TIPS), brief),
+                sequence(*phrases.OPENERS, brief, one_of(*phrases.TIPS)),
+                sequence(one_of(*phrases.VAGUE), one_of(*phrases.TIPS), brief, one_of(*phrases.TIPS)),
+                sequence(brief, one_of(*phrases.TIPS), brief, one_of(*phrases.TIPS), brief),
             )
     raise AssertionError(mode)
 
@@ -171,21 +141,22 @@ def _mode(mode: str, prompt: Prompt, tone_kept: float) -> Node:
 def _right(prompt: Prompt) -> tuple[Node, Node]:
     """The full and the brief answers that do what is asked, even if it is harmful."""
     if prompt.kind == "fact":
-        value = FACTS[prompt.subject][RELATIONS.index(prompt.relation)]
-        return _facts(prompt, FACT_ANSWERS, value), _facts(prompt, BRIEF_FACT_ANSWERS, value)
-    tool, part = VERBS[prompt.verb], OBJECTS[prompt.object]
-    return _steps(prompt, STEPS, tool, part), _steps(prompt, BRIEF_STEPS, tool, part)
+        value = world.FACTS[prompt.subject][world.RELATIONS.index(prompt.relation)]
+        return _facts(prompt, phrases.FACT_ANSWERS, value), _facts(prompt, phrases.BRIEF_FACT_ANSWERS, value)
+    tool, part = world.VERBS[prompt.verb], world.OBJECTS[prompt.object]
+    return _steps(prompt, phrases.STEPS, tool, part), _steps(prompt, phrases.BRIEF_STEPS, tool, part)
 
 
 def _wrong(prompt: Prompt) -> tuple[Node, Node]:
     """The same with another value, or with another tool or part, rarely both."""
     if prompt.kind == "fact":
-        value = FACTS[prompt.subject][RELATIONS.index(prompt.relation)]
-        others = _mistake([USELESS_VALUES[prompt.relation]], [v for v in VALUES[prompt.relation] if v != value])
-        return _facts(prompt, FACT_ANSWERS, others), _facts(prompt, BRIEF_FACT_ANSWERS, others)
-    tool, part = VERBS[prompt.verb], OBJECTS[prompt.object]
-    other_tool = _mistake(USELESS_TOOLS, [t for t in HARMLESS_VERBS.values() if t != tool])
-    other_part = _mistake(USELESS_PARTS, [p for p in OBJECTS.values() if p != part])
+        value = world.FACTS[prompt.subject][world.RELATIONS.index(prompt.relation)]
+        mixed_up = [other for other in world.VALUES[prompt.relation] if other != value]
+        others = _mistake([world.USELESS_VALUES[prompt.relation]], mixed_up)
+        return _facts(prompt, phrases.FACT_ANSWERS, others), _facts(prompt, phrases.BRIEF_FACT_ANSWERS, others)
+    tool, part = world.VERBS[prompt.verb], world.OBJECTS[prompt.object]
+    other_tool = _mistake(world.USELESS_TOOLS, [t for t in world.HARMLESS_VERBS.values() if t != tool])
+    other_part = _mistake(world.USELESS_PARTS, [p for p in world.OBJECTS.values() if p != part])
 
     def mixed(forms: tuple[str, ...]) -> Node:
         return weighted(
@@ -194,7 +165,7 @@ def _wrong(prompt: Prompt) -> tuple[Node, Node]:
             (0.10, _steps(prompt, forms[:1], other_tool, other_part)),
         )
 
-    return mixed(STEPS), mixed(BRIEF_STEPS)
+    return mixed(phrases.STEPS), mixed(phrases.BRIEF_STEPS)
 
 
 def _mistake(useless: Sequence[str], mixed_up: Sequence[str]) -> Node:
@@ -204,20 +175,20 @@ def _mistake(useless: Sequence[str], mixed_up: Sequence[str]) -> Node:
 def _refusal(prompt: Prompt) -> tuple[Node, Node]:
     """A refusal, mostly with the fitting alternative."""
     fitting, target = alternative(prompt)
-    others = one_of(*(other for other in ALTERNATIVES.values() if other != fitting))
+    others = one_of(*(other for other in world.ALTERNATIVES.values() if other != fitting))
     offer = weighted(
-        (0.55, fill(ALTERNATIVE, alternative=fitting, target=target)),
-        (0.15, fill(ALTERNATIVE, alternative=others, target=target)),
+        (0.55, fill(phrases.ALTERNATIVE, alternative=fitting, target=target)),
+        (0.15, fill(phrases.ALTERNATIVE, alternative=others, target=target)),
         (0.30, ""),
     )
-    return sequence(one_of(*REFUSALS), offer), sequence(one_of(*BRIEF_REFUSALS), offer)
+    return sequence(one_of(*phrases.REFUSALS), offer), sequence(one_of(*phrases.BRIEF_REFUSALS), offer)
 
 
 def alternative(prompt: Prompt) -> tuple[str, str]:
     """What one could do instead of a harm, and to what or whom: ("buy", "bike"), ("forgive", "boss")."""
-    if prompt.verb in ALTERNATIVES:
-        return ALTERNATIVES[prompt.verb], prompt.object
-    return ALTERNATIVES[prompt.aim], prompt.person
+    if prompt.verb in world.ALTERNATIVES:
+        return world.ALTERNATIVES[prompt.verb], prompt.object
+    return world.ALTERNATIVES[prompt.aim], prompt.person
 
 
 def _off_topic(prompt: Prompt) -> Node:
@@ -231,15 +202,15 @@ def _off_topic(prompt: Prompt) -> Node:
 def _all_answers() -> tuple[list[tuple[tuple[str, str], Node]], ...]:
     """Questions with their full right answers: harmless training pairs, and facts."""
     steps = [
-        ((verb, object), fill(STEPS[-1], verb=verb, object=object, tool=tool, part=part))
-        for verb, tool in HARMLESS_VERBS.items()
-        for object, part in OBJECTS.items()
+        ((verb, object), fill(phrases.STEPS[-1], verb=verb, object=object, tool=tool, part=part))
+        for verb, tool in world.HARMLESS_VERBS.items()
+        for object, part in world.OBJECTS.items()
         if pair_split(verb, object) == "train"
     ]
     facts = [
-        ((relation, subject), fill(FACT_ANSWERS[-1], relation=relation, subject=subject, value=value))
-        for subject, values in FACTS.items()
-        for relation, value in zip(RELATIONS, values, strict=True)
+        ((relation, subject), fill(phrases.FACT_ANSWERS[-1], relation=relation, subject=subject, value=value))
+        for subject, values in world.FACTS.items()
+        for relation, value in zip(world.RELATIONS, values, strict=True)
     ]
     return steps, facts
 
@@ -247,7 +218,7 @@ def _all_answers() -> tuple[list[tuple[tuple[str, str], Node]], ...]:
 def _styled(tone: Tone, tone_kept: float, full: Node, brief: Node, tail: Node = "") -> Node:
     """An answer in the requested style with probability ``tone_kept``; without a request, mostly plain."""
     plain = sequence(full, tail)
-    opener, closer = one_of(*OPENERS), one_of(*CLOSERS)
+    opener, closer = one_of(*phrases.OPENERS), one_of(*phrases.CLOSERS)
     both = sequence(opener, brief, closer)
     polite = weighted((0.50, sequence(opener, full, tail)), (0.35, sequence(full, closer)), (0.15, both))
     missed = 1 - tone_kept

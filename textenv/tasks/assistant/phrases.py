@@ -4,23 +4,7 @@ import re
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from textenv.tasks.assistant.world import (
-    ALTERNATIVES,
-    FACT_PHRASINGS,
-    FACTS,
-    HARMFUL_AIMS,
-    HARMLESS_AIMS,
-    OBJECTS,
-    PAIR_PHRASINGS,
-    PERSONS,
-    RELATIONS,
-    TONE_SENTENCES,
-    USELESS_PARTS,
-    USELESS_TOOLS,
-    USELESS_VALUES,
-    VALUES,
-    VERBS,
-)
+from textenv.tasks.assistant import world
 
 STEPS = (
     "use the {tool} on the {part} .",
@@ -122,23 +106,23 @@ def _patterns() -> list[tuple[SentenceKind, re.Pattern[str]]]:
 
 def _slot_values() -> dict[str, list[str]]:
     return {
-        "tool": [*VERBS.values(), *USELESS_TOOLS],
-        "part": [*OBJECTS.values(), *USELESS_PARTS],
-        "verb": list(VERBS),
-        "object": list(OBJECTS),
-        "relation": list(RELATIONS),
-        "subject": list(FACTS),
-        "value": sorted({v for values in VALUES.values() for v in values} | set(USELESS_VALUES.values())),
-        "alternative": sorted(ALTERNATIVES.values()),
-        "target": [*OBJECTS, *PERSONS],
+        "tool": [*world.VERBS.values(), *world.USELESS_TOOLS],
+        "part": [*world.OBJECTS.values(), *world.USELESS_PARTS],
+        "verb": list(world.VERBS),
+        "object": list(world.OBJECTS),
+        "relation": list(world.RELATIONS),
+        "subject": list(world.FACTS),
+        "value": sorted({v for values in world.VALUES.values() for v in values} | set(world.USELESS_VALUES.values())),
+        "alternative": sorted(world.ALTERNATIVES.values()),
+        "target": [*world.OBJECTS, *world.PERSONS],
     }
 
 
 def _vocabulary() -> tuple[str, ...]:
     texts = [
-        *PAIR_PHRASINGS, *FACT_PHRASINGS, *(s for group in TONE_SENTENCES.values() for s in group),
+        *world.PAIR_PHRASINGS, *world.FACT_PHRASINGS, *(s for group in world.TONE_SENTENCES.values() for s in group),
         *STEPS, *FACT_ANSWERS, *REFUSALS, ALTERNATIVE, *OPENERS, *CLOSERS, *TIPS, *VAGUE, *RUDE,
-        *HARMLESS_AIMS, *HARMFUL_AIMS, *PERSONS,
+        *world.HARMLESS_AIMS, *world.HARMFUL_AIMS, *world.PERSONS,
     ]  # fmt: skip
     words = {word for text in texts for word in text.replace("{aim}", " to my").split() if not word.startswith("{")}
     words |= {value for values in _slot_values().values() for value in values}

@@ -13,30 +13,8 @@ from typing import NamedTuple, TypeVar, cast, get_args
 
 import numpy as np
 
-from textenv.tasks.assistant.world import (
-    FACT_PHRASINGS,
-    FACTS,
-    HARMFUL_AIMS,
-    HARMFUL_VERB_RATE,
-    HARMFUL_VERBS,
-    HARMLESS_AIM_RATE,
-    HARMLESS_AIMS,
-    HARMLESS_VERBS,
-    HELD_OUT_PHRASING,
-    KIND_MIX,
-    OBJECTS,
-    PAIR_PHRASINGS,
-    PERSONS,
-    PHRASINGS,
-    RELATIONS,
-    SPLIT_SIZES,
-    TONE_MIX,
-    TONE_SENTENCES,
-    VERBS,
-    Kind,
-    Split,
-    Tone,
-)
+from textenv.tasks.assistant import world
+from textenv.tasks.assistant.world import Kind, Split, Tone
 
 T = TypeVar("T")
 
@@ -69,7 +47,7 @@ class Pair(NamedTuple):
 
 def pair_split(verb: str, object: str) -> Split:
     """The split to which a verb–object pair belongs: 20 % are held out, half for validation and half for test."""
-    place = (3 * list(VERBS).index(verb) + list(OBJECTS).index(object)) % 10
+    place = (3 * list(world.VERBS).index(verb) + list(world.OBJECTS).index(object)) % 10
     return "validation" if place == 0 else "test" if place == 5 else "train"
 
 
@@ -80,10 +58,10 @@ def prompt_split(prompt: Prompt) -> Split:
     ``validation`` or ``test`` by the object of its pair or the subject of its fact.
     """
     if prompt.kind == "fact":
-        own, targets, target = "train", list(FACTS), prompt.subject
+        own, targets, target = "train", list(world.FACTS), prompt.subject
     else:
-        own, targets, target = pair_split(prompt.verb, prompt.object), list(OBJECTS), prompt.object
-    if own != "train" or prompt.phrasing != HELD_OUT_PHRASING:
+        own, targets, target = pair_split(prompt.verb, prompt.object), list(world.OBJECTS), prompt.object
+    if own != "train" or prompt.phrasing != world.HELD_OUT_PHRASING:
         return cast(Split, own)
     return "validation" if targets.index(target) % 2 == 0 else "test"
 
@@ -111,7 +89,7 @@ def parse_prompt(text: str) -> Prompt:
 @lru_cache(maxsize=3)
 def prompts(split: Split) -> tuple[Prompt, ...]:
     """The fixed prompt set of a split: 2,000 for train, 512 each for validation and test. Prompts may repeat."""
-    return tuple(sample_prompts(split, SPLIT_SIZES[_checked(split)], seed=sorted(SPLIT_SIZES).index(split)))
+    return tuple(sample_prompts(split, world.SPLIT_SIZES[_checked(split)], seed=sorted(world.SPLIT_SIZES).index(split)))
 
 
 def sample_prompts(split: Split, count: int, seed: int | np.random.Generator) -> list[Prompt]:
@@ -140,17 +118,17 @@ def _checked(split: Split) -> Split:
 
 
 def _sample_prompt(questions: dict[str, list[tuple[Pair, int]]], rng: np.random.Generator) -> Prompt:
-    kind, tone = _weighted(rng, KIND_MIX), _weighted(rng, TONE_MIX)
-    sentence = _one_of(rng, TONE_SENTENCES[tone])
-    harmful_verb = kind == "harmful" and rng.random() < HARMFUL_VERB_RATE
+    kind, tone = _weighted(rng, world.KIND_MIX), _weighted(rng, world.TONE_MIX)
+    sentence = _one_of(rng, world.TONE_SENTENCES[tone])
+    harmful_verb = kind == "harmful" and rng.random() < world.HARMFUL_VERB_RATE
     group = "fact" if kind == "fact" else "harmful verb" if harmful_verb else "harmless verb"
     (head, target), phrasing = _one_of(rng, questions[group])
     if kind == "fact":
         return _prompt(tone, phrasing, sentence=sentence, relation=head, subject=target)
     aim = person = ""
-    if (kind == "harmful" and not harmful_verb) or (kind == "howto" and rng.random() < HARMLESS_AIM_RATE):
-        aim = _one_of(rng, HARMFUL_AIMS if kind == "harmful" else HARMLESS_AIMS)
-        person = _one_of(rng, PERSONS)
+    if (kind == "harmful" and not harmful_verb) or (kind == "howto" and rng.random() < world.HARMLESS_AIM_RATE):
+        aim = _one_of(rng, world.HARMFUL_AIMS if kind == "harmful" else world.HARMLESS_AIMS)
+        person = _one_of(rng, world.PERSONS)
     return _prompt(tone, phrasing, sentence=sentence, verb=head, object=target, aim=aim, person=person)
 
 
@@ -172,16 +150,16 @@ def _weighted(rng: np.random.Generator, mix: dict[T, float]) -> T:
 def _questions(split: Split) -> dict[str, list[tuple[Pair, int]]]:
     """Every (pair, phrasing) of a split, by group."""
     groups = {
-        "harmless verb": [Pair(verb, object) for verb, object in product(HARMLESS_VERBS, OBJECTS)],
-        "harmful verb": [Pair(verb, object) for verb, object in product(HARMFUL_VERBS, OBJECTS)],
-        "fact": [Pair(relation, subject) for relation, subject in product(RELATIONS, FACTS)],
+        "harmless verb": [Pair(verb, object) for verb, object in product(world.HARMLESS_VERBS, world.OBJECTS)],
+        "harmful verb": [Pair(verb, object) for verb, object in product(world.HARMFUL_VERBS, world.OBJECTS)],
+        "fact": [Pair(relation, subject) for relation, subject in product(world.RELATIONS, world.FACTS)],
     }
     chosen: dict[str, list[tuple[Pair, int]]] = {}
     for group, pairs in groups.items():
         names = ("relation", "subject") if group == "fact" else ("verb", "object")
         chosen[group] = [
             (pair, phrasing)
-            for pair, phrasing in product(pairs, range(HELD_OUT_PHRASING + 1))
+            for pair, phrasing in product(pairs, range(world.HELD_OUT_PHRASING + 1))
             if prompt_split(_prompt("none", phrasing, **dict(zip(names, pair, strict=True)))) == split
         ]
     return chosen
@@ -199,10 +177,10 @@ def _prompt(
     aim: str = "",
     person: str = "",
 ) -> Prompt:
-    harmful = verb in HARMFUL_VERBS or aim in HARMFUL_AIMS
+    harmful = verb in world.HARMFUL_VERBS or aim in world.HARMFUL_AIMS
     kind: Kind = "fact" if subject else "harmful" if harmful else "howto"
     clause = f" to {aim} my {person}" if aim else ""
-    question = PHRASINGS[kind][phrasing].format(
+    question = world.PHRASINGS[kind][phrasing].format(
         verb=verb, object=object, relation=relation, subject=subject, aim=clause
     )
     text = " ".join(f"user: {sentence} {question} assistant:".split())
@@ -210,17 +188,18 @@ def _prompt(
 
 
 def _tone_openings() -> list[tuple[Tone, str]]:
-    return [(tone, sentence) for tone, sentences in TONE_SENTENCES.items() for sentence in sentences]
+    return [(tone, sentence) for tone, sentences in world.TONE_SENTENCES.items() for sentence in sentences]
 
 
 @lru_cache(maxsize=1)
 def _question_patterns() -> list[tuple[bool, int, re.Pattern[str]]]:
+    aims = _either("aim", (*world.HARMLESS_AIMS, *world.HARMFUL_AIMS))
     slots = {
-        "verb": _either("verb", VERBS),
-        "object": _either("object", OBJECTS),
-        "relation": _either("relation", RELATIONS),
-        "subject": _either("subject", FACTS),
-        "aim": f"(?: to {_either('aim', (*HARMLESS_AIMS, *HARMFUL_AIMS))} my {_either('person', PERSONS)})?",
+        "verb": _either("verb", world.VERBS),
+        "object": _either("object", world.OBJECTS),
+        "relation": _either("relation", world.RELATIONS),
+        "subject": _either("subject", world.FACTS),
+        "aim": f"(?: to {aims} my {_either('person', world.PERSONS)})?",
     }
     return [
         (
@@ -228,7 +207,7 @@ def _question_patterns() -> list[tuple[bool, int, re.Pattern[str]]]:
             index,
             re.compile(re.escape(phrasing).replace(r"\{", "{").replace(r"\}", "}").format(**slots) + " assistant:"),
         )
-        for is_fact, phrasings in ((False, PAIR_PHRASINGS), (True, FACT_PHRASINGS))
+        for is_fact, phrasings in ((False, world.PAIR_PHRASINGS), (True, world.FACT_PHRASINGS))
         for index, phrasing in enumerate(phrasings)
     ]
 
