@@ -22,23 +22,13 @@ class PromptSet:
     """Other fields of the records, one value per prompt."""
 
 
-def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """Records of a ``.jsonl`` or ``.jsonl.gz`` file, or of all such files in a folder (sorted by name), without
-    blank lines.
+def jsonl_lines(path: str | Path) -> Iterator[tuple[str, str]]:
+    """Unparsed lines of a ``.jsonl`` or ``.jsonl.gz`` file, or of all such files in a folder (by name), each with its
+    place, ``"<file>, line <number>"``: the caller decides whether to refuse or skip a malformed one.
 
     Raises:
-        ValueError: the path does not exist or holds nothing, or a line is not a JSON object.
+        ValueError: the path does not exist or holds nothing.
     """
-    return list(read_jsonl_lines(path).values())
-
-
-def read_jsonl_lines(path: str | Path) -> dict[str, dict[str, Any]]:
-    """The records of :func:`read_jsonl`, keyed by their place, ``"<file>, line <number>"``, for errors."""
-    return parse_records(jsonl_lines(path))
-
-
-def jsonl_lines(path: str | Path) -> Iterator[tuple[str, str]]:
-    """Unparsed lines with their places: the caller decides whether to refuse or skip a malformed one."""
     path = Path(path)
     files = sorted([*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")]) if path.is_dir() else [path]
     if not files or not files[0].is_file():
@@ -104,9 +94,8 @@ def numbered_lines(file: Path) -> Iterator[tuple[int, str]]:
                 if line.strip():
                     yield number, line.decode("utf-8")
         except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
-            raise ValueError(
-                f"data must be UTF-8 text, one JSON object per line, got {str(file)!r}: {error}. Save it as UTF-8."
-            ) from None
+            rule = "data must be UTF-8 text, one JSON object per line"
+            raise ValueError(f"{rule}, got {str(file)!r}: {error}. Save it as UTF-8.") from None
 
 
 def json_object(line: str) -> dict[str, Any]:
@@ -147,10 +136,9 @@ def structure(value: Any) -> Any:
 def messages_of(value: Any) -> Any:
     """A chat that stands in a table as JSON text; any other value, text in brackets too, as it is."""
     chat = structure(value)
-    is_chat = (
-        isinstance(chat, list) and chat and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in chat)
-    )
-    return chat if is_chat else value
+    if not isinstance(chat, list) or not chat:
+        return value
+    return chat if all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in chat) else value
 
 
 def check_text(text: str) -> None:

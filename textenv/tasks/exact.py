@@ -174,9 +174,7 @@ class ExactWorld:
     def tilted(self, kl_coef: float, rewards: Float[Tensor, "X Y"] | None = None) -> Float[Tensor, "X Y"]:
         """``log π(y|x)`` of ``π ∝ π_ref exp(rewards / kl_coef)``, the best policy for that reward and coefficient."""
         if not kl_coef > 0:
-            raise ValueError(
-                f"a tilted policy needs kl_coef > 0, got {kl_coef}. Without KL no policy is the only best."
-            )
+            raise ValueError(f"a tilted policy needs kl_coef > 0, got {kl_coef}. Without KL no one policy is best.")
         return torch.log_softmax(self.ref_logprobs + (self.rewards if rewards is None else rewards) / kl_coef, dim=1)
 
     def optimum(self) -> Optimum:
@@ -206,10 +204,6 @@ class ExactWorld:
             regret=regret,
             regret_ratio=regret / self.regret(self.ref_logprobs),
         )
-
-    def regret_ratio(self, model: PreTrainedModel) -> float:
-        """``(J* − J(π)) / (J* − J(π_ref))``: 1 at the reference, 0 at the optimum."""
-        return self.measure(model).regret_ratio
 
     def gradient(self, model: PreTrainedModel) -> Float[Tensor, " D"]:
         """``∇J`` in float64 by autograd through the enumeration, flat, in the order of ``model.parameters()``.
@@ -266,10 +260,6 @@ class ExactWorld:
             middle = 0.5 * (low + high)
             low, high = (middle, high) if self.kl(policy(middle)) > kl else (low, middle)
         return self.expected_reward(policy(high))
-
-    def frontier(self, kls: Sequence[float]) -> list[float]:
-        """:meth:`frontier_reward_at` for several KLs."""
-        return [self.frontier_reward_at(float(kl)) for kl in kls]
 
     def best_of_n(self, n: int, scores: Float[Tensor, "X Y"] | None = None) -> Chosen:
         """Draw n responses from the reference, keep the one with the highest of ``scores`` (by default the rewards).

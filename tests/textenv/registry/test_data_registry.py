@@ -12,7 +12,11 @@ from gymnasium.envs.registration import EnvSpec
 import textenv
 from textenv import registry
 from textenv.data.datasets import read_dataset
-from textenv.data.records import atomic_path, read_jsonl, write_json, write_jsonl
+from textenv.data.records import atomic_path, jsonl_lines, parse_records, write_json, write_jsonl
+
+
+def read_jsonl(path):
+    return list(parse_records(jsonl_lines(path)).values())
 
 
 def test_records_survive_writing_and_reading_and_a_folder_is_read_in_order(tmp_path):

@@ -212,7 +212,7 @@ def test_the_two_regrets_agree(world):
 
 
 def test_regret_ratio_is_one_at_the_reference_and_measures_hang_together(world):
-    assert world.regret_ratio(world.reference.model) == pytest.approx(1.0, abs=1e-12)
+    assert world.measure(world.reference.model).regret_ratio == pytest.approx(1.0, abs=1e-12)
     measured = world.measure(shaken(world.reference.model, 3))
     assert measured.objective == pytest.approx(measured.expected_reward - 0.3 * measured.kl, abs=1e-12)
     assert measured.objective + measured.regret == pytest.approx(world.optimum().objective, abs=1e-12)
@@ -261,7 +261,7 @@ def test_measuring_changes_no_model(world):
 
 def test_the_frontier_rises_with_falling_slope_and_ends_at_the_highest_reward(world):
     kls = np.linspace(0, 12, 60)
-    rewards = np.array(world.frontier(kls))
+    rewards = np.array([world.frontier_reward_at(float(kl)) for kl in kls])
     assert rewards[0] == pytest.approx(world.expected_reward(world.ref_logprobs), abs=1e-6)
     assert rewards[-1] == pytest.approx(float(world.rewards.max(1).values.mean()), abs=1e-6)
     steps = np.diff(rewards)
