@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium import spaces
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.buffers import (
     MaskableDictRolloutBuffer,
@@ -24,7 +24,6 @@ from sb3_contrib.common.maskable.buffers import (
 )
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from stable_baselines3.common.buffers import BaseBuffer, DictRolloutBuffer, RolloutBuffer
-from torch import Tensor
 
 from agents.sb3.policy import CausalLMPolicy
 from agents.sb3.training import SB3Algorithm
@@ -40,56 +39,43 @@ class MaskableCausalLMPolicy(CausalLMPolicy, MaskableActorCriticPolicy):  # type
 class _Shared(BaseBuffer):
     """Stores each distinct mask once, as bits, and its index for each step."""
 
+    without_masks: Any
+    """The buffer that does the rest."""
+    samples: Any
+    """What it returns, with masks."""
     action_masks: Int[np.ndarray, "S N 1"]
 
-    def _forget_masks(self) -> None:
+    def reset(self) -> None:
         assert isinstance(self.action_space, spaces.Discrete)
         self.mask_dims = int(self.action_space.n)
         everything = np.packbits(np.ones(self.mask_dims, dtype=bool))
         self.masks: dict[bytes, int] = {everything.tobytes(): 0}
         self.action_masks = np.zeros((self.buffer_size, self.n_envs, 1), dtype=np.int32)
+        self.without_masks.reset(self)
 
-    def _keep_masks(self, masks: np.ndarray | None) -> None:
-        if masks is not None:
-            bits = np.packbits(np.asarray(masks, dtype=bool).reshape(self.n_envs, self.mask_dims), axis=1)
+    def add(self, *args: Any, action_masks: np.ndarray | None = None, **kwargs: Any) -> None:
+        if action_masks is not None:
+            bits = np.packbits(np.asarray(action_masks, dtype=bool).reshape(self.n_envs, self.mask_dims), axis=1)
             self.action_masks[self.pos, :, 0] = [self.masks.setdefault(row.tobytes(), len(self.masks)) for row in bits]
+        self.without_masks.add(self, *args, **kwargs)
 
-    def _masks_of(self, batch_inds: np.ndarray) -> UInt8[Tensor, "B V"]:
+    def _get_samples(self, batch_inds: np.ndarray, env: Any = None) -> Any:
         rows = np.frombuffer(b"".join(self.masks), dtype=np.uint8).reshape(len(self.masks), -1)
         table = np.unpackbits(rows, axis=1, count=self.mask_dims)
-        return self.to_torch(table[self.action_masks[batch_inds, 0]])
+        masks = self.to_torch(table[self.action_masks[batch_inds, 0]])
+        return self.samples(*self.without_masks._get_samples(self, batch_inds, env), action_masks=masks)
 
 
 class SharedMasks(_Shared, MaskableRolloutBuffer):
     """``rollout_buffer_class`` of ``MaskablePPO`` for ``obs_mode="tokens"``."""
 
-    def reset(self) -> None:
-        self._forget_masks()
-        RolloutBuffer.reset(self)
-
-    def add(self, *args: Any, action_masks: np.ndarray | None = None, **kwargs: Any) -> None:
-        self._keep_masks(action_masks)
-        RolloutBuffer.add(self, *args, **kwargs)
-
-    def _get_samples(self, batch_inds: np.ndarray, env: Any = None) -> MaskableRolloutBufferSamples:  # type: ignore[override]
-        samples = RolloutBuffer._get_samples(self, batch_inds, env)
-        return MaskableRolloutBufferSamples(*samples, action_masks=self._masks_of(batch_inds))
+    without_masks, samples = RolloutBuffer, MaskableRolloutBufferSamples
 
 
 class SharedMasksDict(_Shared, MaskableDictRolloutBuffer):
     """``rollout_buffer_class`` of ``MaskablePPO`` for ``obs_mode="dict"``."""
 
-    def reset(self) -> None:
-        self._forget_masks()
-        DictRolloutBuffer.reset(self)
-
-    def add(self, *args: Any, action_masks: np.ndarray | None = None, **kwargs: Any) -> None:
-        self._keep_masks(action_masks)
-        DictRolloutBuffer.add(self, *args, **kwargs)
-
-    def _get_samples(self, batch_inds: np.ndarray, env: Any = None) -> MaskableDictRolloutBufferSamples:  # type: ignore[override]
-        samples = DictRolloutBuffer._get_samples(self, batch_inds, env)
-        return MaskableDictRolloutBufferSamples(*samples, action_masks=self._masks_of(batch_inds))
+    without_masks, samples = DictRolloutBuffer, MaskableDictRolloutBufferSamples
 
 
 class SB3MaskablePPO(SB3Algorithm):
