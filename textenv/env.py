@@ -6,7 +6,8 @@ import gymnasium
 import numpy as np
 
 from textenv.episode import Episodes, whole_numbers
-from textenv.task import Outcome, ScoredByTask
+from textenv.task import ScoredByTask
+from textenv.vector import entry, unbatch
 
 
 class TextEnv(ScoredByTask, gymnasium.Env):
@@ -52,7 +53,7 @@ class TextEnv(ScoredByTask, gymnasium.Env):
         if not ended[0]:
             return self._observation(), 0.0, False, False, {}
         outcome = self.task.outcome(self._episodes.finished(np.zeros(1, dtype=np.int64)))
-        info = single_info(outcome)
+        info = entry(outcome.infos, 0)
         reward = float(outcome.rewards[0])
         self._ending = f" [{info['finish_reason']}] reward {reward:.3f}"
         return self._observation(), reward, True, False, info
@@ -62,24 +63,7 @@ class TextEnv(ScoredByTask, gymnasium.Env):
         return self._episodes.action_masks()[0]
 
     def render(self) -> str | None:  # type: ignore[override]
-        if self.render_mode is None:
-            return None
-        return self._episodes.text(0) + self._ending
+        return None if self.render_mode is None else self._episodes.text(0) + self._ending
 
     def _observation(self) -> Any:
-        observation = self._episodes.observe()
-        if isinstance(observation, dict):
-            return {key: value[0] for key, value in observation.items()}
-        return observation[0]
-
-
-def single_info(outcome: Outcome) -> dict[str, Any]:
-    """The info of the only episode of an outcome, in plain Python numbers and strings."""
-
-    def first(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: first(part) for key, part in value.items()}
-        item = value[0]
-        return item.item() if isinstance(item, np.generic) else item
-
-    return first(outcome.infos)
+        return unbatch(self._episodes.observe(), 1)[0]

@@ -9,6 +9,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from textenv.episode import Episodes, whole_numbers
+from textenv.settings import PositiveInt, check_value
 from textenv.task import ScoredByTask
 
 
@@ -18,8 +19,7 @@ class TextVectorEnv(ScoredByTask, VectorEnv):
     A reset with seed s seeds slot i with s + i. ``autoreset_mode`` is "SameStep" (default), "NextStep" or "Disabled". A
     step that ends no episode makes no model call. Other keyword arguments are those of ``TextEnv``.
 
-    :meth:`play` is the fast engine of the same task: it takes whole responses and returns what the last ``step`` of
-    each would have returned.
+    :meth:`play` is the fast engine of the task: it takes whole responses and returns what their last ``step`` would.
     """
 
     def __init__(
@@ -30,8 +30,7 @@ class TextVectorEnv(ScoredByTask, VectorEnv):
         render_mode: str | None = None,
         **options: Any,
     ) -> None:
-        if num_envs < 1:
-            raise ValueError(f"num_envs must be 1 or more, got {num_envs}. Raise it.")
+        check_value("num_envs", num_envs, PositiveInt)
         self._set_up(render_mode, options)
         self.num_envs = num_envs
         self.autoreset_mode = AutoresetMode(autoreset_mode)
@@ -69,10 +68,8 @@ class TextVectorEnv(ScoredByTask, VectorEnv):
     def require_same_step(self, purpose: str) -> None:
         """Refuse a ``purpose`` that needs a new episode to start in the very step that ends the last one."""
         if self.autoreset_mode is not AutoresetMode.SAME_STEP:
-            raise ValueError(
-                f"autoreset_mode must be 'SameStep' for {purpose}, got {self.autoreset_mode.value!r}. "
-                "Make the environment without that keyword."
-            )
+            rule = f"autoreset_mode must be 'SameStep' for {purpose}, got {self.autoreset_mode.value!r}"
+            raise ValueError(f"{rule}. Make the environment without that keyword.")
 
     def report_logprobs(self, logprobs: Any) -> None:
         """Report the policy's log-probabilities ``(N,)`` of the actions that the next ``step`` takes."""
@@ -89,15 +86,13 @@ class TextVectorEnv(ScoredByTask, VectorEnv):
         seeds = [seeds + i for i in range(self.num_envs)] if isinstance(seeds, int) else seeds
         if len(seeds) != self.num_envs:
             raise ValueError(
-                f"seed must be one number, or one per slot, got {len(seeds)} for {self.num_envs} slots. Give as many."
+                f"seed must be one number, or one per slot ({self.num_envs}), got {len(seeds)}. Give as many."
             )
         options = dict(options or {})
         mask = np.asarray(options.pop("reset_mask", np.ones(self.num_envs, dtype=bool)))
         if mask.shape != (self.num_envs,) or mask.dtype != np.bool_ or not mask.any():
-            raise ValueError(
-                f"reset_mask must be a bool array of shape ({self.num_envs},) with a True in it, got {mask}. "
-                "Name at least one slot."
-            )
+            rule = f"reset_mask must be a bool array of shape ({self.num_envs},) with a True in it"
+            raise ValueError(f"{rule}, got {mask}. Name at least one slot.")
         infos = []
         slots = np.flatnonzero(mask)
         for slot in map(int, slots):
@@ -148,9 +143,7 @@ class TextVectorEnv(ScoredByTask, VectorEnv):
         return self._episodes.action_masks()
 
     def render(self) -> tuple[str, ...] | None:  # type: ignore[override]
-        if self.render_mode is None:
-            return None
-        return tuple(self._episodes.text(slot) for slot in range(self.num_envs))
+        return None if self.render_mode is None else tuple(map(self._episodes.text, range(self.num_envs)))
 
     def _result(
         self, ended: np.ndarray, infos: dict[str, Any]
@@ -187,9 +180,7 @@ class TextVectorEnv(ScoredByTask, VectorEnv):
         if ids is None or np.ndim(ids) == 0:
             return options
         if len(ids) != self.num_envs:
-            raise ValueError(
-                f"prompt_id must be one number, or one per slot ({self.num_envs}), got {len(ids)}. Give as many."
-            )
+            raise ValueError(f"prompt_id must be one, or one per slot ({self.num_envs}), got {len(ids)}. Give as many.")
         return {**options, "prompt_id": ids[slot]}
 
 
@@ -201,16 +192,25 @@ def make_vec(env_id: str, num_envs: int = 1, **options: Any) -> TextVectorEnv:
     """
     env = gymnasium.make_vec(env_id, num_envs=num_envs, **options).unwrapped
     if not isinstance(env, TextVectorEnv):
-        raise ValueError(
-            f"the id must be that of a text environment, got {env_id!r}, a {type(env).__name__}. "
-            "`textenv envs` lists the ids of this package."
-        )
+        rule = f"the id must be that of a text environment, got {env_id!r}, a {type(env).__name__}"
+        raise ValueError(f"{rule}. `textenv envs` lists the ids of this package.")
     return env
 
 
 def columns_of(infos: list[dict[str, Any]]) -> dict[str, Any]:
     """Infos with the same keys, as columns."""
     return {key: [info[key] for info in infos] for key in infos[0]}
+
+
+def entry(columns: dict[str, Any], slot: int) -> dict[str, Any]:
+    """One slot of a vector info, or of columns, in plain Python numbers and strings."""
+    out = {}
+    for key, values in columns.items():
+        if isinstance(values, dict):
+            out[key] = entry(values, slot)
+        elif not key.startswith("_"):
+            out[key] = values[slot].item() if isinstance(values[slot], np.generic) else values[slot]
+    return out
 
 
 def unbatch(observations: Any, count: int) -> list[Any]:

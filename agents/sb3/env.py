@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 from agents.sb3.policy import CausalLMPolicy, TokenEmbedding, TokenSpace, take_decision
 from textenv.task import Task
-from textenv.vector import TextVectorEnv, make_vec
+from textenv.vector import TextVectorEnv, entry, make_vec
 
 __all__ = ["CausalLMPolicy", "TextVecEnv", "TokenEmbedding", "TokenSpace", "make_vec_env"]
 
@@ -130,9 +130,7 @@ class TextVecEnv(VecEnv):
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
         """Call a method once. A result with one entry per slot is split; any other is repeated for every slot."""
         if method_name in WHOLE:
-            raise ValueError(
-                f"env_method takes methods that do not move the episodes, got {method_name!r}. Call it directly."
-            )
+            raise ValueError(f"env_method must not move the episodes, got {method_name!r}. Call it directly.")
         answer = getattr(self.env, method_name)(*args, **kwargs)
         split = isinstance(answer, np.ndarray | tuple | list) and len(answer) == self.num_envs
         return [answer[slot] if split else answer for slot in self._slots(indices)]
@@ -149,14 +147,3 @@ class TextVecEnv(VecEnv):
     def _keep_reset_infos(self, columns: dict[str, Any], slots: np.ndarray) -> None:
         for slot in map(int, slots):
             self.reset_infos[slot] = entry({key: columns[key] for key in ("prompt", "prompt_id")}, slot)
-
-
-def entry(columns: dict[str, Any], slot: int) -> dict[str, Any]:
-    """One slot of a vector environment's info, in plain Python numbers and strings."""
-    out = {}
-    for key, values in columns.items():
-        if isinstance(values, dict):
-            out[key] = entry(values, slot)
-        elif not key.startswith("_"):
-            out[key] = values[slot].item() if isinstance(values[slot], np.generic) else values[slot]
-    return out
