@@ -20,6 +20,12 @@ class Loading(NamedTuple):
     dtype: Precision = "float32"
     attn_implementation: str | None = None
 
+    def arguments(self) -> dict[str, Any]:
+        """The same as keyword arguments of a function that loads a model, with torch's dtype."""
+        import torch
+
+        return {**self._asdict(), "dtype": getattr(torch, self.dtype)}
+
 
 REQUIRED = ("reference", "prompts", "reward_model", "max_prompt_tokens", "max_new_tokens")
 """Options that every task needs."""
@@ -95,11 +101,9 @@ class TaskConfig:
         names = cls.option_names()
         for name in options:
             if name not in names:
-                raise OptionError(
-                    f"an option must be one that the environment has, got {name!r}: "
-                    f"unexpected keyword argument {name!r}. "
-                    f"{hint(name, names)}Options: {', '.join(names)}."
-                )
+                rule = f"an option must be one that the environment has, got {name!r}"
+                known = f"{hint(name, names)}Options: {', '.join(names)}."
+                raise OptionError(f"{rule}: unexpected keyword argument {name!r}. {known}")
 
     @classmethod
     def checked(cls, **options: Any) -> "TaskConfig":
@@ -114,7 +118,5 @@ class TaskConfig:
     def __post_init__(self) -> None:
         check_settings(self)
         if self.min_new_tokens > self.max_new_tokens:
-            raise ValueError(
-                f"min_new_tokens must be max_new_tokens ({self.max_new_tokens}) or less, got {self.min_new_tokens}. "
-                "Lower it."
-            )
+            rule = f"min_new_tokens must be max_new_tokens ({self.max_new_tokens}) or less"
+            raise ValueError(f"{rule}, got {self.min_new_tokens}. Lower it.")

@@ -26,7 +26,6 @@ from reward_models.scorers.transformer import load_reward_model
 from reward_models.scorers.weighted import Part, WeightedSum
 from textenv import registry
 from textenv.config import Loading, Precision
-from textenv.lm.load import torch_dtype
 from textenv.protocols import RewardModel
 from textenv.settings import PositiveInt, check_value
 
@@ -44,16 +43,15 @@ def build_reward_model(spec: Mapping[str, Any], how: Loading = Loading()) -> Rew
     """
     kinds = [key for key in KINDS if key in spec]
     if len(kinds) != 1:
-        raise ValueError(
-            f"a reward model in JSON must have exactly one of the keys {', '.join(map(repr, KINDS))}, got "
-            f"{list(spec)}. Name one kind."
-        )
+        rule = f"a reward model in JSON must have exactly one of the keys {', '.join(map(repr, KINDS))}"
+        raise ValueError(f"{rule}, got {list(spec)}. Name one kind.")
     (kind,) = kinds
     build = KINDS[kind]
     options = {name: value for name, value in spec.items() if name != kind}
     if kind != "rule":
-        _check_names(repr(kind), options, build)
-        hints = get_type_hints(build, include_extras=True)
+        described = HTTPRewardModel.__init__ if kind == "http" else build
+        _check_names(repr(kind), options, described)
+        hints = get_type_hints(described, include_extras=True)
         check_value(repr(kind), spec[kind], hints[next(iter(hints))])
         for name, value in options.items():
             check_value(name, value, hints[name], f" of {kind!r}")
@@ -91,26 +89,8 @@ def _ensemble(
     return Ensemble(models, combine=combine, coefficient=coefficient)
 
 
-def _http(
-    url: str,
-    how: Loading,
-    *,
-    timeout: float = 10.0,
-    batch_size: int = 64,
-    retries: int = 4,
-    backoff: float = 0.5,
-    token_variable: str | None = None,
-    version: str | None = None,
-) -> RewardModel:
-    return HTTPRewardModel(
-        url,
-        timeout=timeout,
-        batch_size=batch_size,
-        retries=retries,
-        backoff=backoff,
-        token_variable=token_variable,
-        version=version,
-    )
+def _http(url: str, how: Loading, **options: Any) -> RewardModel:
+    return HTTPRewardModel(url, **options)
 
 
 def _cache(path: str, how: Loading, *, of: Spec, version: str | None = None) -> RewardModel:
@@ -120,9 +100,7 @@ def _cache(path: str, how: Loading, *, of: Spec, version: str | None = None) -> 
 def _classifier(
     name: str, how: Loading, *, batch_size: PositiveInt = 64, dtype: Precision | None = None
 ) -> RewardModel:
-    kind = torch_dtype(dtype or how.dtype)
-    options = {"dtype": kind, "attn_implementation": how.attn_implementation, "batch_size": batch_size}
-    return load_reward_model(name, how.device, **options)
+    return load_reward_model(name, **how._replace(dtype=dtype or how.dtype).arguments(), batch_size=batch_size)
 
 
 KINDS: dict[str, Callable[..., RewardModel]] = {
@@ -141,9 +119,8 @@ def _check_names(what: str, options: Mapping[str, Any], build: Callable[..., Any
     known = {p.name: p.default is p.empty for p in parameters if p.kind is p.KEYWORD_ONLY}
     for name in options:
         if name not in known:
-            raise ValueError(
-                f"an option of {what} must be one of {', '.join(known) or 'none'}, got {name!r}. Leave it out."
-            )
+            names = ", ".join(known) or "none"
+            raise ValueError(f"an option of {what} must be one of {names}, got {name!r}. Leave it out.")
     missing = [name for name, required in known.items() if required and name not in options]
     if missing:
         raise ValueError(f"{what} must have the option {missing[0]!r}, got {dict(options)}. Add it.")

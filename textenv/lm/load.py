@@ -92,11 +92,6 @@ class LanguageModel:
         self.tokenizer.save_pretrained(folder)
 
 
-def torch_dtype(name: str) -> torch.dtype:
-    """The dtype of a precision by name."""
-    return getattr(torch, name)
-
-
 def load_language_model(
     name: str | Path,
     *,
@@ -156,8 +151,7 @@ def _load_gguf(path: Path, **options: Any) -> tuple[Any, Any]:
 def load_tokenizer(name: str | Path) -> Any:
     """The tokenizer of a folder or hub id, as it was saved.
 
-    Some families' own classes rebuild their pre-tokenizer whatever the file says; a folder that names the generic class
-    is read by that class.
+    A folder that names the generic class is read by it: some families' own classes rebuild the pre-tokenizer anyway.
 
     Raises:
         ValueError: there are no tokenizer files; transformers would silently use an empty tokenizer.

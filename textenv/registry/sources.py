@@ -1,8 +1,7 @@
 """Names of prompt sets, reward models and language models, and how they are resolved.
 
 An environment is built from JSON values (a registered name, ``"module:attribute"``, a path, a list of strings), so that
-a Gymnasium spec can be copied and saved. Models are loaded on first use, once per process, device and precision, and
-shared.
+a Gymnasium spec can be copied and saved. Models are loaded on first use and shared by process, device and precision.
 """
 
 import copy
@@ -225,16 +224,15 @@ def _attribute(source: Any) -> Any:
 
 
 def _language_model(source: Any, how: Loading) -> "LanguageModel":
-    from textenv.lm.load import LanguageModel, load_language_model, torch_dtype
+    from textenv.lm.load import LanguageModel, load_language_model
 
-    source = _attribute(source)
+    source, arguments = _attribute(source), how.arguments()
     if not callable(source):
-        device, dtype, attention = how
-        return load_language_model(source, device=device, dtype=torch_dtype(dtype), attn_implementation=attention)
+        return load_language_model(source, **arguments)
     loaded = source()
     if not isinstance(loaded, LanguageModel):
         raise ValueError(f"language-model functions must return a LanguageModel, got {type(loaded).__name__}. Wrap it.")
-    loaded.model.to(how.device, torch_dtype(how.dtype))  # type: ignore[arg-type]
+    loaded.model.to(arguments["device"], arguments["dtype"])
     if how.attn_implementation is not None:
         loaded.model.set_attn_implementation(how.attn_implementation)
     return loaded
@@ -246,11 +244,7 @@ def _reward_function(source: Any, how: Loading) -> RewardModel:
     source = _attribute(source)
     if callable(source):
         return source  # type: ignore[return-value]
-    from textenv.lm.load import torch_dtype
-
-    device, dtype, attention = how
-    load = _attribute(SEQUENCE_CLASSIFIER)
-    return load(source, device=device, dtype=torch_dtype(dtype), attn_implementation=attention)
+    return _attribute(SEQUENCE_CLASSIFIER)(source, **how.arguments())
 
 
 def _prompt_records(source: Any) -> Any:
