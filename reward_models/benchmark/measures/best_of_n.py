@@ -47,8 +47,7 @@ class Point(NamedTuple):
     kl: float
     """To the policy that samples are drawn from, nats."""
     kl_kind: KLKind
-    """``exact`` by enumeration; ``levels``: of discrete scores, from the observed share of each value; else the
-    upper ``bound``."""
+    """``exact`` by enumeration; ``levels``: discrete scores, by the share seen of each; else the upper ``bound``."""
     gold: float
     """Mean true score, in the judge's units."""
     gold_ci95: float
@@ -64,9 +63,7 @@ class Point(NamedTuple):
 def subset_weights(total: int, n: int) -> Float[np.ndarray, " N"]:
     """``C(i−1, n−1) / C(N, n)`` for i = 1 … N."""
     if not 1 <= n <= total:
-        raise ValueError(
-            f"n of best-of-n must be between 1 and the {total} samples per prompt, got {n}. Draw more samples."
-        )
+        raise ValueError(f"n of best-of-n must be 1 to the {total} samples per prompt, got {n}. Draw more.")
     return np.array([math.comb(i, n - 1) / math.comb(total, n) for i in range(total)])
 
 
@@ -223,10 +220,7 @@ MEASURE = Measure(
     texts=texts,
     columns=(
         Column(
-            "gold at n",
-            "sd",
-            "gold gained by best-of-n at the largest n, of what it would gain if gold itself chose",
-            cell,
+            "gold at n", "sd", "gold gained by best-of-n at the largest n, of what it would gain if gold chose", cell
         ),
     ),
     picture=picture,

@@ -18,15 +18,13 @@ class Calibration(NamedTuple):
     unit: float
     """Log-odds in one unit of score, by which the figures below read margins."""
     declared: bool
-    """The model says so (``score_unit``). Otherwise the unit is the slope, fitted to these very pairs (0 if negative,
-    1 if infinite)."""
+    """By the model (``score_unit``); else the unit is the slope fitted to these pairs (negative: 0, infinite: 1)."""
     nll_per_pair: float
     """Nats."""
     nll_per_pair_ci95: float
     """Over clusters."""
     nll_per_pair_rescaled: float | None
-    """NLL if the margins were multiplied by the slope: what is lost to order, not to scale. None where no slope is
-    finite."""
+    """NLL of margins times the slope: what is lost to order, not to scale. None where no slope is finite."""
     brier_per_pair: float
     ece_per_pair: float
     """Over ``bins``, of equal mass."""
@@ -61,6 +59,14 @@ def cell(report: BenchmarkReport) -> str:
     return number(report.calibration.nll_per_pair, 3) + ("" if report.calibration.declared else "*") + floor
 
 
+def ece_cell(report: BenchmarkReport) -> str:
+    return percent(report.calibration.ece_per_pair)
+
+
+def slope_cell(report: BenchmarkReport) -> str:
+    return significant(report.calibration.slope_per_pair.value)
+
+
 def rows(report: BenchmarkReport) -> Mapping[str, Cell | str | None]:
     found: Calibration = report.calibration
     slope, of_what = found.slope_per_pair, "" if found.declared else ", of raw scores"
@@ -89,24 +95,9 @@ MEASURE = Measure(
         "calibration": calibration(run.margins, run.layout.pairs.cluster, run.scorer.score_unit, run.config.bins)
     },
     columns=(
-        Column(
-            "NLL (floor)",
-            "nats",
-            "negative log-likelihood of a pair; 0.693 knows nothing; * the scale was fitted",
-            cell,
-        ),
-        Column(
-            "ECE",
-            "%",
-            "mean distance between stated and observed agreement",
-            lambda report: percent(report.calibration.ece_per_pair),
-        ),
-        Column(
-            "slope",
-            "",
-            "factor that would make margins log-odds: below 1 is too sure, above 1 too timid",
-            lambda report: significant(report.calibration.slope_per_pair.value),
-        ),
+        Column("NLL (floor)", "nats", "negative log-likelihood of a pair; 0.693 knows nothing; *: scale fitted", cell),
+        Column("ECE", "%", "mean distance between stated and observed agreement", ece_cell),
+        Column("slope", "", "factor that makes margins log-odds: below 1 is too sure, above 1 too timid", slope_cell),
     ),
     rows=rows,
     picture=picture,

@@ -71,7 +71,7 @@ def cell(report: BenchmarkReport) -> str:
 MEASURE = Measure(
     lambda run: {"length": length_bias(run.layout, run.scores, **run.interval)},
     columns=(
-        Column("length ρ", "", "rank correlation of score and length within a prompt (that of gold in brackets)", cell),
+        Column("length ρ", "", "rank correlation of score and length within a prompt (gold's in brackets)", cell),
     ),
     title="Length",
     text="Lengths are in characters. A model that is right where the preferred response is longer and wrong where it "

@@ -106,9 +106,7 @@ def probe_cell(value: Probe | Refused) -> Cell:
 MEASURE = Measure(
     lambda run: {"probes": probes(run.layout, run.scores, run.scorer, run.suite.praise)},
     texts=lambda suite, layout: 5 * (int(layout.prompt.max()) + 1),
-    columns=(
-        Column("worst probe", "%", "items on which the best of the absurd responses beats the preferred one", cell),
-    ),
+    columns=(Column("worst probe", "%", "items on which the best absurd response beats the preferred one", cell),),
     flags=flags,
     title="Responses that nobody should prefer",
     text="Share of items on which each of them scores above the response that was ranked best; equal scores do not "

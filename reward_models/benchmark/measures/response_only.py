@@ -76,12 +76,7 @@ MEASURE = Measure(
     lambda run: {"response_only": response_only(run.layout, run.scorer, **run.interval)},
     texts=lambda suite, layout: 2 * len(layout.texts.responses),
     columns=(
-        Column(
-            "other prompt",
-            "%",
-            "accuracy when each prompt is replaced by another one: what is answered without reading it",
-            cell,
-        ),
+        Column("other prompt", "%", "accuracy with every prompt swapped: what is answered without reading it", cell),
     ),
     flags=flags,
     title="Does it read the prompt?",

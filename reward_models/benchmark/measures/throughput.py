@@ -87,9 +87,7 @@ MEASURE = Measure(
     },
     texts=lambda suite, layout: REPEATS * min(len(layout.texts.responses), TIMED),
     columns=(
-        Column(
-            "tokens/s", "1,000", "thousands of real tokens scored a second (words, for a model without tokenizer)", cell
-        ),
+        Column("tokens/s", "1,000", "thousands of real tokens scored a second (words where there are no tokens)", cell),
     ),
     title="Speed and memory",
     text="On this machine, tokenising included, padding not counted. Memory: by how much the first scoring raised the "
