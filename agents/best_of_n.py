@@ -7,7 +7,7 @@ References: Stiennon et al. 2020; on the bound, Beirami et al. 2024.
 """
 
 from collections.abc import Mapping
-from typing import Any, final
+from typing import Annotated, Any, final
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from textenv.episode import Episodes, observation_tokens
 from textenv.evaluation import Evaluation
 from textenv.lm import LanguageModel, Responses, Sampled
 from textenv.scoring import call_reward_model
+from textenv.settings import PositiveInt, check_value
 from textenv.task import Task
 from textenv.vector import make_vec
 
@@ -43,9 +44,7 @@ class BestOfN(LanguageModelAgent, Algorithm):
 
     @classmethod
     def check(cls, options: Mapping[str, Any]) -> None:
-        n = options.get("n", 4)
-        if not isinstance(n, int) or n < 1:
-            raise ValueError(f"n must be a whole number, 1 or more, got {n!r}. 1 is the policy itself.")
+        check_value("n", options.get("n", 4), Annotated[PositiveInt, "1 is the policy itself."])
 
     @classmethod
     def train(cls, job: Job) -> Trained:
@@ -68,8 +67,7 @@ class BestOfN(LanguageModelAgent, Algorithm):
     ) -> tuple[np.ndarray, Any]:
         """The next token of each observation, from the response chosen at its first token.
 
-        The chosen responses travel in ``state``, as a recurrent policy's memory does: pass back what the last call
-        returned.
+        The chosen responses travel in ``state``, like a recurrent policy's memory: pass back what was returned last.
 
         Raises:
             ValueError: an episode has begun and ``state`` does not hold its response.

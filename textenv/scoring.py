@@ -10,7 +10,7 @@ import reprlib
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextvars import ContextVar
-from typing import Any, ClassVar, NamedTuple, get_args
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from textenv.config import KLSource
 from textenv.kl import kl_k1
 from textenv.lm import LanguageModel, Responses, TokenRule, response_logprobs
 from textenv.protocols import RewardModel
+from textenv.settings import NonNegative, check_value
 
 logger = logging.getLogger("textenv")
 
@@ -81,10 +82,8 @@ class Scorer:
         gold: RewardModel | None = None,
         batch_size: int = 64,
     ) -> None:
-        if kl_source not in get_args(KLSource):
-            raise ValueError(f"kl_source must be one of {get_args(KLSource)}, got {kl_source!r}. Choose one of them.")
-        if not (np.isfinite(kl_coef) and kl_coef >= 0):
-            raise ValueError(f"kl_coef must be 0 or more, got {kl_coef}. Use 0 to switch the KL off.")
+        check_value("kl_source", kl_source, KLSource)
+        check_value("kl_coef", kl_coef, Annotated[NonNegative, "Use 0 to switch the KL off."])
         self.reference = reference
         self.rule = rule
         self.kl_coef = kl_coef
@@ -210,14 +209,10 @@ def checked_scores(
     """
     unordered = isinstance(scores, str | bytes | Mapping | Set)
     if unordered or not isinstance(scores, Iterable) or getattr(scores, "shape", None) == ():
-        raise ValueError(
-            f"{name} must return a list of scores, got {reprlib.repr(scores)}. Return one number per text."
-        )
+        raise ValueError(f"{name} must return a list of scores, got {reprlib.repr(scores)}. Return one per text.")
     values: list[Any] = [s.item() if getattr(s, "shape", None) in ((), (1,)) else s for s in scores]
     if len(values) != len(prompts):
-        raise ValueError(
-            f"{name} must return one score per episode, got {len(values)} for {len(prompts)}. Return one per text."
-        )
+        raise ValueError(f"{name} must return one score per episode, got {len(values)} for {len(prompts)}. Add them.")
     for value, prompt, completion in zip(values, prompts, completions, strict=True):
         if not (isinstance(value, int | float | np.floating) and abs(value) <= sys.float_info.max):
             raise ValueError(

@@ -16,6 +16,8 @@ from typing import Any, final
 import httpx2
 import tenacity
 
+from textenv.settings import Count, NonNegative, Positive, PositiveInt, check_value
+
 _EXCERPT = 200
 """Characters of an answer that an error quotes."""
 
@@ -59,19 +61,13 @@ class HTTPRewardModel:
                 "url must start with http:// or https:// and name a host, without a user, a space or a port above "
                 f"65535, got {url!r}. Percent-encode what is not ASCII; put a secret into token_variable."
             )
-        for name, value, valid, rule in (
-            ("timeout", timeout, timeout > 0, "above 0"),
-            ("batch_size", batch_size, batch_size >= 1, "1 or more"),
-            ("retries", retries, retries >= 0, "0 or more"),
-            ("backoff", backoff, backoff >= 0, "0 or more"),
-        ):
-            if not valid:
-                raise ValueError(f"{name} must be {rule}, got {value}. Raise it, or leave it out for the default.")
+        check_value("timeout", timeout, Positive)
+        check_value("batch_size", batch_size, PositiveInt)
+        check_value("retries", retries, Count)
+        check_value("backoff", backoff, NonNegative)
         if token_variable is not None and not os.environ.get(token_variable):
-            raise ValueError(
-                f"token_variable must name an environment variable that is set, got {token_variable!r}. Export the "
-                "server's token there."
-            )
+            rule = "token_variable must name an environment variable that is set"
+            raise ValueError(f"{rule}, got {token_variable!r}. Export the server's token there.")
         self.url, self.timeout, self.batch_size, self.retries, self.backoff = url, timeout, batch_size, retries, backoff
         self._token_variable = token_variable
         self.identity = None if version is None else json.dumps({"http": url, "version": version})
@@ -103,15 +99,12 @@ class HTTPRewardModel:
         try:
             return attempts(_within, self.timeout, lambda: self._post(body))
         except (httpx2.HTTPError, TimeoutError) as error:
-            if not _is_transient(error):
-                raise ValueError(
-                    f"the reward model at {self.url} must accept the request, got {self._described(error)}. Check the "
-                    "URL, the token and the server's log."
-                ) from error
-            raise ValueError(
-                f"the reward model at {self.url} must answer, got {self._described(error)} in the last of "
-                f"{self.retries + 1} attempts. Is the server up? Raise timeout or retries if it is only slow."
-            ) from error
+            rule, found = "accept the request", self._described(error)
+            remedy = "Check the URL, the token and the server's log."
+            if _is_transient(error):
+                rule, found = "answer", f"{found} in the last of {self.retries + 1} attempts"
+                remedy = "Is the server up? Raise timeout or retries if it is only slow."
+            raise ValueError(f"the reward model at {self.url} must {rule}, got {found}. {remedy}") from error
 
     def _post(self, body: bytes) -> bytes:
         headers = {"Content-Type": "application/json"}
@@ -132,16 +125,11 @@ class HTTPRewardModel:
             scores = json.loads(answer)["scores"]
         except (ValueError, KeyError, TypeError):
             scores = None
+        rule, found = f"the reward model at {self.url} must answer", f"{_excerpt(answer)!r}. Fix the server."
         if not isinstance(scores, list) or not all(type(score) in (int, float) for score in scores):
-            raise ValueError(
-                f'the reward model at {self.url} must answer {{"scores": [numbers]}}, got {_excerpt(answer)!r}. Fix '
-                "the server."
-            )
+            raise ValueError(f'{rule} {{"scores": [numbers]}}, got {found}')
         if len(scores) != count or not all(abs(score) <= sys.float_info.max for score in scores):
-            raise ValueError(
-                f"the reward model at {self.url} must answer one finite score per text, got {len(scores)} scores for "
-                f"{count} texts: {_excerpt(answer)!r}. Fix the server."
-            )
+            raise ValueError(f"{rule} one finite score per text, got {len(scores)} scores for {count} texts: {found}")
         return [float(score) for score in scores]
 
 

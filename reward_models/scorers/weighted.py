@@ -1,7 +1,7 @@
 """A weighted sum of reward models, itemised: an environment lists each part in ``info["reward_terms"]``."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, final
+from typing import Annotated, Any, NamedTuple, final
 
 import numpy as np
 from jaxtyping import Float
@@ -9,7 +9,7 @@ from jaxtyping import Float
 from reward_models.identity import joint_identity
 from textenv.protocols import RewardModel
 from textenv.scoring import score_texts
-from textenv.settings import fits
+from textenv.settings import check_value
 
 
 class Part(NamedTuple):
@@ -27,10 +27,7 @@ class WeightedSum:
         if not parts:
             raise ValueError("a weighted sum must have at least one part, got none. Add one.")
         for name, part in parts.items():
-            if not fits(part.weight, float):
-                raise ValueError(
-                    f"the weight of part {name!r} must be a finite number, got {part.weight!r}. Change it."
-                )
+            check_value(f"the weight of part {name!r}", part.weight, Annotated[float, "Change it."])
         self.parts = dict(parts)
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:

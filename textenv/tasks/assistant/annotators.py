@@ -5,10 +5,11 @@ P(ranking) = Π_k exp(g_k / τ) / Σ_{j ≥ k} exp(g_j / τ), so the chance that
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from textenv.settings import Positive, check_value
 from textenv.tasks.assistant.gold import gold_scores
 
 ANNOTATOR_TEMPERATURE = 0.75
@@ -17,7 +18,8 @@ ANNOTATOR_TEMPERATURE = 0.75
 
 def rank(gold: Sequence[float], rng: np.random.Generator, temperature: float = ANNOTATOR_TEMPERATURE) -> list[int]:
     """One annotator's ranking: indices into ``gold``, best first."""
-    noisy = np.asarray(gold, dtype=np.float64) / _checked(temperature) + rng.gumbel(size=len(gold))
+    check_value("temperature", temperature, Annotated[Positive, "Use a small one for no noise."])
+    noisy = np.asarray(gold, dtype=np.float64) / temperature + rng.gumbel(size=len(gold))
     return [int(index) for index in np.argsort(-noisy)]
 
 
@@ -37,9 +39,3 @@ def sample_rankings(
         gold = gold_scores([prompt] * len(answers), list(answers), finish_reason=reasons)
         records.append({"prompt": prompt, "responses": list(answers), "ranking": rank(gold, rng, temperature)})
     return records
-
-
-def _checked(temperature: float) -> float:
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}. Use a small one for no noise.")
-    return temperature
