@@ -77,16 +77,15 @@ def evaluate(
     if isinstance(env, str):
         env = make_vec(env, num_envs, **options)
     elif options:
-        raise ValueError(
-            f"options go with an id, got {sorted(options)} for an environment already made. Leave them out."
-        )
+        raise ValueError(f"options go with an id, got {sorted(options)} for an environment made before. Drop them.")
     ids = np.arange(len(env.task.prompts.ids)) if prompt_ids is None else np.asarray(prompt_ids)
     run = _play if hasattr(agent, "respond") else _step
     parts = []
     for start in range(0, len(ids), env.num_envs):
         chunk = ids[start : start + env.num_envs]
         filled = np.concatenate([chunk, np.resize(ids, env.num_envs - len(chunk))])
-        parts.append(_take(run(agent, env, filled, deterministic), len(chunk)))
+        columns = run(agent, env, filled, deterministic).items()
+        parts.append({key: value[: len(chunk)] for key, value in columns if isinstance(value, np.ndarray)})
     return _concatenate(parts, ids)
 
 
@@ -112,10 +111,6 @@ def _step(agent: Agent, env: TextVectorEnv, ids: np.ndarray, deterministic: bool
                 rows[slot] = {key: values[slot] for key, values in columns.items() if isinstance(values, np.ndarray)}
     done = [row for row in rows if row is not None]
     return {key: np.asarray([row[key] for row in done]) for key in done[0]}
-
-
-def _take(columns: dict[str, Any], count: int) -> dict[str, Any]:
-    return {key: value[:count] for key, value in columns.items() if isinstance(value, np.ndarray)}
 
 
 def _concatenate(parts: list[dict[str, Any]], ids: np.ndarray) -> Evaluation:

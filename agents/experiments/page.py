@@ -23,18 +23,16 @@ DASHES = ((5, 2), (1, 1.5), (7, 2, 1, 2))
 CURVES = {"gold_score": "gold score", "rm_score": "reward-model score", "kl": "KL from the reference, nats"}
 
 
-class Curve:
-    """Training curves of one agent: a grid of episodes, and one row of values per seed."""
-
-    def __init__(self, results: list[dict[str, Any]], key: str, points: int = 60) -> None:
-        logs = [[(log["episodes"], log[key]) for log in result["curve"] if key in log] for result in results]
-        series = [np.asarray(log, dtype=np.float64).T for log in logs if len(log) > 1]
-        self.episodes = np.zeros(0)
-        self.values: Float[np.ndarray, "S n"] = np.zeros((0, 0))
-        if series:
-            low, high = max(x[0][0] for x in series), min(x[0][-1] for x in series)
-            self.episodes = np.linspace(low, high, points)
-            self.values = np.stack([np.interp(self.episodes, x, smoothed(y)) for x, y in series])
+def training_curves(
+    results: list[dict[str, Any]], key: str, points: int = 60
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "S n"]]:
+    """A grid of episodes, and one row of values per seed; empty without curves."""
+    logs = [[(log["episodes"], log[key]) for log in result["curve"] if key in log] for result in results]
+    series = [np.asarray(log, dtype=np.float64).T for log in logs if len(log) > 1]
+    if not series:
+        return np.zeros(0), np.zeros((0, 0))
+    episodes = np.linspace(max(x[0] for x, _ in series), min(x[-1] for x, _ in series), points)
+    return episodes, np.stack([np.interp(episodes, x, smoothed(y)) for x, y in series])
 
 
 def smoothed(values: Float[np.ndarray, " n"], window: int = 5) -> Float[np.ndarray, " n"]:
@@ -57,12 +55,10 @@ def learning_curves(results: list[dict[str, Any]]) -> Figure | None:
     panels = figure.subplots(1, len(keys), squeeze=False)[0]
     for axes, key in zip(panels, keys, strict=True):
         for colour, agent in zip(np.resize(COLOURS, len(learners)), learners, strict=True):
-            curve = Curve(groups[agent], key)
-            if len(curve.values):
-                axes.plot(curve.episodes, curve.values.mean(0), color=colour, label=agent)
-                axes.fill_between(
-                    curve.episodes, curve.values.min(0), curve.values.max(0), color=colour, alpha=0.15, linewidth=0
-                )
+            episodes, values = training_curves(groups[agent], key)
+            if len(values):
+                axes.plot(episodes, values.mean(0), color=colour, label=agent)
+                axes.fill_between(episodes, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
         draw_levels(axes, key, {agent: group for agent, group in groups.items() if agent not in learners})
         axes.set(title=CURVES[key], xlabel="episodes")
         axes.set_xlim(left=0)

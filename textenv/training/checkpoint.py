@@ -77,22 +77,18 @@ class RunFolder:
             return None
         try:
             saved = json.loads((folder / "run.json").read_text("utf-8"))
-            for key, value in identity.items():
-                if saved.get(key) != value:
-                    break
-            else:
+            changed = [key for key in identity if saved.get(key) != identity[key]]
+            if not changed:
                 load_trainable(model, folder / "trainable.safetensors")
                 if best is not None:
                     best.load(folder)
                 return torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
         except Exception as error:
             raise ValueError(
-                f"a checkpoint must be readable, got {str(folder)!r}: {error}. Start in another folder."
+                f"a checkpoint must be readable, got {str(folder)!r}: {error}. Start elsewhere."
             ) from error
-        raise ValueError(
-            f"a run must be resumed with the {key} it started with, {saved.get(key)!r}, got {value!r}. "
-            "Restore it, or start in another folder."
-        )
+        rule = f"a run must be resumed with the {changed[0]} it started with, {saved.get(changed[0])!r}"
+        raise ValueError(f"{rule}, got {identity[changed[0]]!r}. Restore it, or start in another folder.")
 
     def replace(self, write: Callable[[Path], None]) -> None:
         """Replace everything in the folder with what ``write`` writes: a checkpoint, or the finished model."""
