@@ -8,8 +8,7 @@ How this differs from the papers:
 1. The return is what the environment pays: score minus β · KL (k1 of the response), as in Ahmadian et al.
 2. The surrogate is PPO's, token by token. With one epoch and one minibatch (the default) every ratio is 1,
    which is plain REINFORCE; more of them reuse the samples within the clip range.
-3. Losses are sums over tokens divided by episodes × length budget, a constant, so that long responses weigh no less
-   than short ones.
+3. Losses are sums over tokens divided by episodes × length budget, a constant: long responses weigh no less.
 
 References: Kool et al. 2019; Ahmadian et al. 2024.
 

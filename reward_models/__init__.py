@@ -1,7 +1,6 @@
 """Reward models: preferences in, scalar scores out.
 
-The names below are imported when they are first used, so that ``import reward_models`` loads neither torch nor
-transformers.
+The names below are imported on first use, so that ``import reward_models`` loads neither torch nor transformers.
 """
 
 from importlib import import_module

@@ -44,9 +44,7 @@ def measure_scores(scores: Float[Tensor, " n"], rankings: Sequence[Ranking]) -> 
         for better, worse in better_pairs(ranking.responses, ranking.levels)
     ]
     if not rows:
-        raise ValueError(
-            f"rankings must hold a decided pair to measure a model on, got {len(rankings)} of ties. Add rankings."
-        )
+        raise ValueError(f"rankings must hold a decided pair to measure on, got {len(rankings)} of ties. Add rankings.")
     better, worse, ranking = np.array(rows).T
     margins = scores.double().numpy()[better] - scores.double().numpy()[worse]
     _, prompt = np.unique([prompt_key(ranking.prompt) for ranking in rankings], return_inverse=True)

@@ -35,10 +35,8 @@ class RewardServer(ThreadingHTTPServer):
             ValueError: other machines could reach it without a token, or it cannot listen there.
         """
         if token is None and host not in ("127.0.0.1", "::1", "localhost"):
-            raise ValueError(
-                f"a server that other machines can reach must have a token, got host {host!r} and none. Pass token=, "
-                "or listen at 127.0.0.1."
-            )
+            rule = "a server that other machines can reach must have a token"
+            raise ValueError(f"{rule}, got host {host!r} and none. Pass token=, or listen at 127.0.0.1.")
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             super().__init__((host, port), _Handler)
@@ -82,10 +80,8 @@ class _Handler(BaseHTTPRequestHandler):
         prompts, completions = batch.pop("prompts"), batch.pop("completions")
         for name, values in {"completions": completions, **batch}.items():
             if not isinstance(values, list) or len(values) != len(prompts):
-                raise ValueError(
-                    f"{name} must be a list with one value per prompt ({len(prompts)}), got {str(values)[:60]}. "
-                    "Send them all."
-                )
+                rule = f"{name} must be a list with one value per prompt ({len(prompts)})"
+                raise ValueError(f"{rule}, got {str(values)[:60]}. Send them all.")
         with self.server.lock:
             return score_texts(self.server.model, prompts, completions, batch).tolist()
 

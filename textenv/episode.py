@@ -59,10 +59,8 @@ class Episodes:
     def report(self, logprobs: Float[np.ndarray, " N"]) -> None:
         """Keep the policy's log-probabilities of the next actions."""
         if np.isnan(logprobs).any() or (logprobs > 1e-4).any():
-            raise ValueError(
-                f"reported log-probabilities must be 0 or less and not NaN, got {logprobs}. Report those of "
-                "the chosen tokens."
-            )
+            rule = "reported log-probabilities must be 0 or less and not NaN"
+            raise ValueError(f"{rule}, got {logprobs}. Report those of the chosen tokens.")
         self._pending = logprobs
 
     def append(self, active: Bool[np.ndarray, " N"], actions: Int[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:

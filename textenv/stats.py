@@ -8,8 +8,7 @@ Two conventions hold throughout:
   treat the clusters as the independent observations. A single cluster says nothing about how clusters differ, so its
   standard error and interval are NaN, as is the sample variance of one value: 0 would claim certainty.
 
-A *margin* is the score of the preferred response minus the score of the other: positive means right. Axes: M
-entries, G clusters.
+A *margin* is the score of the preferred response minus the other's: positive is right. Axes: M entries, G clusters.
 """
 
 import math

@@ -45,10 +45,8 @@ class Task:
         self.width = config.max_prompt_tokens + config.max_new_tokens
         limit = self.reference.max_tokens
         if limit is not None and self.width > limit:
-            raise ValueError(
-                f"max_prompt_tokens + max_new_tokens must fit the reference's context ({limit}), got {self.width}. "
-                "Lower one of them."
-            )
+            rule = f"max_prompt_tokens + max_new_tokens must fit the reference's context ({limit})"
+            raise ValueError(f"{rule}, got {self.width}. Lower one of them.")
         self.prompts = encode_prompts(config.prompts, self.reference, config.max_prompt_tokens)
         self.rule = TokenRule(
             temperature=config.temperature,
@@ -209,10 +207,8 @@ def encode_prompts(source: Any, reference: LanguageModel, width: int) -> Encoded
 
 def _check_prompt(text: str, ids: list[int], width: int) -> None:
     if not 1 <= len(ids) <= width:
-        raise ValueError(
-            f"a prompt must have 1 to max_prompt_tokens ({width}) tokens, got {len(ids)} in {text!r}. "
-            "Raise max_prompt_tokens or drop the prompt."
-        )
+        rule = f"a prompt must have 1 to max_prompt_tokens ({width}) tokens"
+        raise ValueError(f"{rule}, got {len(ids)} in {text!r}. Raise max_prompt_tokens or drop the prompt.")
 
 
 def chosen_prompt(

@@ -27,10 +27,8 @@ class GroupConfig(LearnerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.batch_size % self.group_size:
-            raise ValueError(
-                f"batch_size must be a multiple of group_size ({self.group_size}), got {self.batch_size}. "
-                "Change one of them."
-            )
+            rule = f"batch_size must be a multiple of group_size ({self.group_size})"
+            raise ValueError(f"{rule}, got {self.batch_size}. Change one of them.")
 
 
 def leave_one_out_advantages(returns: Float[Tensor, " B"], group_size: int) -> Float[Tensor, " B"]:

@@ -59,7 +59,7 @@ class Stream:
         env.require_same_step("collecting rollouts")
         if env.num_envs % group_size:
             raise ValueError(
-                f"num_envs must be a multiple of group_size, got {env.num_envs} and {group_size}. Change one of them."
+                f"num_envs must be a multiple of group_size, got {env.num_envs} and {group_size}. Change one."
             )
         self.env, self.group_size = env, group_size
         self._continue_from(*env.reset(seed=seed))
@@ -71,10 +71,8 @@ class Stream:
     def collect(self, episodes: int, act: Callable[[Any], Sampled]) -> Rollout:
         """Play ``episodes``, a multiple of the environment's slots, with whole responses of ``act``."""
         if episodes % self.env.num_envs:
-            raise ValueError(
-                f"batch_size must be a multiple of the environment's num_envs, got {episodes} and {self.env.num_envs}. "
-                "Change one of them."
-            )
+            sizes = f"{episodes} and {self.env.num_envs}"
+            raise ValueError(f"batch_size must be a multiple of the environment's num_envs, got {sizes}. Change one.")
         return concatenate([self._play(act) for _ in range(episodes // self.env.num_envs)])
 
     def _continue_from(self, observation: Any, infos: dict[str, Any]) -> None:

@@ -1,7 +1,6 @@
 """The pictures of the demo's report: learning curves, gold against √KL, gold by stage.
 
-Every function takes plain values and returns a ``matplotlib.figure.Figure``. Shapes and labels repeat what a colour
-says.
+Every function takes plain values and returns a matplotlib ``Figure``. Shapes and labels repeat what a colour says.
 """
 
 import math

@@ -95,17 +95,13 @@ def read_run(run: str | Path) -> DemoRun:
         path = run / f"{name}.json"
         if not path.is_file():
             if name in needed:
-                raise ValueError(
-                    f"a run folder must hold {path.name}, got {str(run)!r} without it. Finish the run first."
-                )
+                raise ValueError(f"a run folder must hold {path.name}, got {str(run)!r} without it. Finish the run.")
             parts[name] = None
             continue
         try:
             parts[name] = json.loads(path.read_text("utf-8"))
         except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path}, line {error.lineno}: not valid JSON ({error.msg}). Finish the run again."
-            ) from None
+            raise ValueError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}). Finish it again.") from None
         if not isinstance(parts[name], kind):
             what = "object" if kind is dict else "array"
             raise ValueError(f"{path} must hold a JSON {what}, got {type(parts[name]).__name__}. Finish the run again.")
@@ -119,7 +115,7 @@ def read_run(run: str | Path) -> DemoRun:
         lengths = {key: len(parts["calibration"][key]) for key in ("margin", "prompt")}
         if len(set(lengths.values())) > 1:
             raise ValueError(
-                f"{run / 'calibration.json'}: columns must be of one length, got {lengths}. Finish the run again."
+                f"{run / 'calibration.json'}: columns must be of one length, got {lengths}. Finish it again."
             )
     return DemoRun(**parts)
 
@@ -129,10 +125,8 @@ def check_keys(path: Path, records: list[dict[str, Any]], keys: tuple[str, ...])
     for index, record in enumerate(records):
         for key in keys:
             if key not in record:
-                raise ValueError(
-                    f"{path}: every record must have {key!r}, got record {index} with {sorted(record)}. "
-                    "Finish the run again."
-                )
+                found = f"record {index} with {sorted(record)}"
+                raise ValueError(f"{path}: every record must have {key!r}, got {found}. Finish the run again.")
 
 
 def write_report(run: str | Path) -> Path:

@@ -54,8 +54,7 @@ class EpisodeLog(BaseCallback):
 class SB3Algorithm(Algorithm):
     """One of Stable-Baselines3's algorithms, with a language model as its policy.
 
-    Options are those of the algorithm's constructor, ``num_envs``, and ``linear_decay`` (the learning rate falls to 0
-    over the training).
+    Options are those of the algorithm's constructor, ``num_envs``, and ``linear_decay`` (of the learning rate, to 0).
     """
 
     kind: ClassVar[type[BaseAlgorithm]]

@@ -322,9 +322,7 @@ def _exact_measure(world: ExactWorld) -> Callable[[PPO, int], dict[str, float]]:
             "gold_below_frontier": true.frontier_reward_at(kl) - true.expected_reward(logprobs),
         }
         if min(below.values()) < -1e-6:  # at KL 0 the bisection of the frontier stops 2e-9 away from it
-            raise AssertionError(
-                f"a policy lies above the exact frontier at KL {kl}: {below}. Something is miscounted."
-            )
+            raise AssertionError(f"a policy lies above the exact frontier at KL {kl}: {below}. A sum is wrong.")
         return {**point, **below}
 
     return measure

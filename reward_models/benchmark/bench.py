@@ -31,8 +31,7 @@ def run_all(
     leaves the files of those that are finished.
 
     Raises:
-        ValueError: no or twice the same model, a name that stands for nothing, malformed data, or an output folder that
-            cannot be written.
+        ValueError: no or twice the same model, an unknown name, malformed data, or an output that cannot be written.
     """
     config = config or BenchmarkConfig()
     if not models or len(set(models)) < len(models):

@@ -28,8 +28,7 @@ class Comparison(NamedTuple):
     tied: int
     """Pairs to which at least one model gives equal scores. They count one half, and not at all for McNemar."""
     mcnemar_p: float
-    """Two-sided exact p-value (McNemar 1947). It takes pairs as independent; with many responses per prompt, trust the
-    interval instead."""
+    """Two-sided exact p-value (McNemar 1947) of independent pairs; with many per prompt, trust the interval."""
     pairs: int
 
 

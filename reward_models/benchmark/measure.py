@@ -41,8 +41,7 @@ class BenchmarkReport(NamedTuple):
     ties: int
     skipped: int
     truncated_prompts: int | None
-    """Prompts that exceed the context of a transformer, which reads them without their left part; None of a model that
-    does not say."""
+    """Prompts too long for a transformer's context, read without their left part; None of a model that does not say."""
     figures: Mapping[str, Any]
     """What the measures found, by its name in JSON."""
     flags: tuple[str, ...]

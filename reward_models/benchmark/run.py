@@ -44,9 +44,7 @@ def run_benchmark(
     suite = load_suite(data, config)
     layout = lay_out(suite.items)
     if not len(layout.pairs.item):
-        raise ValueError(
-            f"a benchmark needs at least one pair that is not a tie, got only ties in {suite.name!r}. Add pairs."
-        )
+        raise ValueError(f"a benchmark needs a pair that is not a tie, got only ties in {suite.name!r}. Add pairs.")
     expected = len(layout.texts.responses) + sum(measure.texts(suite, layout) for measure in measures.MEASURES)
     scorer = BenchmarkedModel(model, name, expected, on_progress)
     memory = peak_memory_mb()

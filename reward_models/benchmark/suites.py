@@ -117,10 +117,8 @@ def load_suite(data: Suite | Sequence[Mapping[str, Any]] | str | Path, config: B
         data, split=config.split, format=config.format, limit=config.limit, skip_malformed=config.skip_malformed
     )
     if config.gold_temperature is not None and not all(item.gold for item in items):
-        raise ValueError(
-            f"gold_temperature needs the field 'gold' in every record, got {config.gold_temperature} without it. "
-            "Leave it out."
-        )
+        given = config.gold_temperature
+        raise ValueError(f"gold_temperature needs 'gold' in every record, got {given} without it. Leave it out.")
     name = Path(data).name if isinstance(data, str | Path) else "records"
     return Suite(name, items, len(malformed), config.gold_temperature)
 
@@ -132,7 +130,7 @@ def _check_source(data: str | Path) -> None:
     if not path.exists() and not hub_id:
         worlds = ", ".join(map(repr, (*EMBEDDED, "micro")))
         raise ValueError(
-            f"data must be {worlds}, a file, or the folder or hub id of a data set, got {name!r}. Check the name."
+            f"data must be {worlds}, or a data set's file, folder or hub id, got {name!r}. Check the name."
         )
 
 

@@ -63,7 +63,6 @@ class CachedRewardModel:
         try:
             text = json.dumps([self.identity, prompt, completion, columns], sort_keys=True)
         except TypeError as error:
-            raise ValueError(
-                f"columns must be JSON values to be part of a cache's key, got {columns}: {error}. Leave others out."
-            ) from None
+            rule = "columns must be JSON values to be part of a cache's key"
+            raise ValueError(f"{rule}, got {columns}: {error}. Leave others out.") from None
         return hashlib.sha256(text.encode()).digest()

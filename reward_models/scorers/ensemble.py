@@ -39,9 +39,8 @@ class Ensemble:
         if not members:
             raise ValueError("an ensemble must have at least one member, got none. Add one.")
         if combine not in get_args(Combine):
-            raise ValueError(
-                f"combine must be one of {', '.join(map(repr, get_args(Combine)))}, got {combine!r}. Choose one."
-            )
+            ways = ", ".join(map(repr, get_args(Combine)))
+            raise ValueError(f"combine must be one of {ways}, got {combine!r}. Choose one.")
         charged = combine in ("mean_minus_std", "uncertainty")
         if coefficient is not None and not (charged and math.isfinite(coefficient) and coefficient >= 0):
             raise ValueError(

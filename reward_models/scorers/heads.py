@@ -1,8 +1,7 @@
 """How the score of a Hugging Face sequence classifier is read, for decoders and encoders.
 
 Two kinds of model. A *decoder* (GPT-2, Llama, Qwen2, …) has a linear head named ``score``, read at the last real token,
-which is found by explicit length. An *encoder* (BERT, DeBERTa, RoBERTa, …) pools a text by itself and ends in a linear
-layer of one output.
+by explicit length. An *encoder* (BERT, DeBERTa, …) pools a text by itself and ends in a linear layer of one output.
 """
 
 from typing import Any

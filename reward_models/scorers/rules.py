@@ -127,9 +127,8 @@ class LengthRange(Length):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.maximum is not None and self.maximum < self.minimum:
-            raise ValueError(
-                f"minimum of rule {self.name!r} must be maximum ({self.maximum}) or less, got {self.minimum}. Lower it."
-            )
+            rule = f"minimum of rule {self.name!r} must be maximum ({self.maximum}) or less"
+            raise ValueError(f"{rule}, got {self.minimum}. Lower it.")
 
     def _score(self, completion: str) -> float:
         length = self.length(completion)
@@ -160,10 +159,8 @@ class ExactMatch(Rule):
         if answers is None or any(answer is None for answer in answers):
             prompt = None if answers is None else prompts[[answer is None for answer in answers].index(True)]
             where = f"columns {sorted(columns)}" if prompt is None else f"none for prompt {prompt!r}"
-            raise ValueError(
-                f"rule 'exact_match' needs column {self.column!r} for every prompt, got {where}. Add that field to "
-                "every prompt record."
-            )
+            rule = f"rule 'exact_match' needs column {self.column!r} for every prompt"
+            raise ValueError(f"{rule}, got {where}. Add that field to every prompt record.")
         right = [self._equal(completion, str(answer)) for completion, answer in zip(completions, answers, strict=True)]
         return [self.score if equal else self.otherwise for equal in right]
 
@@ -215,6 +212,6 @@ def _vader() -> Callable[[str], dict[str, float]]:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
     except ImportError as error:
         raise ValueError(
-            "rule 'sentiment' needs the package vaderSentiment. Install it: pip install 'textenv[sentiment]'."
+            "rule 'sentiment' needs vaderSentiment. Install it: pip install 'textenv[sentiment]'."
         ) from error
     return SentimentIntensityAnalyzer().polarity_scores

@@ -60,14 +60,11 @@ class TransformerRewardModel:
         self.is_decoder = is_decoder(model)
         """Read at the last token, else pooled by the model itself."""
         if self.is_decoder and tokenizer.eos_token_id is None:
-            raise ValueError(
-                f"the tokenizer of {name!r} must have an EOS token. Set tokenizer.eos_token before saving it."
-            )
+            raise ValueError(f"the tokenizer of {name!r} must have an EOS token. Set tokenizer.eos_token and save it.")
         disable_dropout(model)
         self.name, self.model, self.tokenizer, self.batch_size = name, model, tokenizer, batch_size
         self.truncated_prompts = 0
-        """Prompts cut on the left so far because prompt and completion did not fit the model; distinct ones within each
-        call."""
+        """Prompts cut on the left so far to fit the model with their completion; distinct ones within each call."""
         self.truncated_responses = 0
         """Completions cut at their end so far because they did not fit the model by themselves."""
 
@@ -167,7 +164,7 @@ class TransformerRewardModel:
         """
         if len(prompts) != len(completions):
             raise ValueError(
-                f"prompts and completions must be as many, got {len(prompts)} and {len(completions)}. Pair them."
+                f"prompts and completions must pair up, got {len(prompts)} and {len(completions)}. Pair them."
             )
         if chat is not None and self.tokenizer.chat_template is not None:
             prompts = [prompt if messages is None else messages for prompt, messages in zip(prompts, chat, strict=True)]
@@ -213,9 +210,8 @@ class TransformerRewardModel:
         Comparisons leave every prompt an offset that nothing determines, so the spread over all texts is arbitrary and
         would change the meaning of β from seed to seed; the spread within a prompt (pooled, unbiased) is what
         comparisons fix. The scale goes into the head's weight. The shift goes into the head's bias (encoders) or into
-        the bias of the trunk's final norm (GPT-2). A model that has neither (Llama, Qwen2, …) is scaled alone: plain
-        transformers must read the same scores, and would add no constant kept elsewhere. ``center_coef`` draws their
-        mean to 0 in training.
+        the bias of the trunk's final norm (GPT-2). A model with neither (Llama, Qwen2, …) is only scaled: plain
+        transformers would add no constant kept elsewhere. ``center_coef`` draws their mean to 0 in training.
 
         ``scores`` are those of the model as it is, one response after another, if they are known already.
 
@@ -228,10 +224,8 @@ class TransformerRewardModel:
         means = torch.zeros(len(rankings), dtype=torch.float64).index_add(0, prompt, scores) / counts
         deviation = ((scores - means[prompt]).square().sum() / (counts - 1).sum()).sqrt().item()
         if not math.isfinite(deviation):
-            raise ValueError(
-                f"scores must be finite to be normalised, got deviation {deviation}. The training diverged: lower the "
-                "learning rate."
-            )
+            rule = f"scores must be finite to be normalised, got deviation {deviation}"
+            raise ValueError(f"{rule}. The training diverged: lower the learning rate.")
         if not deviation > 0:
             raise ValueError(
                 f"scores must differ within a prompt to be normalised, got deviation {deviation}. "

@@ -21,9 +21,7 @@ class LoRA:
         try:
             from peft import LoraConfig, LoraModel
         except ImportError as error:
-            raise ValueError(
-                "lora_rank above 0 needs the package peft. Install it: pip install 'textenv[lora]'."
-            ) from error
+            raise ValueError("lora_rank above 0 needs the package peft: pip install 'textenv[lora]'.") from error
         head = score_head(model)
         layers: dict[str, Any] = {
             name: module

@@ -49,8 +49,7 @@ class RewardConfig(TrainingConfig):
     """Loss of a ranking of K responses: ``pairwise``, the mean over its C(K, 2) pairs (InstructGPT), or
     ``listwise``, the Plackett–Luce likelihood of the whole order. The same for K = 2."""
     label_smoothing: Annotated[float, Ge(0), Lt(0.5), "At a half, labels say nothing."] = 0.0
-    """Share of pairs taken to be labelled the wrong way round, in [0, 0.5). Higher keeps scores closer together. Needs
-    the pairwise loss."""
+    """Share of pairs taken to be labelled wrongly, in [0, 0.5). Higher keeps scores closer. Needs the pairwise loss."""
     tie_strength: NonNegative = 0.0
     """Davidson's ν, ≥ 0: how readily equally good responses are tied, P(tie) = ν/(2 + ν). 0 counts a tie as half a win
     each way. Ties need the pairwise loss."""
@@ -83,10 +82,8 @@ class RewardConfig(TrainingConfig):
                 f"{self.label_smoothing}, tie_strength={self.tie_strength}. Set both to 0, or use the pairwise loss."
             )
         if self.feature_file is not None and not self.freeze_trunk:
-            raise ValueError(
-                f"feature_file needs freeze_trunk, got {self.feature_file!r} without it. A trunk that learns has no "
-                "fixed features."
-            )
+            rule = f"feature_file needs freeze_trunk, got {self.feature_file!r} without it"
+            raise ValueError(f"{rule}. A trunk that learns has no fixed features.")
         if self.freeze_trunk and self.lora_rank:
             raise ValueError(f"freeze_trunk must be off with LoRA, got lora_rank={self.lora_rank}. Choose one of them.")
 
@@ -100,8 +97,7 @@ class RewardResult(NamedTuple):
     ``eval_nll_per_ranking`` and others each evaluation."""
     metrics: dict[str, float]
     """``seconds``, ``steps``, ``truncated_prompts``, ``truncated_responses``, ``trained_parameters``; with
-    ``eval_rankings`` also what :func:`reward_models.evaluation.evaluate_reward_model` returns, each name
-    with ``eval_`` before it."""
+    ``eval_rankings`` also ``eval_…`` for what :func:`reward_models.evaluation.evaluate_reward_model` returns."""
 
 
 def train_reward_model(
@@ -166,8 +162,7 @@ def train_reward_model(
 
 
 def _check(config: RewardConfig, rankings: Sequence[Ranking], held_out: Sequence[Ranking] | None) -> None:
-    """Refuse what a listwise loss cannot read, rankings that tell nothing, and stopping on figures that nobody
-    measures."""
+    """Refuse what a listwise loss cannot read, rankings that tell nothing, and stopping on unmeasured figures."""
     if config.loss == "listwise":
         for what, found in {
             "margins": any(ranking.margin for ranking in rankings),
@@ -177,9 +172,7 @@ def _check(config: RewardConfig, rankings: Sequence[Ranking], held_out: Sequence
                 raise ValueError(f"{what} need loss='pairwise', got 'listwise'. Drop them or change the loss.")
     for what, given in {"rankings": rankings, "eval_rankings": held_out or ()}.items():
         if given and not any(len(set(ranking.levels)) > 1 for ranking in given):
-            raise ValueError(
-                f"{what} must hold a pair that is not a tie, got {len(given)} without one. Add such rankings."
-            )
+            raise ValueError(f"{what} must hold a pair that is not a tie, got {len(given)} without one. Add rankings.")
     if held_out is None and (config.early_stopping_patience or config.eval_steps):
         raise ValueError(
             "early_stopping_patience and eval_steps need held-out rankings, got "

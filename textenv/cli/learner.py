@@ -69,10 +69,8 @@ def learner_command(name: str, arguments: Sequence[str]) -> Callable[..., None]:
         check_value("save_every", save_every, PositiveInt)
         check_replaceable(output)
         if not resume and (output / "state.json").exists():
-            raise ValueError(
-                f"output must be a folder without a checkpoint, got {str(output)!r}. Continue it with --resume, or "
-                "name another folder."
-            )
+            rule = f"output must be a folder without a checkpoint, got {str(output)!r}"
+            raise ValueError(f"{rule}. Continue it with --resume, or name another folder.")
         vector = env.make(num_envs)
         agent = learner.load(output, vector) if resume else learner(vector, config)
         how = f"{learner.__name__}, {'continued' if resume else f'preset {preset}'}"

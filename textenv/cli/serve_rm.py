@@ -31,10 +31,8 @@ def serve(
     check_device(device)
     token = secrets.token_urlsafe() if token_variable is None else os.environ.get(token_variable)
     if not token:
-        raise ValueError(
-            f"token_variable must name an environment variable that is set, got {token_variable!r}. "
-            "Export a token there."
-        )
+        rule = "token_variable must name an environment variable that is set"
+        raise ValueError(f"{rule}, got {token_variable!r}. Export a token there.")
     with RewardServer(textenv.reward_model(model, device), host=host, port=port, token=token) as server:
         if token_variable is None:
             token_variable = "TEXTENV_RM_TOKEN"

@@ -44,8 +44,7 @@ class Subject:
         return self.spec.vector_entry_point is not None
 
     def make(self, spec: Any = None, **more: Any) -> Any:
-        """The environment, with the reference attached as its policy. Gymnasium's passive checker is off; another check
-        runs its rules."""
+        """An environment with the reference as its policy. Gymnasium's checker is off, since a check runs its rules."""
         more = {**self.options, **more} if spec is None else more
         return attach(gymnasium.make(self.spec if spec is None else spec, disable_env_checker=True, **more))
 

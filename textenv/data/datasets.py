@@ -1,5 +1,4 @@
-"""Data sets: JSON lines and arrays, CSV, folders, and what the `datasets` package reads. Errors name the data set and
-the reason."""
+"""Data sets: JSON lines and arrays, CSV, folders, and what the `datasets` package reads. Errors say which and why."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -33,10 +32,8 @@ def read_dataset(
     rows = list(read_records(dataset, split=split, config=config, revision=revision).values())
     names = list(dict.fromkeys(key for row in rows for key in row))
     if column not in names:
-        raise ValueError(
-            f"a column must be one of {', '.join(names)} in data set {dataset!r}, got {column!r}. "
-            f"{hint(column, names)}Name another column."
-        )
+        rule = f"a column must be one of {', '.join(names)} in data set {dataset!r}"
+        raise ValueError(f"{rule}, got {column!r}. {hint(column, names)}Name another column.")
     return [{**{key: value for key, value in row.items() if key != column}, "prompt": row.get(column)} for row in rows]
 
 
@@ -137,8 +134,6 @@ def _load_dataset(dataset: str, split: str | None, config: str | None, revision:
         return loaded
     wanted = split or (next(iter(loaded)) if len(loaded) == 1 else "train")
     if wanted not in loaded:
-        raise ValueError(
-            f"a split must be one of {', '.join(map(str, loaded))} in data set {dataset!r}, got {wanted!r}. Name "
-            "another split."
-        )
+        rule = f"a split must be one of {', '.join(map(str, loaded))} in data set {dataset!r}"
+        raise ValueError(f"{rule}, got {wanted!r}. Name another split.")
     return loaded[wanted]

@@ -80,7 +80,7 @@ def check_writable(path: str | Path) -> None:
             tempfile.TemporaryDirectory(dir=place, prefix=".textenv-").cleanup()
     except OSError as error:
         raise ValueError(
-            f"output must be a folder that can be written, got {str(path)!r} ({error.strerror}). Name another folder."
+            f"output must be a writable folder, got {str(path)!r} ({error.strerror}). Name another folder."
         ) from error
 
 

@@ -1,7 +1,6 @@
 """The one padding rule.
 
-Lengths are always explicit; no mask is ever derived from token values, so a pad id that equals EOS, or an EOS inside a
-prompt, changes nothing.
+Lengths are explicit, and no mask comes from token values: a pad id equal to EOS, or an EOS in a prompt, is harmless.
 
 * **Decoding** wants every row to end in the same column: prompts are padded on the *left*, with an attention mask and
   position ids made from the lengths (:func:`pad_left`).

@@ -128,9 +128,8 @@ class _Reading:
             raise self.file.error(keys, f"must be a mapping of {what}, got {value!r}.")
         for key in value:
             if allowed and key not in allowed:
-                raise self.file.error(
-                    (*keys, key), f"unknown key {key!r}. {hint(key, allowed)}Keys: {', '.join(allowed)}."
-                )
+                known = f"{hint(key, allowed)}Keys: {', '.join(allowed)}."
+                raise self.file.error((*keys, key), f"unknown key {key!r}. {known}")
         return value
 
     def sources(self, section: str, kind: str, given: dict[str, Any]) -> dict[str, Any]:

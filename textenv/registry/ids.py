@@ -31,8 +31,7 @@ def register(
 ) -> None:
     """Register a text-generation environment, single and vector, under a Gymnasium id.
 
-    All options can be overridden in ``gym.make``. An existing id is replaced, with Gymnasium's warning. After an error
-    nothing is registered.
+    ``gym.make`` can override all options. An existing id is replaced, with a warning; an error registers nothing.
 
     Args:
         id: like ``"myteam/Polite-v0"``; a changed task is a new version.

@@ -40,9 +40,8 @@ def gold_scores(prompts: list[str], completions: list[str], **columns: Any) -> l
     """``WANTED_SCORE · (1 − 2^−wanted) − REPETITION_COST · repeated`` for each completion.
 
     ``wanted`` counts the words that the prompt asks for: each is worth half as much as the one before. ``repeated``
-    counts the words used before: ``words − distinct words``. A reward model that only counts words
-    misses that the score flattens and then falls, so optimising it too far lowers the true score. Any text has a score;
-    an empty one earns 0.
+    counts the words used before: ``words − distinct words``. A reward model that counts words misses that the score
+    flattens and then falls, so optimising it too far lowers the true score. Any text has a score; an empty one earns 0.
     """
     return [_gold(prompt, completion.split()) for prompt, completion in zip(prompts, completions, strict=True)]
 

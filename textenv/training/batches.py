@@ -59,8 +59,7 @@ def encode_texts(
     """``(prompt tokens, response tokens)`` of many texts at once, without EOS; special tokens in prompts only.
 
     The tokens are those of ``LanguageModel.encode_prompt`` and ``encode_response``: a chat goes through the tokenizer's
-    template, which adds its own special tokens. With ``rendered``, a string that starts with BOS counts as a chat that
-    has already been rendered.
+    template, which adds its own special tokens. With ``rendered``, a string that starts with BOS is a rendered chat.
     """
     keys: list[tuple[str, bool]] = []
     for prompt in prompts:

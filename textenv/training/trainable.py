@@ -37,8 +37,7 @@ def load_trainable(model: nn.Module, path: Path) -> None:
 
 
 class BestWeights:
-    """The trainable weights at the evaluation with the lowest ``metric``; exhausted after ``patience`` evaluations
-    without a lower one."""
+    """The trainable weights at the lowest ``metric``; exhausted after ``patience`` evaluations without a lower one."""
 
     def __init__(self, model: nn.Module, metric: str, patience: int) -> None:
         self._model, self._metric, self._patience = model, metric, patience

@@ -1,7 +1,6 @@
 """The facts of the embedded world: what its words mean, and how questions are phrased.
 
-The right how-to answer joins the *part* of the object with the *tool* of the verb, so even a pair never seen in
-training can be answered.
+A right how-to answer joins the object's *part* with the verb's *tool*: even pairs never trained on can be answered.
 """
 
 from typing import Literal
