@@ -95,10 +95,8 @@ class BestOfN(LanguageModelAgent, Algorithm):
         for slot, (row, length) in enumerate(zip(batch.prompt_ids.tolist(), batch.prompt_lengths.tolist())):
             ids = tuple(row[len(row) - length :])
             if ids not in self._index:
-                raise ValueError(
-                    "best-of-n needs prompts of the environment's prompt set, got "
-                    f"{self.task.reference.decode(list(ids))!r}. Add it to prompts."
-                )
+                rule = "best-of-n needs prompts of the environment's prompt set"
+                raise ValueError(f"{rule}, got {self.task.reference.decode(list(ids))!r}. Add it to prompts.")
             episodes.begin(slot, rng, {"prompt_id": self._index[ids]})
         episodes.fill(sampled.response_ids.numpy(), sampled.response_lengths.numpy(), None)
         return call_reward_model(self._reward_model, episodes.finished(np.arange(len(batch.prompt_ids))))

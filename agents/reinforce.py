@@ -36,10 +36,8 @@ class ReinforceConfig(CriticConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.epochs != 1 or self.minibatches != 1:
-            raise ValueError(
-                "epochs and minibatches must be 1 for REINFORCE, whose gradient is only right on-policy, got "
-                f"{self.epochs} and {self.minibatches}. Use RLOO or PPO for more."
-            )
+            rule = "epochs and minibatches must be 1 for REINFORCE, whose gradient is only right on-policy"
+            raise ValueError(f"{rule}, got {self.epochs} and {self.minibatches}. Use RLOO or PPO for more.")
 
 
 def policy_gradient_loss(

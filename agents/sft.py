@@ -162,10 +162,8 @@ def _demonstration(record: Mapping[str, Any], where: str) -> Demonstration:
     elif "prompt" in record and "completion" in record:
         prompt, completion = messages_of(record["prompt"]), messages_of(record["completion"])
     else:
-        raise ValueError(
-            f"{where}: a demonstration must have 'prompt' and 'completion', or 'messages', got keys "
-            f"{sorted(record)}. Rename the columns."
-        )
+        rule = f"{where}: a demonstration must have 'prompt' and 'completion', or 'messages'"
+        raise ValueError(f"{rule}, got keys {sorted(record)}. Rename the columns.")
     if isinstance(completion, list) and len(completion) == 1 and _is_answer(completion[0]):
         completion = completion[0].get("content")
     if not isinstance(prompt, str | list):

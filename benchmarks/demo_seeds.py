@@ -52,11 +52,8 @@ def demands(summary: dict[str, Any]) -> dict[str, tuple[float, bool]]:
 def without_kl(config: DemoConfig, updates: int, every: int) -> dict[str, Any]:
     """PPO with β = 0 on a finished run's models: scores on validation prompts every few updates."""
     folder = config.output
-    options: dict[str, Any] = {
-        "reference": str(folder / "sft"),
-        "reward_model": str(folder / "reward_model"),
-        "kl_coef": 0.0,
-    }
+    models = {"reference": str(folder / "sft"), "reward_model": str(folder / "reward_model")}
+    options: dict[str, Any] = {**models, "kl_coef": 0.0}
     agent = PPO(assistant_env("train", **options), replace(config.ppo, seed=config.seed))
     held_out = assistant_env("validation", **options)
     unit = json.loads((folder / "summary.json").read_text())["gold_unit"]

@@ -121,16 +121,12 @@ class Episodes:
         vocabulary = self.task.reference.vocab_size
         outside = (tokens < 0) | (tokens >= vocabulary)
         if outside.any():
-            raise ValueError(
-                f"an action must be a token of the vocabulary [0, {vocabulary}), got {tokens[outside][0]}. "
-                "Policy and environment must share one vocabulary."
-            )
+            rule = f"an action must be a token of the vocabulary [0, {vocabulary})"
+            raise ValueError(f"{rule}, got {tokens[outside][0]}. Policy and environment must share one vocabulary.")
         early = np.isin(tokens, self._stop) & (steps < self.task.rule.min_new_tokens)
         if early.any():
-            raise ValueError(
-                f"an ending token is masked before min_new_tokens ({self.task.rule.min_new_tokens}), got action "
-                f"{tokens[early][0]}. Use action_masks()."
-            )
+            rule = f"an ending token is masked before min_new_tokens ({self.task.rule.min_new_tokens})"
+            raise ValueError(f"{rule}, got action {tokens[early][0]}. Use action_masks().")
 
     def finished(self, slots: Int[np.ndarray, " n"]) -> Finished:
         """The ended episodes of ``slots`` as a record for scoring."""

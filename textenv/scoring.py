@@ -169,10 +169,8 @@ def reward_model_terms(reward_model: RewardModel, episodes: Finished) -> dict[st
     texts = episodes.prompts, episodes.completions
     parts: Any = itemise(*map(list, texts), **accepted_columns(itemise, episodes.columns))
     if not (isinstance(parts, Mapping) and parts):
-        raise ValueError(
-            f"terms of {_called(reward_model)} must return a dict of names and scores, got "
-            f"{reprlib.repr(parts)}. Return at least one part, or leave the method terms out."
-        )
+        rule = f"terms of {_called(reward_model)} must return a dict of names and scores"
+        raise ValueError(f"{rule}, got {reprlib.repr(parts)}. Return at least one part, or leave the method terms out.")
     return {
         f"reward_model/{name}": checked_scores(scores, *texts, f"part {name!r} of {_called(reward_model)}")
         for name, scores in parts.items()

@@ -89,14 +89,12 @@ def cluster_sums(values: np.ndarray, cluster: np.ndarray) -> tuple[Float[np.ndar
     return np.bincount(place, weights=values), np.bincount(place).astype(np.float64)
 
 
-def rate(
-    outcomes: Float[np.ndarray, " M"], cluster: Int[np.ndarray, " M"], *, resamples: int, seed: int
-) -> Rate | None:
+def rate(right: Float[np.ndarray, " M"], cluster: Int[np.ndarray, " M"], *, resamples: int, seed: int) -> Rate | None:
     """Mean of outcomes in [0, 1]; None if there are none."""
-    if not len(outcomes):
+    if not len(right):
         return None
-    interval = bootstrap_interval(outcomes, cluster, resamples=resamples, seed=seed)
-    return Rate(float(np.mean(outcomes)), wilson(float(np.sum(outcomes)), len(outcomes)), interval, len(outcomes))
+    interval = bootstrap_interval(right, cluster, resamples=resamples, seed=seed)
+    return Rate(float(np.mean(right)), wilson(float(np.sum(right)), len(right)), interval, len(right))
 
 
 def wilson(successes: float, count: int) -> tuple[float, float]:

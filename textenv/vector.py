@@ -12,6 +12,9 @@ from textenv.episode import Episodes, whole_numbers
 from textenv.settings import PositiveInt, check_value
 from textenv.task import ScoredByTask
 
+Stepped = tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
+"""Observations, rewards, terminated, truncated, infos."""
+
 
 class TextVectorEnv(ScoredByTask, VectorEnv):
     """The vector form of :class:`textenv.env.TextEnv`: it returns what a ``SyncVectorEnv`` of N would.
@@ -102,7 +105,7 @@ class TextVectorEnv(ScoredByTask, VectorEnv):
         self._resetting[slots] = False
         return self._episodes.observe(), scatter(self.num_envs, slots, columns_of(infos))
 
-    def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: Any) -> Stepped:
         if self.autoreset_mode is AutoresetMode.DISABLED and self._resetting.any():
             raise ValueError(
                 "with autoreset off, ended episodes must be reset before the next step, got ended slots "
@@ -118,9 +121,7 @@ class TextVectorEnv(ScoredByTask, VectorEnv):
             infos = scatter(self.num_envs, resetting, self._begin(resetting))
         return self._result(ended, infos)
 
-    def play(
-        self, response_ids: Any, response_lengths: Any, logprobs: Any = None
-    ) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def play(self, response_ids: Any, response_lengths: Any, logprobs: Any = None) -> Stepped:
         """Play one whole response per slot and return what each slot's last ``step`` would have returned.
 
         Args:
@@ -145,9 +146,7 @@ class TextVectorEnv(ScoredByTask, VectorEnv):
     def render(self) -> tuple[str, ...] | None:  # type: ignore[override]
         return None if self.render_mode is None else tuple(map(self._episodes.text, range(self.num_envs)))
 
-    def _result(
-        self, ended: np.ndarray, infos: dict[str, Any]
-    ) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def _result(self, ended: np.ndarray, infos: dict[str, Any]) -> Stepped:
         rewards = np.zeros(self.num_envs)
         self._resetting = np.zeros(self.num_envs, dtype=bool)
         slots = np.flatnonzero(ended)

@@ -68,10 +68,8 @@ class CheckpointedLearner(Learner[Config], Algorithm):
             tensors = torch.load(path / "optimizer.pt", weights_only=True)
             config = cls.config_type(**state["config"])
         except Exception as error:
-            raise ValueError(
-                f"a checkpoint must be a folder written by {cls.__name__}.save, got {str(path)!r}: {error}. "
-                "Name another checkpoint, or train again."
-            ) from error
+            rule = f"a checkpoint must be a folder written by {cls.__name__}.save"
+            raise ValueError(f"{rule}, got {str(path)!r}: {error}. Name another checkpoint, or train again.") from error
         slots = len(state["prompt_indices"])
         if slots != env.num_envs:
             raise ValueError(f"num_envs must be that of the checkpoint, {slots}, got {env.num_envs}. Use {slots}.")

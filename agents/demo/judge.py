@@ -28,9 +28,8 @@ def evaluate_stages(
 
     Returns the part of the summary that is measured; gold scores in standard deviations of the SFT model's.
     """
-    env = assistant_env(
-        split, reference=str(folder / "sft"), reward_model=str(folder / "reward_model"), kl_coef=kl_coef
-    )
+    models: dict[str, Any] = {"reference": str(folder / "sft"), "reward_model": str(folder / "reward_model")}
+    env = assistant_env(split, **models, kl_coef=kl_coef)
     stages: dict[str, list[Evaluation]] = {}
     for part, name in enumerate(("base", "sft", "ppo")):
         model = load_language_model(folder / name / "policy" if name == "ppo" else folder / name)
@@ -66,15 +65,13 @@ def stage_summary(repeats: list[Evaluation], unit: float) -> dict[str, Any]:
     def mean(columns: list[Any], scale: float = 1.0) -> dict[str, float]:
         return mean_ci95(np.mean(columns, axis=0) / scale)._asdict()
 
-    judged = [
-        assistant.judge(*texts) for e in repeats for texts in zip(e.prompts, e.responses, e.finish_reasons, strict=True)
-    ]
+    answers = [answer for e in repeats for answer in zip(e.prompts, e.responses, e.finish_reasons, strict=True)]
     kl = [e.kl for e in repeats if e.kl is not None]
     return {
         "gold_score": mean([gold_of(e) for e in repeats], unit),
         "rm_score": mean([e.rm_scores for e in repeats]),
         "kl": mean(kl) if len(kl) == len(repeats) else None,
-        **assistant.rates(judged),
+        **assistant.rates(assistant.judge(*answer) for answer in answers),
         "eos_rate": float(np.mean([reason != "length" for e in repeats for reason in e.finish_reasons])),
         "response_tokens": float(np.mean([e.lengths for e in repeats])),
     }

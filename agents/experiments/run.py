@@ -191,9 +191,7 @@ def tables(rows: list[dict[str, Any]]) -> dict[str, tuple[list[str], list[list[s
     for env_id in dict.fromkeys(row["env_id"] for row in rows):
         group = [row for row in rows if row["env_id"] == env_id]
         names = [name for name in FIGURES if any(name in row["figures"] for row in group)]
-        body = [
-            [row["agent"], str(row["seeds"]), *(shown(row["figures"].get(name)) for name in names)] for row in group
-        ]
+        body = [[row["agent"], str(row["seeds"]), *(shown(row["figures"].get(n)) for n in names)] for row in group]
         out[env_id] = (["agent", "seeds", *(FIGURES[name] for name in names)], body)
     return out
 

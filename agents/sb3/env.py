@@ -75,9 +75,8 @@ class TextVecEnv(VecEnv):
         for number, options in enumerate(self._options):
             same = np.array([other == options for other in self._options])
             if same.argmax() == number:  # the first slot of those with these options
-                self._observation, infos = self.env.reset(
-                    seed=list(self._seeds), options={**options, "reset_mask": same}
-                )
+                chosen = {**options, "reset_mask": same}
+                self._observation, infos = self.env.reset(seed=list(self._seeds), options=chosen)
                 self._keep_reset_infos(infos, np.flatnonzero(same))
         self._reset_seeds()
         self._reset_options()

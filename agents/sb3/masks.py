@@ -16,12 +16,7 @@ import numpy as np
 from gymnasium import spaces
 from jaxtyping import Int
 from sb3_contrib import MaskablePPO
-from sb3_contrib.common.maskable.buffers import (
-    MaskableDictRolloutBuffer,
-    MaskableDictRolloutBufferSamples,
-    MaskableRolloutBuffer,
-    MaskableRolloutBufferSamples,
-)
+from sb3_contrib.common.maskable import buffers
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from stable_baselines3.common.buffers import BaseBuffer, DictRolloutBuffer, RolloutBuffer
 
@@ -66,16 +61,16 @@ class _Shared(BaseBuffer):
         return self.samples(*self.without_masks._get_samples(self, batch_inds, env), action_masks=masks)
 
 
-class SharedMasks(_Shared, MaskableRolloutBuffer):
+class SharedMasks(_Shared, buffers.MaskableRolloutBuffer):
     """``rollout_buffer_class`` of ``MaskablePPO`` for ``obs_mode="tokens"``."""
 
-    without_masks, samples = RolloutBuffer, MaskableRolloutBufferSamples
+    without_masks, samples = RolloutBuffer, buffers.MaskableRolloutBufferSamples
 
 
-class SharedMasksDict(_Shared, MaskableDictRolloutBuffer):
+class SharedMasksDict(_Shared, buffers.MaskableDictRolloutBuffer):
     """``rollout_buffer_class`` of ``MaskablePPO`` for ``obs_mode="dict"``."""
 
-    without_masks, samples = DictRolloutBuffer, MaskableDictRolloutBufferSamples
+    without_masks, samples = DictRolloutBuffer, buffers.MaskableDictRolloutBufferSamples
 
 
 class SB3MaskablePPO(SB3Algorithm):

@@ -124,8 +124,8 @@ class CausalLMPolicy(ActorCriticPolicy):
     ) -> tuple[Int[Tensor, " N"], Float[Tensor, "N 1"], Float[Tensor, " N"]]:
         """Actions, values of the state before them, and log-probabilities."""
         distribution, values = self._outputs(obs, action_masks)
-        actions = distribution.get_actions(deterministic=deterministic)
-        return actions, values, self._decide(obs, actions, distribution)
+        actions, logprobs = self._decide(obs, deterministic, distribution)
+        return actions, values, logprobs
 
     def evaluate_actions(
         self, obs: PyTorchObs, actions: Int[Tensor, " B"], action_masks: Any = None
@@ -143,10 +143,7 @@ class CausalLMPolicy(ActorCriticPolicy):
     def _predict(
         self, observation: PyTorchObs, deterministic: bool = False, action_masks: Any = None
     ) -> Int[Tensor, " B"]:
-        distribution = self.get_distribution(observation, action_masks)
-        actions = distribution.get_actions(deterministic=deterministic)
-        self._decide(observation, actions, distribution)
-        return actions
+        return self._decide(observation, deterministic, self._outputs(observation, action_masks)[0])[0]
 
     def set_training_mode(self, mode: bool) -> None:
         super().set_training_mode(mode)
@@ -167,15 +164,15 @@ class CausalLMPolicy(ActorCriticPolicy):
         }
 
     def _decide(
-        self, obs: PyTorchObs, actions: Int[Tensor, " N"], distribution: CategoricalDistribution
-    ) -> Float[Tensor, " N"]:
+        self, obs: PyTorchObs, deterministic: bool, distribution: CategoricalDistribution
+    ) -> tuple[Int[Tensor, " N"], Float[Tensor, " N"]]:
+        """Actions and their log-probabilities, left where the environment finds them."""
+        actions = distribution.get_actions(deterministic=deterministic)
         logprobs = distribution.log_prob(actions)
         _last.decision = Decision(obs, actions.detach(), logprobs.detach(), self.rule)
-        return logprobs
+        return actions, logprobs
 
-    def _outputs(
-        self, obs: PyTorchObs, action_masks: Any = None
-    ) -> tuple[CategoricalDistribution, Float[Tensor, "B 1"]]:
+    def _outputs(self, obs: PyTorchObs, masks: Any = None) -> tuple[CategoricalDistribution, Float[Tensor, "B 1"]]:
         """The distribution of the next token under the rule and the masks, and values; cached unless with gradient."""
         batch = self._read(obs)
         ids, lengths = rows(batch).input_ids, batch.total_lengths
@@ -184,8 +181,8 @@ class CausalLMPolicy(ActorCriticPolicy):
         else:
             logits, hidden = prefix_outputs(self.model, ids, lengths)
         logprobs = self.rule.logprobs(logits, batch.response_lengths)
-        if action_masks is not None:
-            logprobs = _masked(logprobs, action_masks)
+        if masks is not None:
+            logprobs = _masked(logprobs, masks)
         distribution = CategoricalDistribution(logprobs.shape[1])
         return distribution.proba_distribution(action_logits=logprobs), self.value_head(hidden)[:, None]
 
@@ -234,10 +231,8 @@ def _masked(logprobs: Float[Tensor, "B V"], masks: Any) -> Float[Tensor, "B V"]:
     allowed = torch.as_tensor(masks, device=logprobs.device).reshape(logprobs.shape).bool()
     left = (allowed & (logprobs > -torch.inf)).any(1)
     if not left.all():
-        raise ValueError(
-            f"an action mask must allow at least one token, got none of {logprobs.shape[1]} in row "
-            f"{int(left.int().argmin())}. Fix action_masks()."
-        )
+        found = f"none of {logprobs.shape[1]} in row {int(left.int().argmin())}"
+        raise ValueError(f"an action mask must allow at least one token, got {found}. Fix action_masks().")
     return logprobs.masked_fill(~allowed, -torch.inf)
 
 
@@ -248,7 +243,5 @@ def _check_vocabulary(name: str, vocabulary: int, actions: int) -> None:
             "actions. Start the policy from the environment's reference."
         )
     if actions > EXACT_FLOATS:
-        raise ValueError(
-            f"actions must number {EXACT_FLOATS} or fewer for Stable-Baselines3, which stores them as floats, got "
-            f"{actions}. Use a learner of this package."
-        )
+        rule = f"actions must number {EXACT_FLOATS} or fewer for Stable-Baselines3, which stores them as floats"
+        raise ValueError(f"{rule}, got {actions}. Use a learner of this package.")

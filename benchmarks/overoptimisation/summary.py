@@ -147,10 +147,7 @@ def ppo_peaks(ppo: list[dict[str, Any]]) -> list[dict[str, Any]]:
         groups.setdefault(key, {}).setdefault(run["seed"], []).append(run["path"])
     rows = []
     for (world, proxy, kl_coef), seeds in sorted(groups.items()):
-        found = [
-            {key: float(np.mean([peak(c)[key] for c in curves])) for key in peak(curves[0])}
-            for curves in seeds.values()
-        ]
+        found = [averaged([[peak(curve)] for curve in curves])[0] for curves in seeds.values()]
         every = [point for curves in seeds.values() for curve in curves for point in curve]
         figures = {key: mean_ci95([each[key] for each in found])._asdict() for key in found[0]}
         last = mean_ci95([np.mean([math.sqrt(c[-1]["kl"]) for c in curves]) for curves in seeds.values()])._asdict()

@@ -59,10 +59,8 @@ def _paired(
     first: Sequence[ScoredItem], second: Sequence[ScoredItem]
 ) -> tuple[Float[np.ndarray, " M"], Float[np.ndarray, " M"], np.ndarray]:
     """Outcomes of both on every pair, and the pairs' clusters."""
-    same = len(first) == len(second) and all(
-        (a.prompt, a.responses, a.ranks) == (b.prompt, b.responses, b.ranks) for a, b in zip(first, second, strict=True)
-    )
-    if not same:
+    asked, other = ([(item.prompt, item.responses, item.ranks) for item in items] for items in (first, second))
+    if asked != other:
         raise ValueError(
             f"a comparison needs two reports on the same items, got {len(first)} and {len(second)} items that differ. "
             "Run both models with the same data, limit and seed."

@@ -77,9 +77,8 @@ def lay_out(items: Sequence[Ranking]) -> Layout:
                 prompts.setdefault(prompt_key(item.prompt), len(prompts))
             row.append(number[key])
         rows.append(np.array(row))
-    texts = Inputs(
-        [item.prompt for item, _ in kept], [item.responses[place] for item, place in kept], _columns(items, kept)
-    )
+    responses = [item.responses[place] for item, place in kept]
+    texts = Inputs([item.prompt for item, _ in kept], responses, _columns(items, kept))
     known = all(item.gold for item in items)
     return Layout(
         texts,

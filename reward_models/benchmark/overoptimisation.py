@@ -51,10 +51,8 @@ def fit_bend(form: Form, d: Sequence[float] | Any, gains: Sequence[float] | Any)
     """
     d, gains = np.asarray(d, dtype=np.float64), np.asarray(gains, dtype=np.float64)
     if len(np.unique(d[d > 0])) < 2 or not (np.isfinite(d).all() and np.isfinite(gains).all()) or (d < 0).any():
-        raise ValueError(
-            f"a form needs finite points, two or more of them at different d > 0, got d {d.tolist()} and gains "
-            f"{gains.tolist()}. Measure more points."
-        )
+        rule = "a form needs finite points, two or more of them at different d > 0"
+        raise ValueError(f"{rule}, got d {d.tolist()} and gains {gains.tolist()}. Measure more points.")
     columns = np.stack(_columns(form, d), axis=1)
     (alpha, beta), *_ = np.linalg.lstsq(columns, gains, rcond=None)
     total = float(np.sum((gains - gains.mean()) ** 2))

@@ -43,10 +43,8 @@ class Ensemble:
             raise ValueError(f"combine must be one of {ways}, got {combine!r}. Choose one.")
         charged = combine in ("mean_minus_std", "uncertainty")
         if coefficient is not None and not (charged and math.isfinite(coefficient) and coefficient >= 0):
-            raise ValueError(
-                "coefficient must be finite and 0 or more, and needs combine 'mean_minus_std' or 'uncertainty', "
-                f"got {coefficient} with combine {combine!r}. Leave it out or change combine."
-            )
+            rule = "coefficient must be finite and 0 or more, and needs combine 'mean_minus_std' or 'uncertainty'"
+            raise ValueError(f"{rule}, got {coefficient} with combine {combine!r}. Leave it out or change combine.")
         self.members = dict(members)
         self.combine: Combine = cast(Combine, combine)
         self.coefficient = (1.0 if coefficient is None else coefficient) if charged else 0.0

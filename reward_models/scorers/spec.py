@@ -73,10 +73,8 @@ def _weighted(parts: Mapping[str, Any], how: Loading) -> RewardModel:
         given = part if isinstance(part, Mapping) else {"weight": part}
         unknown = given.keys() - {"model", "weight"}
         if unknown:
-            raise ValueError(
-                f"part {name!r} of 'weighted' must be a weight, or an object of 'model' and 'weight', got the "
-                f"unknown keys {sorted(unknown)}. Remove them."
-            )
+            rule = f"part {name!r} of 'weighted' must be a weight, or an object of 'model' and 'weight'"
+            raise ValueError(f"{rule}, got the unknown keys {sorted(unknown)}. Remove them.")
         out[name] = Part(registry.reward_model(given.get("model", name), *how), given.get("weight", 1.0))
     return WeightedSum(out)
 

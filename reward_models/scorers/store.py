@@ -62,7 +62,5 @@ class Store:
             with contextlib.closing(sqlite3.connect(self._path, timeout=60)) as database, database:
                 yield database
         except (sqlite3.DatabaseError, OSError) as error:
-            raise ValueError(
-                f"a {self._what} must be an SQLite file that can be read and written, got "
-                f"{str(self._path)!r}: {error}. Remove it or name another."
-            ) from error
+            rule = f"a {self._what} must be an SQLite file that can be read and written"
+            raise ValueError(f"{rule}, got {str(self._path)!r}: {error}. Remove it or name another.") from error

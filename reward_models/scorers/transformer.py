@@ -22,24 +22,13 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from transformers.utils import logging as hf_logging
 
 from reward_models.preferences import Ranking
-from reward_models.scorers.heads import (
-    is_decoder,
-    rescale,
-    score_features,
-    score_head,
-    score_rows,
-    score_unit,
-    shift,
-    unused_positions,
-)
+from reward_models.scorers import heads
 from reward_models.scorers.texts import EncodedTexts, encode_for_decoder, encode_for_encoder, in_template
 from textenv.data.hub import hub_or_cache
 from textenv.lm import LanguageModel, disable_dropout, length_buckets
 from textenv.lm.load import load_tokenizer
 from textenv.scoring import note_truncated
 from textenv.training.isolation import untouched_globals
-
-__all__ = ["TransformerRewardModel", "load_reward_model", "score_head", "score_rows", "score_unit"]
 
 _log = logging.getLogger(__name__)
 
@@ -56,8 +45,8 @@ class TransformerRewardModel:
         Raises:
             ValueError: the classifier does not end in one linear output, or a decoder's tokenizer has no EOS token.
         """
-        score_head(model)
-        self.is_decoder = is_decoder(model)
+        heads.score_head(model)
+        self.is_decoder = heads.is_decoder(model)
         """Read at the last token, else pooled by the model itself."""
         if self.is_decoder and tokenizer.eos_token_id is None:
             raise ValueError(f"the tokenizer of {name!r} must have an EOS token. Set tokenizer.eos_token and save it.")
@@ -84,17 +73,15 @@ class TransformerRewardModel:
             try:
                 model = AutoModelForSequenceClassification.from_config(config, dtype=lm.model.dtype)
             except ValueError:
-                raise ValueError(
-                    "a reward model's trunk must be of a family that transformers has a sequence classifier for, got "
-                    f"{type(lm.model).__name__}. Start from another model."
-                ) from None
+                rule = "a reward model's trunk must be of a family that transformers has a sequence classifier for"
+                raise ValueError(f"{rule}, got {type(lm.model).__name__}. Start from another model.") from None
             model.base_model.load_state_dict(lm.model.base_model.state_dict())
             rows = model.get_input_embeddings().weight.shape[0]
             if len(tokenizer) > rows:
                 model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         with torch.no_grad():
             model.get_input_embeddings().weight[rows:] = 0.0  # padding: no token ever attends to it
-            score_head(model).weight.zero_()
+            heads.score_head(model).weight.zero_()
         model.config.pad_token_id = tokenizer.pad_token_id
         return cls(model.to(lm.device), tokenizer, name=lm.name, batch_size=batch_size)
 
@@ -109,7 +96,7 @@ class TransformerRewardModel:
             torch.manual_seed(seed)
             model, tokenizer = _load(folder, torch.float32, num_labels=1)
         with torch.no_grad():
-            for parameter in score_head(model).parameters():
+            for parameter in heads.score_head(model).parameters():
                 parameter.zero_()
         return cls(model.to(device), tokenizer, name=str(folder))
 
@@ -124,7 +111,7 @@ class TransformerRewardModel:
     def score_unit(self) -> float:
         """Log-odds in one unit of score: the model holds ``P(a ≻ b) = σ(score_unit · (s_a − s_b))``. 1 as trained,
         then what normalisation divided by; saved in the config."""
-        return score_unit(self.model)
+        return heads.score_unit(self.model)
 
     @property
     def max_tokens(self) -> int | None:
@@ -132,7 +119,7 @@ class TransformerRewardModel:
         limit = getattr(self.model.config, "max_position_embeddings", None)
         if self.is_decoder or limit is None:
             return limit
-        return min(limit - unused_positions(self.model), self.tokenizer.model_max_length)
+        return min(limit - heads.unused_positions(self.model), self.tokenizer.model_max_length)
 
     @property
     def reading(self) -> str:
@@ -149,7 +136,7 @@ class TransformerRewardModel:
     @property
     def trunk_identity(self) -> str:
         """A digest of what features of tokens depend on: all weights and settings but those of the last layer."""
-        head = {id(parameter) for parameter in score_head(self.model).parameters()}
+        head = {id(parameter) for parameter in heads.score_head(self.model).parameters()}
         names = {name for name, parameter in self.model.named_parameters() if id(parameter) in head}
         return _sha256(str(self.is_decoder), *_contents(self.model, {*names, "score_unit"}))
 
@@ -177,15 +164,12 @@ class TransformerRewardModel:
         encode = encode_for_decoder if self.is_decoder else encode_for_encoder
         limit = self.max_tokens
         texts, cut, long = encode(self.tokenizer, prompts, completions, limit)
+        who = f"Reward model {self.name} (≤ {limit} tokens)"
         if cut and not self.truncated_prompts:
-            _log.warning(
-                "Reward model %s (≤ %s tokens): %d prompt%s cut on the left.", self.name, limit, cut, "s" * (cut > 1)
-            )
+            _log.warning("%s: %d prompt%s cut on the left.", who, cut, "s" * (cut > 1))
         if long and not self.truncated_responses:
-            _log.warning(
-                "Reward model %s (≤ %s tokens): %d response%s cut at the end. The score is that of the rest.",
-                *(self.name, limit, len(long), "s" * (len(long) > 1)),
-            )
+            plural = "s" * (len(long) > 1)
+            _log.warning("%s: %d response%s cut at the end. The score is that of the rest.", who, len(long), plural)
         self.truncated_prompts += cut
         self.truncated_responses += len(long)
         note_truncated(completions[row] for row in long)
@@ -196,13 +180,13 @@ class TransformerRewardModel:
         """Scores of tokenised texts, in order, on the CPU; batches are of similar length."""
         out = torch.zeros(len(texts.lengths))
         for index in length_buckets(texts.lengths, self.batch_size, max_padding=0.1):
-            out[index] = score_rows(self.model, **texts.batch(index, self.model.device)).cpu()
+            out[index] = heads.score_rows(self.model, **texts.batch(index, self.model.device)).cpu()
         return out
 
     @torch.no_grad()
     def scores_of(self, features: Float[Tensor, "N H"]) -> Float[Tensor, " N"]:
         """Scores of texts that this model's trunk has read already (:mod:`.features`), on the CPU."""
-        return score_features(self.model, features.to(self.model.device)).cpu()
+        return heads.score_features(self.model, features.to(self.model.device)).cpu()
 
     def normalize(self, rankings: Sequence[Ranking], scores: Float[Tensor, " n"] | None = None) -> None:
         """Shift and scale the scores: mean 0 over prompts, standard deviation 1 *within* a prompt, on these samples.
@@ -232,8 +216,8 @@ class TransformerRewardModel:
                 "The model has learned nothing: train it first; where training stopped early, evaluate later or raise "
                 "early_stopping_patience."
             )
-        rescale(self.model, deviation)
-        shift(self.model, -means.mean().item() / deviation)
+        heads.rescale(self.model, deviation)
+        heads.shift(self.model, -means.mean().item() / deviation)
 
     def encode_rankings(self, rankings: Sequence[Ranking]) -> EncodedTexts:
         """The texts of all rankings, one after another, each from best to worst."""
@@ -274,10 +258,8 @@ def _load(name: str | Path, dtype: torch.dtype, **options: Any) -> tuple[Any, An
     """``(model, tokenizer)`` of a sequence classifier, or a ValueError that says why not."""
     with hub_or_cache(name) as unreachable:
         try:
-            model = AutoModelForSequenceClassification.from_pretrained(
-                str(name), dtype=dtype, use_safetensors=True, **options
-            )
-            return model, load_tokenizer(name)
+            options |= {"dtype": dtype, "use_safetensors": True}
+            return AutoModelForSequenceClassification.from_pretrained(str(name), **options), load_tokenizer(name)
         except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
             raise ValueError(
                 f"a reward model must be a registered name, 'module:callable', a folder or a hub id, got "

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,9 +27,7 @@ class Examples(NamedTuple):
     """Features of each text, where the trunk is frozen."""
 
     @classmethod
-    def of(
-        cls, model: TransformerRewardModel, rankings: Sequence[Ranking], featurize: Featurize | None = None
-    ) -> "Examples":
+    def of(cls, model: TransformerRewardModel, rankings: Sequence[Ranking], featurize: Featurize | None = None) -> Self:
         """With ``featurize``, the trunk is frozen and read once."""
         texts = model.encode_rankings(rankings)
         counts = torch.tensor([len(ranking.responses) for ranking in rankings])

@@ -31,10 +31,8 @@ def start_reward_model(name: str, device: str = "cpu") -> TransformerRewardModel
         try:
             config = AutoConfig.from_pretrained(name)
         except (OSError, ValueError) as error:
-            raise ValueError(
-                f"a reward model must start from a registered name, a folder or a hub id, got {name!r}: "
-                f"{error}{unreachable} Check the name."
-            ) from error
+            rule = "a reward model must start from a registered name, a folder or a hub id"
+            raise ValueError(f"{rule}, got {name!r}: {error}{unreachable} Check the name.") from error
     architecture = (config.architectures or [""])[0]
     if architecture.endswith("ForSequenceClassification"):
         return load_reward_model(name, device)

@@ -125,9 +125,7 @@ def train_reward_model(
     rankings = load_rankings(rankings)
     held_out = None if eval_rankings is None else load_rankings(eval_rankings)
     _check(config, rankings, held_out)
-    learner = (
-        _copy(model) if isinstance(model, TransformerRewardModel) else TransformerRewardModel.from_language_model(model)
-    )
+    learner = _learner(model)
     start = learner.identity
     featurize = _featurize(learner, config, on_progress) if config.freeze_trunk else None
     examples = Examples.of(learner, rankings, featurize)
@@ -239,7 +237,9 @@ def _summed_loss(config: RewardConfig) -> Callable[..., Float[Tensor, ""]]:
     return summed
 
 
-def _copy(model: TransformerRewardModel) -> TransformerRewardModel:
-    return TransformerRewardModel(
-        copy.deepcopy(model.model), model.tokenizer, name=model.name, batch_size=model.batch_size
-    )
+def _learner(model: TransformerRewardModel | LanguageModel) -> TransformerRewardModel:
+    """A copy to train."""
+    if isinstance(model, LanguageModel):
+        return TransformerRewardModel.from_language_model(model)
+    copied = copy.deepcopy(model.model)
+    return TransformerRewardModel(copied, model.tokenizer, name=model.name, batch_size=model.batch_size)

@@ -32,9 +32,7 @@ def envs(*, experiment: Path | None = None, load: bool = False, as_json: Json = 
         tokens, problem = _vocabulary(kwargs["reference"], load)
         budget = f"{kwargs['max_prompt_tokens']} + {kwargs['max_new_tokens']}"
         figures = f"vocabulary {tokens}, prompt + response ≤ {budget} tokens, β {kwargs.get('kl_coef', 0.05):g}"
-        names = [
-            f"{name.replace('_', ' ')} {_short(kwargs[name])}" for name in ("prompts", "reference", "reward_model")
-        ]
+        names = [f"{key.replace('_', ' ')} {_short(kwargs[key])}" for key in ("prompts", "reference", "reward_model")]
         console.print(f"[bold]{escape(env_id)}[/]  {escape(description)}")
         console.print(escape(f"{figures}; {', '.join(names)}"), style="dim")
         if load and kwargs["reference"] is not None and not problem:

@@ -46,10 +46,8 @@ def check_collection(path: str | Path) -> None:
     path = Path(path)
     check_writable(path)
     if path.is_dir() and any(path.iterdir()) and (_files(path) or not (path / MARKER).is_file()):
-        raise ValueError(
-            f"output must be a new or empty folder, or hold earlier results of the same command, got {str(path)!r} "
-            "with other files. Nothing was changed. Name another folder."
-        )
+        rule = "output must be a new or empty folder, or hold earlier results of the same command"
+        raise ValueError(f"{rule}, got {str(path)!r} with other files. Nothing was changed. Name another folder.")
 
 
 def collection_folder(path: str | Path) -> Path:

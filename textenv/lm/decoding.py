@@ -101,10 +101,8 @@ def decodes_with_cache(model: PreTrainedModel) -> bool:
         with torch.autocast(model.device.type, enabled=False):
             _with_cache[model] = _equals_own(model, CachedDecoding)
             if not _with_cache[model] and not _equals_own(model, WholeDecoding):
-                raise ValueError(
-                    f"a language model must predict each token from those before it alone, got {type(model).__name__}. "
-                    "Use a causal language model."
-                )
+                rule = "a language model must predict each token from those before it alone"
+                raise ValueError(f"{rule}, got {type(model).__name__}. Use a causal language model.")
     return _with_cache[model]
 
 

@@ -146,9 +146,7 @@ def _pairs(cache: DynamicCache) -> Pairs:
     pairs: Pairs = []
     for layer in cache.layers:
         if type(layer) is not DynamicLayer or layer.keys is None or layer.values is None:
-            raise ValueError(
-                "a prefix cache needs a model of attention layers that keep every token, got cache layer "
-                f"{type(layer).__name__}. Turn the cache off (use_cache=False)."
-            )
+            rule = "a prefix cache needs a model of attention layers that keep every token"
+            raise ValueError(f"{rule}, got cache layer {type(layer).__name__}. Turn the cache off (use_cache=False).")
         pairs.append((layer.keys, layer.values))
     return pairs

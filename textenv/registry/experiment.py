@@ -24,12 +24,8 @@ if TYPE_CHECKING:
 KINDS = {"language_models": "language model", "reward_models": "reward model", "prompts": "prompts"}
 """Sections that define names, and the kind of thing each names."""
 
-OPTION_KINDS = {
-    "reference": "language model",
-    "reward_model": "reward model",
-    "gold": "reward model",
-    "prompts": "prompts",
-}
+OPTION_KINDS = {"prompts": "prompts", "reference": "language model"}
+OPTION_KINDS |= {"reward_model": "reward model", "gold": "reward model"}
 """Options of an environment that are names or paths."""
 
 BUILT_IN_AGENTS = ("reference", "random")

@@ -206,10 +206,8 @@ def _source(kind: str, name: str) -> Any:
     hub_id = kind != "prompts" and name.count("/") == 1 and not looks_like_path(name)
     if ":" in name or Path(name).exists() or hub_id:
         return name
-    raise ValueError(
-        f"{kind} must be a registered name, an existing path or 'module:attribute', got {name!r}. "
-        f"{hint(name, names)}Registered: {', '.join(sorted(names)) or 'none'}."
-    )
+    rule = f"{kind} must be a registered name, an existing path or 'module:attribute'"
+    raise ValueError(f"{rule}, got {name!r}. {hint(name, names)}Registered: {', '.join(sorted(names)) or 'none'}.")
 
 
 def _attribute(source: Any) -> Any:

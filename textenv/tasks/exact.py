@@ -271,9 +271,8 @@ class ExactWorld:
         if n < 1:
             raise ValueError(f"best-of-n needs n ≥ 1, got {n}. Raise it.")
         scores = self.rewards if scores is None else scores
-        logprobs = torch.stack(
-            [_best_of_n(ref, score, n) for ref, score in zip(self.ref_logprobs, scores, strict=True)]
-        )
+        prompts = zip(self.ref_logprobs, scores, strict=True)
+        logprobs = torch.stack([_best_of_n(ref, score, n) for ref, score in prompts])
         return Chosen(logprobs, self.expected_reward(logprobs), self.kl(logprobs))
 
     def _rewards(

@@ -76,8 +76,5 @@ def encode_texts(
 
 
 def _encode(tokenizer: Any, texts: list[str], special: bool) -> list[list[int]]:
-    if not texts:
-        return []
-    return tokenizer(
-        texts, add_special_tokens=special, return_attention_mask=False, return_token_type_ids=False
-    ).input_ids
+    ids_alone = {"return_attention_mask": False, "return_token_type_ids": False}
+    return tokenizer(texts, add_special_tokens=special, **ids_alone).input_ids if texts else []

@@ -177,9 +177,8 @@ class _Loop:
         """The examples of each remaining step."""
         for epoch in range(self.step // self.epoch_steps, self.config.epochs):
             done = self.step - epoch * self.epoch_steps
-            yield from itertools.islice(
-                epoch_windows(self.examples.lengths, self.config.window, self.config.seed, epoch), done, None
-            )
+            windows = epoch_windows(self.examples.lengths, self.config.window, self.config.seed, epoch)
+            yield from itertools.islice(windows, done, None)
 
     def train_step(self) -> None:
         """One optimizer step over one window, shared by the processes."""

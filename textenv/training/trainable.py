@@ -76,10 +76,8 @@ class BestWeights:
             return
         saved = json.loads((folder / "best.json").read_text("utf-8"))
         self.evaluation, self.since = saved["evaluation"], saved["since"]
-        own = trainable_weights(self._model)
-        self._weights = {
-            name: weight.to(own[name].device) for name, weight in load_file(folder / "best.safetensors").items()
-        }
+        own, best = trainable_weights(self._model), load_file(folder / "best.safetensors")
+        self._weights = {name: weight.to(own[name].device) for name, weight in best.items()}
 
 
 @torch.no_grad()

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from reward_models.benchmark.layout import Inputs
 from reward_models.benchmark.measure import BenchmarkReport, Column, Measure
 from reward_models.benchmark.model import BenchmarkedModel
-from reward_models.scorers.transformer import TransformerRewardModel, score_head
+from reward_models.scorers.heads import score_head
+from reward_models.scorers.transformer import TransformerRewardModel
 from textenv.lm import length_buckets
 from textenv.lm.batch import length_mask
 

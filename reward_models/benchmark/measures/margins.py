@@ -47,9 +47,7 @@ def margins_of(run: Run) -> Margins:
 def signed_margins(report: BenchmarkReport) -> Float[np.ndarray, " M"]:
     """Margins of all pairs in standard deviations within a prompt."""
     sd = report.margins.within_prompt_sd
-    gaps = [
-        item.scores[a] - item.scores[b] for item in report.scored for a, b in better_pairs(item.responses, item.ranks)
-    ]
+    gaps = [x.scores[a] - x.scores[b] for x in report.scored for a, b in better_pairs(x.responses, x.ranks)]
     return np.array(gaps) / (sd if sd > 0 else 1.0)
 
 

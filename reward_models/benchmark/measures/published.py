@@ -100,10 +100,8 @@ def ties_score(items: Sequence[Ranking], scores: Sequence[np.ndarray]) -> float:
     for item, values in zip(items, scores, strict=True):
         kind, _, number = str(item.columns.get("id")).partition(":")
         if kind not in kinds or not number:
-            raise ValueError(
-                f"an item of {TIES} must have an 'id' like 'ref:1' or 'tied:1', got {item.columns.get('id')!r}. Keep "
-                "the column, or rename the subset."
-            )
+            rule = f"an item of {TIES} must have an 'id' like 'ref:1' or 'tied:1'"
+            raise ValueError(f"{rule}, got {item.columns.get('id')!r}. Keep the column, or rename the subset.")
         good = np.array(item.levels) == 0
         right, wrong = values[good], values[~good]
         kinds[kind][number] = Margins(float(right.min() - wrong.max()), float(np.ptp(right)))

@@ -30,9 +30,8 @@ def accuracy(pairs: Pairs, texts: Inputs | None, scorer: BenchmarkedModel, **int
 
 def blanked(texts: Inputs) -> Inputs:
     """The same texts with empty prompts; of a chat, the last message is left, empty."""
-    return texts._replace(
-        prompts=["" if isinstance(prompt, str) else [{**prompt[-1], "content": ""}] for prompt in texts.prompts]
-    )
+    blank = ["" if isinstance(prompt, str) else [{**prompt[-1], "content": ""}] for prompt in texts.prompts]
+    return texts._replace(prompts=blank)
 
 
 def swapped(layout: Layout, seed: int) -> Inputs | None:

@@ -6,13 +6,7 @@ It works without the environment too: sample prompts, answers and rankings, scor
 from typing import TYPE_CHECKING
 
 from textenv.tasks.assistant.annotators import ANNOTATOR_TEMPERATURE, rank, sample_rankings
-from textenv.tasks.assistant.corpus import (
-    Entropy,
-    answer_distribution,
-    conditional_entropy,
-    sample_answer,
-    sample_corpus,
-)
+from textenv.tasks.assistant.corpus import answer_distribution, conditional_entropy, sample_answer, sample_corpus
 from textenv.tasks.assistant.gold import Judgement, gold_scores, judge, rates
 from textenv.tasks.assistant.phrases import VOCABULARY
 from textenv.tasks.assistant.questions import (
@@ -34,7 +28,6 @@ __all__ = [
     "MAX_NEW_TOKENS",
     "MAX_PROMPT_TOKENS",
     "VOCABULARY",
-    "Entropy",
     "Judgement",
     "Prompt",
     "answer_distribution",

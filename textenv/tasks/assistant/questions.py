@@ -80,10 +80,8 @@ def parse_prompt(text: str) -> Prompt:
             if is_fact:
                 return _prompt(tone, index, relation=slots["relation"], subject=slots["subject"], sentence=sentence)
             return _prompt(tone, index, sentence=sentence, **slots)
-    raise ValueError(
-        f"a prompt must read 'user: [please be polite . | be brief .] <question> assistant:', got {text!r}. "
-        "Take one from textenv.tasks.assistant.prompts."
-    )
+    rule = "a prompt must read 'user: [please be polite . | be brief .] <question> assistant:'"
+    raise ValueError(f"{rule}, got {text!r}. Take one from textenv.tasks.assistant.prompts.")
 
 
 @lru_cache(maxsize=3)
