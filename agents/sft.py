@@ -102,27 +102,19 @@ def train_sft(
     config = config or SFTConfig()
     folder = RunFolder(output_dir, resume=resume)
     demonstrations = load_demonstrations(records)
-    held_out = None if eval_records is None else load_demonstrations(eval_records)
+    held_out = [] if eval_records is None else load_demonstrations(eval_records)
     if isinstance(model, str):
         learner = textenv.fresh_language_model(model, device)
     else:
         learner = replace(model, model=copy.deepcopy(model.model))
     examples = tokenise(learner, demonstrations, config)
-    held_out_examples = None if held_out is None else tokenise(learner, held_out, config)
-
-    def evaluate() -> dict[str, float]:
-        assert held_out_examples is not None
-        return {"eval_nll": mean_nll(learner.model, held_out_examples, config.batch_size)}
-
-    run = fit(
-        Objective(learner.model, _summed_loss),
-        examples,
-        config,
-        folder,
-        inputs={"data": examples.prompts.digest() + examples.responses.digest()},
-        evaluation=None if held_out_examples is None else Evaluation(evaluate),
-        on_progress=on_progress,
-    )
+    evaluation = None
+    if held_out:
+        unseen = tokenise(learner, held_out, config)
+        evaluation = Evaluation(lambda: {"eval_nll": mean_nll(learner.model, unseen, config.batch_size)})
+    inputs = {"data": examples.prompts.digest() + examples.responses.digest()}
+    objective = Objective(learner.model, _summed_loss)
+    run = fit(objective, examples, config, folder, inputs=inputs, evaluation=evaluation, on_progress=on_progress)
     folder.replace(learner.save_pretrained)
     metrics = {
         "seconds": run.seconds,
@@ -206,9 +198,8 @@ class _Examples(NamedTuple):
 
 def tokenise(model: LanguageModel, demonstrations: list[Demonstration], config: SFTConfig) -> _Examples:
     """The tokens of demonstrations, cut to the length that the model or ``config`` allows."""
-    prompts, completions = encode_texts(
-        model.tokenizer, [d.prompt for d in demonstrations], [d.completion for d in demonstrations]
-    )
+    texts = [d.prompt for d in demonstrations], [d.completion for d in demonstrations]
+    prompts, completions = encode_texts(model.tokenizer, *texts)
     limit = config.max_length or model.max_tokens
     cut_prompts = cut_completions = 0
     for i, demonstration in enumerate(demonstrations):

@@ -145,19 +145,10 @@ class Episodes:
         chats = [None if isinstance(self.prompts[slot], str) else self.prompts[slot] for slot in slots]
         if any(chats):  # a reward model with a template of its own wants the messages, not the policy's rendering
             columns["chat"] = chats
-        tokens = Responses(
-            torch.from_numpy(self.tokens[slots, :width]),
-            torch.from_numpy(self.prompt_lengths[slots]),
-            torch.from_numpy(responses),
-            torch.from_numpy(lengths),
-        )
-        return Finished(
-            tokens,
-            [self.texts[slot] for slot in slots],
-            task.reference.response_texts(lists),
-            columns,
-            self._reported_logprobs(slots, lengths),
-        )
+        parts = (self.tokens[slots, :width], self.prompt_lengths[slots], responses, lengths)
+        tokens = Responses(*map(torch.from_numpy, parts))
+        texts = [self.texts[slot] for slot in slots], task.reference.response_texts(lists)
+        return Finished(tokens, *texts, columns, self._reported_logprobs(slots, lengths))
 
     def _reported_logprobs(
         self, slots: Int[np.ndarray, " n"], lengths: Int[np.ndarray, " n"]

@@ -151,17 +151,9 @@ class CausalLMPolicy(ActorCriticPolicy):
             self._cache.forget()  # frees the memory for training
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return {
-            "observation_space": self.observation_space,
-            "action_space": self.action_space,
-            "lr_schedule": self._dummy_schedule,
-            "model": self.model_name,
-            "rule": self.rule,
-            "prompt_width": self.prompt_width,
-            "use_cache": self.use_cache,
-            "optimizer_class": self.optimizer_class,
-            "optimizer_kwargs": self.optimizer_kwargs,
-        }
+        names = ("observation_space", "action_space", "rule", "prompt_width", "use_cache")
+        kept = {name: getattr(self, name) for name in (*names, "optimizer_class", "optimizer_kwargs")}
+        return {**kept, "lr_schedule": self._dummy_schedule, "model": self.model_name}
 
     def _decide(
         self, obs: PyTorchObs, deterministic: bool, distribution: CategoricalDistribution

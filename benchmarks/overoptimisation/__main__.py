@@ -18,6 +18,7 @@ and several processes may share the work: ``--worlds micro`` in one, ``--worlds 
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -49,6 +50,7 @@ from textenv.vector import make_vec
 
 SIZES = (200, 600, 2_000, 8_000)
 """Numbers of comparisons."""
+REWARD = RewardConfig(learning_rate=1e-3, epochs=2, batch_size=32)
 MEMBERS = 4
 ENSEMBLES = ("mean", "min", "mean_minus_std")
 POOL = 256
@@ -60,33 +62,22 @@ WORD_COUNT = "benchmarks.overoptimisation:count_wanted"
 
 
 class World(NamedTuple):
-    """Environment in which reward models are trained and optimised."""
+    """Where reward models are trained and optimised."""
 
-    env_id: str
     reference: str
     prompts: Callable[[], list[str]]
     gold: RewardModel
     max_new_tokens: int
-    reward: RewardConfig
 
 
 WORLDS = {
     "assistant": World(
-        "textenv/Assistant-v0",
         "assistant-sft",
         lambda: [prompt.text for prompt in assistant.prompts("train")],
         assistant.gold_scores,
         assistant.MAX_NEW_TOKENS,
-        RewardConfig(learning_rate=1e-3, epochs=2, batch_size=32),
     ),
-    "micro": World(
-        "textenv/Micro-v0",
-        "micro-reference",
-        micro.prompts,
-        micro.gold_scores,
-        4,
-        RewardConfig(learning_rate=1e-3, epochs=2, batch_size=32),
-    ),
+    "micro": World("micro-reference", micro.prompts, micro.gold_scores, 4),
 }
 
 
@@ -129,7 +120,7 @@ def members(world_name: str, size: int, data_seed: int, folder: Path) -> list[Pa
     if not all((path / "config.json").is_file() for path in paths):
         records = comparisons(world, size, 1_000 * data_seed + size)
         for m, path in enumerate(paths):
-            config = RewardConfig(**{**vars(world.reward), "seed": 100 * data_seed + m})
+            config = replace(REWARD, seed=100 * data_seed + m)
             if not (path / "config.json").is_file():
                 train_reward_model(start_reward_model(world.reference), records, config, path, resume=True)
     return paths

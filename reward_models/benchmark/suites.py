@@ -137,14 +137,9 @@ def _check_source(data: str | Path) -> None:
 def embedded(name: str, config: BenchmarkConfig) -> Suite:
     """The embedded world, answered by its SFT model."""
     prompts = assistant.prompts(EMBEDDED[name])[: config.limit]  # type: ignore[arg-type]
-    pool = sample_pool(
-        textenv.language_model("assistant-sft"),
-        [prompt.text for prompt in prompts],
-        assistant.gold_scores,
-        count=config.pool,
-        max_new_tokens=assistant.MAX_NEW_TOKENS,
-        seed=config.seed,
-    )
+    lm, texts = textenv.language_model("assistant-sft"), [prompt.text for prompt in prompts]
+    sizes = {"count": config.pool, "max_new_tokens": assistant.MAX_NEW_TOKENS}
+    pool = sample_pool(lm, texts, assistant.gold_scores, **sizes, seed=config.seed)
     items = []
     for x, prompt in enumerate(prompts):
         items += _ranked(pool, x, slice(0, config.responses), config, config.annotators, category=prompt.kind)
@@ -220,21 +215,13 @@ def sample_pool(
 ) -> Pool:
     """``count`` answers of a language model to each prompt."""
     ids, lengths = pad_left([lm.encode_prompt(prompt) for prompt in prompts], lm.pad_id)
-    generator = torch.Generator().manual_seed(seed)
-    rule = TokenRule(stop_ids=lm.ending_ids)
+    how: dict[str, Any] = {"rule": TokenRule(stop_ids=lm.ending_ids), "generator": torch.Generator().manual_seed(seed)}
+    how |= {"max_new_tokens": max_new_tokens, "pad_id": lm.pad_id}
     answers: list[list[tuple[str, str]]] = [[] for _ in prompts]
     copies = max(1, BATCH // len(prompts))
     for start in range(0, count, copies):
         k = min(copies, count - start)
-        sampled = sample_responses(
-            lm.model,
-            ids.repeat_interleave(k, 0),
-            lengths.repeat_interleave(k),
-            max_new_tokens=max_new_tokens,
-            rule=rule,
-            pad_id=lm.pad_id,
-            generator=generator,
-        )
+        sampled = sample_responses(lm.model, ids.repeat_interleave(k, 0), lengths.repeat_interleave(k), **how)
         rows = [row[:n].tolist() for row, n in zip(sampled.response_ids, sampled.response_lengths, strict=True)]
         reasons = ["eos" if row[-1] in lm.ending_ids else "length" for row in rows]
         for place, answer in enumerate(zip(lm.response_texts(rows), reasons, strict=True)):

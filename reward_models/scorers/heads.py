@@ -13,6 +13,10 @@ from transformers import PreTrainedModel
 
 from textenv.lm.batch import length_buckets, length_mask
 
+Ids = Int[Tensor, "B S"]
+Lengths = Int[Tensor, " B"]
+Scores = Float[Tensor, " B"]
+
 
 def is_decoder(model: PreTrainedModel) -> bool:
     """Whether the score is read at the last token by a linear head named ``score``."""
@@ -36,21 +40,14 @@ def score_head(model: PreTrainedModel) -> nn.Linear:
     return head
 
 
-def score_rows(
-    model: PreTrainedModel,
-    input_ids: Int[Tensor, "B S"],
-    lengths: Int[Tensor, " B"],
-    token_type_ids: Int[Tensor, "B S"] | None = None,
-) -> Float[Tensor, " B"]:
+def score_rows(model: PreTrainedModel, input_ids: Ids, lengths: Lengths, token_type_ids: Ids | None = None) -> Scores:
     """Scores of right-padded rows, with gradient."""
     if is_decoder(model):
         return score_features(model, _last_hidden(model, input_ids, lengths))
     return _pooled_scores(model, input_ids, lengths, token_type_ids)
 
 
-def score_rows_in_buckets(
-    model: PreTrainedModel, input_ids: Int[Tensor, "B S"], lengths: Int[Tensor, " B"], **more: Int[Tensor, "B S"]
-) -> Float[Tensor, " B"]:
+def score_rows_in_buckets(model: PreTrainedModel, input_ids: Ids, lengths: Lengths, **more: Ids) -> Scores:
     """As :func:`score_rows`, in passes over rows of similar length: less padding."""
     order = list(length_buckets(lengths, len(lengths), max_padding=0.1))
     scores = []
@@ -61,7 +58,7 @@ def score_rows_in_buckets(
     return torch.cat(scores)[torch.cat(order).argsort()]
 
 
-def score_features(model: PreTrainedModel, features: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
+def score_features(model: PreTrainedModel, features: Float[Tensor, "B H"]) -> Scores:
     """Scores of what :func:`features_of_rows` returned, with gradient to the head alone."""
     head = score_head(model)
     return head(features.to(head.weight.dtype)).squeeze(-1).float()
@@ -69,10 +66,7 @@ def score_features(model: PreTrainedModel, features: Float[Tensor, "B H"]) -> Fl
 
 @torch.no_grad()
 def features_of_rows(
-    model: PreTrainedModel,
-    input_ids: Int[Tensor, "B S"],
-    lengths: Int[Tensor, " B"],
-    token_type_ids: Int[Tensor, "B S"] | None = None,
+    model: PreTrainedModel, input_ids: Ids, lengths: Lengths, token_type_ids: Ids | None = None
 ) -> Float[Tensor, "B H"]:
     """Inputs of the last linear layer: all that training the head alone needs from the trunk."""
     if is_decoder(model):
@@ -132,9 +126,7 @@ def shift(model: PreTrainedModel, by: float) -> None:
         bias.copy_(kept)  # the last norm is not the final one after all
 
 
-def _last_hidden(
-    model: PreTrainedModel, input_ids: Int[Tensor, "B S"], lengths: Int[Tensor, " B"]
-) -> Float[Tensor, "B H"]:
+def _last_hidden(model: PreTrainedModel, input_ids: Ids, lengths: Lengths) -> Float[Tensor, "B H"]:
     """The trunk's output at the last real token of each row."""
     # All ones: the padding lies on the right, where a causal model never looks, and no mask means the fast kernel.
     trunk = model.base_model
@@ -142,12 +134,7 @@ def _last_hidden(
     return hidden[torch.arange(len(lengths), device=hidden.device), lengths.to(hidden.device) - 1]
 
 
-def _pooled_scores(
-    model: PreTrainedModel,
-    input_ids: Int[Tensor, "B S"],
-    lengths: Int[Tensor, " B"],
-    token_type_ids: Int[Tensor, "B S"] | None,
-) -> Float[Tensor, " B"]:
+def _pooled_scores(model: PreTrainedModel, input_ids: Ids, lengths: Lengths, token_type_ids: Ids | None) -> Scores:
     """The classifier's own score of each row. Attention is bidirectional, so padding must be masked."""
     mask = length_mask(lengths.to(input_ids.device), input_ids.shape[1])
     pad_id = model.config.pad_token_id

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from reward_models.preferences import Turns, prompt_key
-from textenv.lm.endings import template_ending
+from textenv.lm.endings import prompt_text, template_ending
 from textenv.training.batches import Ragged, encode_texts
 
 
@@ -20,7 +20,7 @@ def in_template(tokenizer: Any, prompt: Any, completion: str) -> str:
     """A response of several turns as the chat template continues its prompt, up to the last turn's text."""
     if not isinstance(completion, Turns) or isinstance(prompt, str):
         return completion
-    head = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+    head = prompt_text(tokenizer, prompt)
     whole = tokenizer.apply_chat_template([*prompt, *completion.messages], tokenize=False)
     last = completion.messages[-1]["content"].strip()
     end = whole.rfind(last) + len(last) if last else -1
@@ -84,12 +84,7 @@ def encode_for_encoder(
 ) -> Encoded:
     """Prompt and completion as a pair, with the special tokens and segments that the tokenizer gives a pair; at least
     one token of the prompt stays."""
-    rendered = [
-        prompt
-        if isinstance(prompt, str)
-        else tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-        for prompt in prompts
-    ]
+    rendered = [prompt_text(tokenizer, prompt) for prompt in prompts]
     completions = list(completions)
     if not rendered:
         return Encoded(EncodedTexts([]), 0, [])

@@ -138,15 +138,8 @@ def train_reward_model(
     if patience is not None:  # the weights depend on it
         inputs["held-out data"] = hashlib.sha256(repr(held_out).encode()).hexdigest()[:16]
     trained = sum(weight.numel() for weight in trainable_weights(learner.model).values())
-    run = fit(
-        Objective(learner.model, _summed_loss(config)),
-        examples,
-        config,
-        folder,
-        inputs=inputs,
-        evaluation=evaluation,
-        on_progress=on_progress,
-    )
+    objective = Objective(learner.model, _summed_loss(config))
+    run = fit(objective, examples, config, folder, inputs=inputs, evaluation=evaluation, on_progress=on_progress)
     if lora is not None:
         lora.merge()
     metrics = {"seconds": run.seconds, "steps": float(run.steps), "truncated_prompts": float(learner.truncated_prompts)}

@@ -1,4 +1,4 @@
-"""Where a model's turn ends: the tokens that close it.
+"""Prompts as text, and where a model's turn ends: the tokens that close it.
 
 Published instruct models name several: all of ``generation_config.eos_token_id`` (Llama 3, Gemma 3, Phi 3.5, Qwen 3),
 and the token with which the chat template closes an assistant turn. Each of them ends an episode.
@@ -9,6 +9,13 @@ from typing import Any
 from transformers import PreTrainedModel
 
 _PROBE = "ANSWER"
+
+
+def prompt_text(tokenizer: Any, prompt: Any) -> str:
+    """A string itself, or chat messages rendered by the chat template."""
+    if isinstance(prompt, str):
+        return prompt
+    return str(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
 
 
 def template_ending(tokenizer: Any) -> list[int]:

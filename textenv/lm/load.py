@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from textenv.data.hub import hub_or_cache
-from textenv.lm.endings import ending_ids, turn_end_id
+from textenv.lm.endings import ending_ids, prompt_text, turn_end_id
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,9 +61,7 @@ class LanguageModel:
 
     def prompt_text(self, prompt: Any) -> str:
         """A prompt as reward models see it: the string itself, or chat messages rendered by the chat template."""
-        if isinstance(prompt, str):
-            return prompt
-        return str(self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
+        return prompt_text(self.tokenizer, prompt)
 
     def encode_prompt(self, prompt: Any) -> list[int]:
         """Tokens of a prompt: a string, or a list of chat messages (the chat template adds its special tokens)."""

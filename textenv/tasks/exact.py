@@ -285,14 +285,10 @@ class ExactWorld:
         stops, ends = self.rule.stop_ids, self.reference.ending_ids
         reasons = ["eos" if y[-1] in ends else "stop" if y[-1] in stops else "length" for y in strings]
         count = len(strings)
+        unread = torch.zeros(count, 1, dtype=torch.int64), torch.ones(count, dtype=torch.int64)  # only text is scored
+        tokens = Responses(*unread, self.response_ids, self.lengths)
         out = []
         for x, prompt in enumerate(self.prompts):
-            tokens = Responses(
-                torch.zeros(count, 1, dtype=torch.int64),  # only the text is scored
-                torch.ones(count, dtype=torch.int64),
-                self.response_ids,
-                self.lengths,
-            )
             fields = {key: [values[x]] * count for key, values in columns.items()} | {"finish_reason": reasons}
             out.append(scorer.score(Finished(tokens, [prompt] * count, self.texts, fields, None)).rewards)
         return torch.stack([torch.from_numpy(row) for row in out])

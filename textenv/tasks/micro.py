@@ -68,17 +68,9 @@ def reference() -> "LanguageModel":
     from textenv.lm.load import wrap_language_model
 
     words = tokenizer()
-    config = GPT2Config(
-        vocab_size=len(words),
-        n_positions=16,
-        n_embd=64,
-        n_layer=2,
-        n_head=4,
-        activation_function="gelu_pytorch_tanh",
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=0,
-    )
+    sizes: dict[str, Any] = {"vocab_size": len(words), "n_positions": 16, "n_embd": 64, "n_layer": 2, "n_head": 4}
+    special: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    config = GPT2Config(**sizes, **special, activation_function="gelu_pytorch_tanh")
     with torch.random.fork_rng(devices=[]):  # the constructor draws weights, which the next lines replace
         model = GPT2LMHeadModel(config)
     rng = np.random.default_rng(_SEED)

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from textenv.lm.endings import prompt_text
+
 _POOL = 50
 """Steps whose examples are sorted by length together: enough for little padding, few enough to stay random."""
 
@@ -63,11 +65,8 @@ def encode_texts(
     """
     keys: list[tuple[str, bool]] = []
     for prompt in prompts:
-        if isinstance(prompt, str):
-            special = not (rendered and tokenizer.bos_token and prompt.startswith(tokenizer.bos_token))
-            keys.append((prompt, special))
-        else:
-            keys.append((tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False), False))
+        text, bos = prompt_text(tokenizer, prompt), tokenizer.bos_token
+        keys.append((text, isinstance(prompt, str) and not (rendered and bos and text.startswith(bos))))
     encoded: dict[tuple[str, bool], list[int]] = {}
     for special in (True, False):
         texts = [key for key in dict.fromkeys(keys) if key[1] is special]

@@ -154,12 +154,9 @@ class _Loop:
             {"params": [weight for weight in weights if weight.ndim > 1], "weight_decay": config.weight_decay},
             {"params": [weight for weight in weights if weight.ndim <= 1], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=config.learning_rate,
-            betas=(0.9, config.adam_beta2),
-            fused=True,
-        )
+        groups = [group for group in groups if group["params"]]
+        betas = (0.9, config.adam_beta2)
+        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
         name = "constant_with_warmup" if config.lr_schedule == "constant" else config.lr_schedule
         self.schedule = get_scheduler(name, optimizer, round(config.warmup_ratio * self.steps), self.steps)
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)

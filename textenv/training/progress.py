@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
 
 class Advance(Protocol):
@@ -22,14 +22,8 @@ def progress_bar(title: str, console: Console | None = None) -> Iterator[Advance
     It appears with the first step, so that an error before it is shown without a bar.
     """
     console = console or Console(stderr=True)
-    columns = (
-        TextColumn("{task.description:<34}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[figures]}"),
-    )
-    progress = Progress(*columns, console=console)
+    steps = BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn()
+    progress = Progress("{task.description:<34}", *steps, "{task.fields[figures]}", console=console)
     try:
         task = progress.add_task(title, total=None, figures="")
 
