@@ -4,9 +4,8 @@ The embedded world knows the probability of every label: accuracy cannot pass ``
 ``mean H(p)``. A reward model on the trunk of ``assistant-sft`` is trained on pairs of answers to fresh training prompts
 (200 … 20,000 comparisons, each one pair and one label), then on eight answers to 30,000 prompts, each set ranked by
 five annotators (3.3 million comparisons), and measured on test prompts, whose verb-object pairs or phrasings were never
-trained on. 24 more models see 6,000 comparisons with shuffled labels: they must be right half of the time. Even a model
-that learned nothing prefers some texts to others, and agrees with the judge a little more or less than chance; the
-standard error of their accuracy is therefore taken over models, not over prompts.
+trained on. 24 more models see 6,000 comparisons with shuffled labels: they must be right half of the time. A model that
+learned nothing still prefers some texts; so the standard error of their accuracy is taken over models, not prompts.
 
 Training stops by the NLL of rankings on validation prompts; settings were chosen on validation prompts as well.
 

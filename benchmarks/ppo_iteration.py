@@ -24,13 +24,13 @@ import numpy as np
 import torch
 import tyro
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 from transformers.utils import logging as hf_logging
 
 from agents.ppo import PPO, PPOConfig
 from benchmarks.record import write_result
 from textenv import registry
-from textenv.lm import disable_dropout, tiny_config
+from textenv.lm import disable_dropout
 from textenv.lm.load import wrap_language_model
 from textenv.vector import make_vec
 
@@ -49,7 +49,7 @@ def tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
 
 def make_models(folder: Path, sizes: dict[str, int]) -> None:
     """A random reference and a random reward model of the same size, as folders."""
-    config = tiny_config("gpt2", n_positions=64, bos_token_id=0, eos_token_id=0, pad_token_id=0, **sizes)
+    config = AutoConfig.for_model("gpt2", n_positions=64, bos_token_id=0, eos_token_id=0, pad_token_id=0, **sizes)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         language_model = AutoModelForCausalLM.from_config(config)
@@ -117,16 +117,9 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
         vocabulary = SIZES[name]["vocab_size"]
         floor = Floor(folder, vocabulary)
         prompts = [" ".join(f"w{i}" for i in row) for row in floor.prompts.tolist()]
-        env = make_vec(
-            "textenv/Text-v0",
-            EPISODES,
-            prompts=prompts,
-            reference=str(folder / "reference"),
-            reward_model=str(folder / "reward"),
-            max_prompt_tokens=PROMPT,
-            max_new_tokens=RESPONSE,
-            min_new_tokens=RESPONSE,
-        )
+        options = {"reference": str(folder / "reference"), "reward_model": str(folder / "reward")}
+        widths = {"max_prompt_tokens": PROMPT, "max_new_tokens": RESPONSE, "min_new_tokens": RESPONSE}
+        env = make_vec("textenv/Text-v0", EPISODES, prompts=prompts, **options, **widths)
         config = PPOConfig(batch_size=EPISODES, epochs=EPOCHS, minibatches=MINIBATCHES, learning_rate=1e-5)
         agent = PPO(env, config)
         rows: list[dict[str, float]] = []

@@ -20,12 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from transformers import AutoModelForSequenceClassification, pipeline
+from transformers import AutoConfig, AutoModelForSequenceClassification, pipeline
 from transformers.utils import logging as hf_logging
 
 from benchmarks.record import write_result
 from reward_models.scorers.transformer import TransformerRewardModel
-from textenv.lm import tiny_config
 from textenv.lm.load import word_level_tokenizer
 
 SIZES = {
@@ -57,7 +56,7 @@ def make_model(sizes: dict[str, int]) -> TransformerRewardModel:
     """A random classifier with a padding token of its own, on the right: the pipeline needs both for right scores."""
     words = word_level_tokenizer(("<eos>", "<pad>", *(f"w{i}" for i in range(2, sizes["vocab_size"]))))
     words.pad_token, words.padding_side = "<pad>", "right"
-    config = tiny_config("gpt2", n_positions=LONGEST, bos_token_id=0, eos_token_id=0, pad_token_id=1, **sizes)
+    config = AutoConfig.for_model("gpt2", n_positions=LONGEST, bos_token_id=0, eos_token_id=0, pad_token_id=1, **sizes)
     config.num_labels = 1
     with torch.random.fork_rng():
         torch.manual_seed(0)

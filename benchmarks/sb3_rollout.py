@@ -6,9 +6,8 @@ GPT-2 of 6 layers × 384 (vocabulary 1,024), alternately with and without the ca
 * **together**: every episode spends its whole budget (EOS is masked), so all slots begin and end at the same step;
 * **apart**: one token in 24 ends an episode, so slots restart at different steps and have different lengths.
 
-The reward counts words; the KL takes one pass of a reference of the same size, on both sides. Bookkeeping is the time
-in the environment outside these two. The bytes of action masks in a rollout buffer of sb3-contrib are compared with
-those of :mod:`agents.sb3.masks`.
+The reward counts words; the KL takes a pass of a reference of the same size, on both sides. Bookkeeping is the rest of
+the environment's time. The bytes of sb3-contrib's action masks are compared with those of :mod:`agents.sb3.masks`.
 
 Command: ``python -m benchmarks.sb3_rollout`` (about five minutes on one core).
 """
@@ -60,17 +59,10 @@ def make_agent(folder: Path, case: str) -> PPO:
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(2, SIZES["vocab_size"], (EPISODES, PROMPT), generator=generator).tolist()
     textenv.register_reward_model("response-words", response_words)
-    env: Any = make_vec_env(
-        "textenv/Text-v0",
-        EPISODES,
-        seed=0,
-        prompts=[" ".join(f"w{i}" for i in row) for row in prompts],
-        reference=str(folder / "reference"),
-        reward_model="response-words",
-        max_prompt_tokens=PROMPT,
-        max_new_tokens=RESPONSE,
-        **CASES[case],
-    )
+    texts = [" ".join(f"w{i}" for i in row) for row in prompts]
+    options = {"reference": str(folder / "reference"), "reward_model": "response-words", **CASES[case]}
+    options |= {"max_prompt_tokens": PROMPT, "max_new_tokens": RESPONSE}
+    env: Any = make_vec_env("textenv/Text-v0", EPISODES, seed=0, prompts=texts, **options)
     return PPO(CausalLMPolicy, env, n_steps=RESPONSE, batch_size=EPISODES * RESPONSE, gamma=1.0, seed=0, device="cpu")
 
 

@@ -24,8 +24,9 @@ from tests import shapes  # noqa: F401
 # Shapes are types: in the tests, beartype checks those of every call into the packages.
 install_import_hook(("textenv", "reward_models", "agents"), "tests.shapes.checked")
 
+from transformers import AutoConfig  # noqa: E402
+
 import textenv  # noqa: E402
-from textenv.lm import tiny_config  # noqa: E402
 from textenv.lm.load import word_level_tokenizer, wrap_language_model  # noqa: E402
 
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for one another
@@ -66,7 +67,7 @@ def kl_k2(logprobs, ref_logprobs):
 
 def tiny_model(family: str = "gpt2", seed: int = 0, spread: float = 0.2):
     """A random causal language model over ``WORDS``, far from uniform, as a ``LanguageModel``."""
-    config = tiny_config(
+    config = AutoConfig.for_model(
         family,
         vocab_size=len(WORDS),
         bos_token_id=0,

@@ -338,13 +338,13 @@ def test_bad_input_gets_one_clear_error(agent, make_vector, tmp_path):
 
 
 def test_a_policy_with_another_vocabulary_is_refused(make_vector):
+    from transformers import AutoConfig
     from transformers import AutoModelForCausalLM as Auto
 
     from tests.conftest import FAMILIES, word_tokenizer
-    from textenv.lm import tiny_config
     from textenv.lm.load import wrap_language_model
 
-    config = tiny_config("gpt2", vocab_size=15, bos_token_id=0, eos_token_id=0, **FAMILIES["gpt2"])
+    config = AutoConfig.for_model("gpt2", vocab_size=15, bos_token_id=0, eos_token_id=0, **FAMILIES["gpt2"])
     other = wrap_language_model(Auto.from_config(config), word_tokenizer(), name="other")
     with pytest.raises(ValueError, match="got 15 tokens in 'other' and 12 in "):
         PPO(make_vector(2).unwrapped, PPOConfig(**CONFIG), other)

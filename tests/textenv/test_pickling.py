@@ -8,11 +8,10 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.wrappers import RecordEpisodeStatistics
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.conftest import WORDS, tiny_model, word_tokenizer
 from textenv import registry
-from textenv.lm import tiny_config
 from textenv.lm.load import wrap_language_model
 
 LIMIT = 100_000
@@ -62,7 +61,7 @@ def test_the_shipped_environments_pickle_small(env_id):
 
 
 def test_the_size_does_not_depend_on_the_model(text_options, tmp_path):
-    config = tiny_config(
+    config = AutoConfig.for_model(
         "gpt2", vocab_size=len(WORDS), n_embd=512, n_layer=1, n_head=2, n_positions=64, eos_token_id=0, bos_token_id=0
     )
     large = wrap_language_model(AutoModelForCausalLM.from_config(config), word_tokenizer())

@@ -7,7 +7,7 @@ distribution that is scored, and padding is decided in one place (:mod:`textenv.
 from textenv.lm.batch import Responses, Rows, length_buckets, pad_left, pad_right, rows
 from textenv.lm.distribution import TokenRule
 from textenv.lm.heads import ScalarHead
-from textenv.lm.load import LanguageModel, disable_dropout, load_language_model, tiny_config
+from textenv.lm.load import LanguageModel, disable_dropout, load_language_model
 from textenv.lm.logprobs import gather_predictions, response_logprobs, response_outputs
 from textenv.lm.sample import Sampled, sample_responses
 
@@ -28,5 +28,4 @@ __all__ = [
     "response_outputs",
     "rows",
     "sample_responses",
-    "tiny_config",
 ]

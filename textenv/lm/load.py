@@ -13,7 +13,6 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -257,16 +256,5 @@ def word_level_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     unknown = {"unk_token": "<unk>"} if "<unk>" in words else {}
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, **unknown))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        eos_token="<eos>",
-        pad_token="<eos>",
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-        **unknown,
-    )
-
-
-def tiny_config(family: str, *, vocab_size: int, **sizes: Any) -> Any:
-    """A small configuration of a Hugging Face family ("gpt2", "llama", "qwen2", …) for tests and benchmarks."""
-    return AutoConfig.for_model(family, vocab_size=vocab_size, **sizes)
+    special = {"eos_token": "<eos>", "pad_token": "<eos>", "padding_side": "left", **unknown}
+    return PreTrainedTokenizerFast(tokenizer_object=core, clean_up_tokenization_spaces=False, **special)

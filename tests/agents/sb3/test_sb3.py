@@ -14,13 +14,14 @@ from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from transformers import AutoConfig
 
 import textenv
 from agents.sb3 import CausalLMPolicy, TextVecEnv, TokenEmbedding, TokenSpace, make_vec_env
 from agents.sb3.policy import take_decision
 from tests.agents.conftest import RULED, Recorder, plain_logprobs
 from tests.conftest import FAMILIES, tiny_model, word_tokenizer
-from textenv.lm import TokenRule, tiny_config
+from textenv.lm import TokenRule
 from textenv.lm.load import wrap_language_model
 from textenv.scoring import Scorer
 
@@ -567,7 +568,7 @@ def test_dqn_runs_on_the_exact_world_with_the_references_logprob_as_reward():
 
 
 def test_a_policy_with_another_vocabulary_is_refused(vec_env):
-    config = tiny_config("gpt2", vocab_size=15, bos_token_id=0, eos_token_id=0, **FAMILIES["gpt2"])
+    config = AutoConfig.for_model("gpt2", vocab_size=15, bos_token_id=0, eos_token_id=0, **FAMILIES["gpt2"])
     from transformers import AutoModelForCausalLM
 
     make = lambda: wrap_language_model(AutoModelForCausalLM.from_config(config), word_tokenizer())  # noqa: E731

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -21,7 +22,6 @@ from reward_models.scorers.heads import score_head
 from reward_models.scorers.transformer import TransformerRewardModel, load_reward_model
 from reward_models.training.trainer import evaluate_reward_model
 from tests.conftest import FAMILIES, encoder_folder, tiny_model
-from textenv.lm import tiny_config
 from textenv.lm.load import wrap_language_model
 
 PROMPTS = ["what is the sky ?", "red", "is <eos> the grass not green ?", "the the the", "what <eos>"]
@@ -181,7 +181,7 @@ def test_normalised_scores_have_mean_zero_and_unit_spread_within_a_prompt(family
 def opt():
     """A decoder whose final norm is not the last of its modules, so that its bias must not take the shift."""
     sizes = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 48, "max_position_embeddings": 64}
-    config = tiny_config(
+    config = AutoConfig.for_model(
         "opt", vocab_size=12, num_hidden_layers=2, num_attention_heads=2, pad_token_id=0, eos_token_id=0, **sizes
     )
     with torch.random.fork_rng():

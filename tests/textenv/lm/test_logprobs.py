@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.conftest import LLAMA, tiny_model
 from textenv.lm import (
@@ -19,7 +19,6 @@ from textenv.lm import (
     response_outputs,
     rows,
     sample_responses,
-    tiny_config,
 )
 from textenv.lm.decoding import decodes_with_cache
 from textenv.lm.load import has_plain_head
@@ -157,7 +156,7 @@ def test_a_model_that_caps_its_logits_takes_the_slow_path_and_is_right():
         "head_dim": 8,
         "max_position_embeddings": 64,
     }
-    config = tiny_config(
+    config = AutoConfig.for_model(
         "gemma2", vocab_size=12, final_logit_softcapping=0.5, bos_token_id=0, eos_token_id=0, pad_token_id=0, **sizes
     )
     with torch.random.fork_rng():
@@ -201,7 +200,7 @@ def test_an_attention_model_is_decoded_with_its_cache_in_any_precision(family_mo
 
 
 def test_a_model_that_looks_ahead_is_refused_by_name():
-    config = tiny_config("bert", vocab_size=12, initializer_range=0.4, **LLAMA)
+    config = AutoConfig.for_model("bert", vocab_size=12, initializer_range=0.4, **LLAMA)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config).eval()
