@@ -19,11 +19,9 @@ import numpy as np
 from jaxtyping import Bool
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
-from agents.sb3.policy import CausalLMPolicy, TokenEmbedding, TokenSpace, take_decision
+from agents.sb3.policy import TokenSpace, take_decision
 from textenv.task import Task
 from textenv.vector import TextVectorEnv, entry, make_vec
-
-__all__ = ["CausalLMPolicy", "TextVecEnv", "TokenEmbedding", "TokenSpace", "make_vec_env"]
 
 WHOLE = ("reset", "step", "play", "close")
 """Methods of the environment that move all slots; they have methods of their own here."""

@@ -12,7 +12,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.core.agent import LanguageModelAgent
 from agents.core.job import Algorithm, Job, Trained
-from agents.sb3.env import CausalLMPolicy, make_vec_env
+from agents.sb3.env import make_vec_env
+from agents.sb3.policy import CausalLMPolicy
 from textenv.training.progress import Advance
 
 CURVE = ("rm_score", "gold_score", "kl")

@@ -9,8 +9,6 @@ from textenv.registry.ids import (
     registered_ids,
 )
 from textenv.registry.sources import (
-    REWARD_SPEC,
-    SEQUENCE_CLASSIFIER,
     clear_cache,
     fresh_language_model,
     language_model,
@@ -25,8 +23,6 @@ from textenv.registry.sources import (
 )
 
 __all__ = [
-    "REWARD_SPEC",
-    "SEQUENCE_CLASSIFIER",
     "all_or_nothing",
     "check_options",
     "clear_cache",

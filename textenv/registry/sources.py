@@ -84,9 +84,7 @@ def prompt_set(source: Any) -> PromptSet:
         return _once("prompts", str(source), "", lambda value: as_prompt_set(_prompt_records(value)))
     if isinstance(source, Mapping):
         key = ("prompts", json.dumps(source, sort_keys=True), "")
-        if key not in _loaded:
-            _loaded[key] = as_prompt_set(_prompt_records(source))
-        return _loaded[key]
+        return _cached(key, lambda: as_prompt_set(_prompt_records(source)))
     return as_prompt_set(_prompt_records(source))
 
 
@@ -142,9 +140,7 @@ def reward_model(
                 f"a reward model must be made of JSON values, got {name!r}: {error}. Register a "
                 "callable under a name and give the name."
             ) from None
-        if key not in _loaded:
-            _loaded[key] = _attribute(REWARD_SPEC)(spec, how)
-        return _loaded[key]
+        return _cached(key, lambda: _attribute(REWARD_SPEC)(spec, how))
     if not isinstance(name, str):
         raise ValueError(
             f"reward_model must be a name or a JSON object, got {name!r}. Register a callable first: "
@@ -192,9 +188,12 @@ def _is_composed(kind: str, name: str) -> bool:
 
 
 def _once(kind: str, name: str, how: Any, load: Callable[[Any], Any]) -> Any:
-    key = (kind, name, how)
+    return _cached((kind, name, how), lambda: load(_source(kind, name)))
+
+
+def _cached(key: tuple[str, str, Any], load: Callable[[], Any]) -> Any:
     if key not in _loaded:
-        _loaded[key] = load(_source(kind, name))
+        _loaded[key] = load()
     return _loaded[key]
 
 
