@@ -132,11 +132,8 @@ class TextVectorEnv(ScoredByTask, VectorEnv):
         Raises:
             ValueError: an episode has begun already, or a response does not end where the task ends it.
         """
-        self._episodes.fill(
-            whole_numbers("response_ids", response_ids),
-            whole_numbers("response_lengths", response_lengths),
-            None if logprobs is None else np.asarray(logprobs, dtype=np.float32),
-        )
+        ids, lengths = whole_numbers("response_ids", response_ids), whole_numbers("response_lengths", response_lengths)
+        self._episodes.fill(ids, lengths, None if logprobs is None else np.asarray(logprobs, dtype=np.float32))
         return self._result(np.ones(self.num_envs, dtype=bool), {})
 
     def action_masks(self) -> np.ndarray:

@@ -79,15 +79,9 @@ def lay_out(items: Sequence[Ranking]) -> Layout:
         rows.append(np.array(row))
     responses = [item.responses[place] for item, place in kept]
     texts = Inputs([item.prompt for item, _ in kept], responses, _columns(items, kept))
-    known = all(item.gold for item in items)
-    return Layout(
-        texts,
-        rows,
-        np.array([prompts[prompt_key(prompt)] for prompt in texts.prompts]),
-        _pairs(items, rows, operator.lt),
-        _pairs(items, rows, operator.eq),
-        np.array([item.gold[place] for item, place in kept]) if known else None,
-    )
+    prompt = np.array([prompts[prompt_key(prompt)] for prompt in texts.prompts])
+    gold = np.array([item.gold[place] for item, place in kept]) if all(item.gold for item in items) else None
+    return Layout(texts, rows, prompt, _pairs(items, rows, operator.lt), _pairs(items, rows, operator.eq), gold)
 
 
 def _key(item: Ranking, place: int) -> tuple[str, ...]:

@@ -43,10 +43,8 @@ class Examples(NamedTuple):
 
     def digest(self) -> str:
         """A fingerprint of all that is trained on."""
-        labels = self.counts, self.ranks, self.margins
-        return hashlib.sha256(
-            self.texts.digest().encode() + b"".join(values.numpy().tobytes() for values in labels)
-        ).hexdigest()[:16]
+        labels = b"".join(values.numpy().tobytes() for values in (self.counts, self.ranks, self.margins))
+        return hashlib.sha256(self.texts.digest().encode() + labels).hexdigest()[:16]
 
     def collate(self, index: Int[Tensor, " B"]) -> dict[str, Tensor]:
         """The responses of the prompts numbered ``index``, as arguments of the loss."""

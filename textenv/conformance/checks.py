@@ -66,10 +66,8 @@ def global_generators(subject: Subject) -> str:
         np.random.set_state(saved["numpy.random"])  # noqa: NPY002
         torch.set_rng_state(torch.from_numpy(saved["torch"]))
     for name, state in before.items():
-        expect(
-            difference(state, after[name]) is None,
-            f"the global generator of {name} must be left alone, but was used or seeded. Use self.np_random.",
-        )
+        found = f"the global generator of {name} must be left alone, but was used or seeded. Use self.np_random."
+        expect(difference(state, after[name]) is None, found)
     return "random, numpy.random and torch untouched"
 
 
@@ -156,10 +154,8 @@ def pickling(subject: Subject) -> str:
     env = subject.make()
     factory = pickle.loads(pickle.dumps(CloudpickleWrapper(functools.partial(gymnasium.make, env.spec))))
     pickled = pickle.dumps(CloudpickleWrapper(lambda: env))
-    expect(
-        len(pickled) < PICKLE_LIMIT,
-        f"a pickled environment must stay under {PICKLE_LIMIT:,} bytes, got {len(pickled):,}. Pickle names only.",
-    )
+    rule = f"a pickled environment must stay under {PICKLE_LIMIT:,} bytes"
+    expect(len(pickled) < PICKLE_LIMIT, f"{rule}, got {len(pickled):,}. Pickle names only.")
     unpickled = pickle.loads(pickled)()
     want = episodes(subject, env)
     expect_same(episodes(subject, attach(factory())), want, "an environment made by a pickled factory differs")

@@ -42,14 +42,8 @@ class CachedDecoding:
         self.positions = (self.attention.cumsum(1) - 1).clamp(min=0)
 
     def outputs(self) -> tuple[Float[Tensor, "N V"], Float[Tensor, "N H"]]:
-        outputs, self.cache = run(
-            self.model,
-            self.tokens,
-            attention_mask=self.attention,
-            position_ids=self.positions,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
+        context = {"attention_mask": self.attention, "position_ids": self.positions, "past_key_values": self.cache}
+        outputs, self.cache = run(self.model, self.tokens, **context, use_cache=True)
         return outputs.at((slice(None), -1))
 
     def append(self, tokens: Int[Tensor, " N"]) -> None:

@@ -4,7 +4,7 @@
 * :class:`PrefixCache` keeps keys and values between calls, so that a row one token longer costs one token.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -80,14 +80,10 @@ class PrefixCache:
         if held is None or held.weights != weights or len(held.ids) != len(ids):
             held = _Held([], ids, torch.full_like(lengths, -1), weights)
         before = lengths - 1
-        outputs, cache = run(
-            model,
-            ids.gather(1, before[:, None]),
-            attention_mask=length_mask(lengths, int(lengths.max())).flip(1).long(),
-            position_ids=before[:, None],
-            past_key_values=_cache(_completed(held, model, ids, before)),
-            use_cache=True,
-        )
+        mask = length_mask(lengths, int(lengths.max())).flip(1).long()
+        context: dict[str, Any] = {"attention_mask": mask, "position_ids": before[:, None]}
+        context["past_key_values"] = _cache(_completed(held, model, ids, before))
+        outputs, cache = run(model, ids.gather(1, before[:, None]), **context, use_cache=True)
         self._held = _Held(_pairs(cache), ids, lengths, weights)
         return outputs.at((slice(None), -1))
 
@@ -120,9 +116,8 @@ def _prefill(model: PreTrainedModel, ids: Int[Tensor, "n S"], lengths: Int[Tenso
     mask = length_mask(lengths, int(lengths.max())).flip(1)
     positions = (mask.long().cumsum(1) - 1).clamp(min=0)
     tokens = ids.gather(1, positions).masked_fill(~mask, 0)
-    _, cache = run(
-        model, tokens, attention_mask=mask.long(), position_ids=positions, past_key_values=_cache([]), use_cache=True
-    )
+    context = {"attention_mask": mask.long(), "position_ids": positions, "past_key_values": _cache([])}
+    _, cache = run(model, tokens, **context, use_cache=True)
     return _pairs(cache)
 
 

@@ -162,11 +162,9 @@ class _Reading:
             return self.attribute(value, keys)
         if kind != "prompts" and value.count("/") == 1:
             return value  # a hub id, which only loading can check
-        raise self.file.error(
-            keys,
-            f"{kind} must be a registered name, an existing path or 'module:attribute', got {value!r}. "
-            f"{hint(value, self.names[kind])}Names: {', '.join(sorted(self.names[kind])) or 'none'}.",
-        )
+        rule = f"{kind} must be a registered name, an existing path or 'module:attribute', got {value!r}"
+        known = f"{hint(value, self.names[kind])}Names: {', '.join(sorted(self.names[kind])) or 'none'}."
+        raise self.file.error(keys, f"{rule}. {known}")
 
     def prompts(self, value: list[Any] | dict[str, Any], keys: "Keys") -> Any:
         try:
@@ -186,11 +184,8 @@ class _Reading:
         top = value.partition(":")[0].partition(".")[0]
         found = top in sys.modules or importlib.util.find_spec(top) or PathFinder.find_spec(top, [str(self.folder)])
         if not found:
-            raise self.file.error(
-                keys,
-                f"'module:attribute' must be importable, got {value!r}. Install {top!r} or put it into "
-                f"{str(self.folder)!r}.",
-            )
+            remedy = f"Install {top!r} or put it into {str(self.folder)!r}."
+            raise self.file.error(keys, f"'module:attribute' must be importable, got {value!r}. {remedy}")
         return value
 
     def environment(self, env_id: str, value: Any) -> dict[str, Any]:

@@ -199,15 +199,13 @@ def _question_patterns() -> list[tuple[bool, int, re.Pattern[str]]]:
         "subject": _either("subject", world.FACTS),
         "aim": f"(?: to {aims} my {_either('person', world.PERSONS)})?",
     }
-    return [
-        (
-            is_fact,
-            index,
-            re.compile(re.escape(phrasing).replace(r"\{", "{").replace(r"\}", "}").format(**slots) + " assistant:"),
-        )
-        for is_fact, phrasings in ((False, world.PAIR_PHRASINGS), (True, world.FACT_PHRASINGS))
-        for index, phrasing in enumerate(phrasings)
-    ]
+
+    def pattern(phrasing: str) -> re.Pattern[str]:
+        template = re.escape(phrasing).replace(r"\{", "{").replace(r"\}", "}")
+        return re.compile(template.format(**slots) + " assistant:")
+
+    pairs = [(False, index, pattern(phrasing)) for index, phrasing in enumerate(world.PAIR_PHRASINGS)]
+    return pairs + [(True, index, pattern(phrasing)) for index, phrasing in enumerate(world.FACT_PHRASINGS)]
 
 
 def _either(name: str, words: Iterable[str]) -> str:
