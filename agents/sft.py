@@ -149,7 +149,8 @@ def _demonstration(record: Mapping[str, Any], where: str) -> Demonstration:
     if record.get("messages") is not None:
         messages = messages_of(record["messages"])
         if not isinstance(messages, list) or len(messages) < 2 or not _is_answer(messages[-1]):
-            raise ValueError(f"{where}: 'messages' must end with an assistant turn, got {messages!r}. Cut it there.")
+            rule = f"{where}: 'messages' must be a chat that ends with an assistant turn"
+            raise ValueError(f"{rule}, got {messages!r}. Cut it there.")
         prompt, completion = messages[:-1], messages[-1:]
     elif "prompt" in record and "completion" in record:
         prompt, completion = messages_of(record["prompt"]), messages_of(record["completion"])
@@ -161,9 +162,8 @@ def _demonstration(record: Mapping[str, Any], where: str) -> Demonstration:
     if not isinstance(prompt, str | list):
         raise ValueError(f"{where}: 'prompt' must be a string or a list of chat messages, got {prompt!r}. Convert it.")
     if not isinstance(completion, str):
-        raise ValueError(
-            f"{where}: a completion must be a string or an assistant message, got {completion!r}. Convert it."
-        )
+        rule = f"{where}: the completion must be a string or one assistant message"
+        raise ValueError(f"{rule}, got {completion!r}. Convert it.")
     return Demonstration(prompt, completion, bool(record.get("truncated", False)))
 
 

@@ -210,7 +210,8 @@ def checked_scores(
         raise ValueError(f"{name} must return a list of scores, got {reprlib.repr(scores)}. Return one per text.")
     values: list[Any] = [s.item() if getattr(s, "shape", None) in ((), (1,)) else s for s in scores]
     if len(values) != len(prompts):
-        raise ValueError(f"{name} must return one score per episode, got {len(values)} for {len(prompts)}. Add them.")
+        found = f"{len(values)} for {len(prompts)}"
+        raise ValueError(f"{name} must return one score per episode, got {found}. Return one per text.")
     for value, prompt, completion in zip(values, prompts, completions, strict=True):
         if not (isinstance(value, int | float | np.floating) and abs(value) <= sys.float_info.max):
             raise ValueError(

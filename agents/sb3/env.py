@@ -127,7 +127,8 @@ class TextVecEnv(VecEnv):
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
         """Call a method once. A result with one entry per slot is split; any other is repeated for every slot."""
         if method_name in WHOLE:
-            raise ValueError(f"env_method must not move the episodes, got {method_name!r}. Call it directly.")
+            rule = "env_method takes methods that do not move the episodes"
+            raise ValueError(f"{rule}, got {method_name!r}. Call it directly.")
         answer = getattr(self.env, method_name)(*args, **kwargs)
         split = isinstance(answer, np.ndarray | tuple | list) and len(answer) == self.num_envs
         return [answer[slot] if split else answer for slot in self._slots(indices)]

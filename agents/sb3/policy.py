@@ -182,7 +182,8 @@ class CausalLMPolicy(ActorCriticPolicy):
         """The tokens in a batch of observations of either mode."""
         ids = obs["input_ids"] if isinstance(obs, dict) else obs
         if ids.is_floating_point():
-            raise ValueError(f"observations must be integers, got {ids.dtype}. Use VecNormalize(..., norm_obs=False).")
+            rule = f"observations must be integers, got {ids.dtype}"
+            raise ValueError(f"{rule}. Do not normalise them: use VecNormalize(..., norm_obs=False).")
         return observation_tokens(obs, self.prompt_width)
 
 

@@ -150,9 +150,8 @@ class TransformerRewardModel:
             ValueError: a chat prompt has no chat template.
         """
         if len(prompts) != len(completions):
-            raise ValueError(
-                f"prompts and completions must pair up, got {len(prompts)} and {len(completions)}. Pair them."
-            )
+            given = f"{len(prompts)} and {len(completions)}"
+            raise ValueError(f"prompts and completions must be as many, got {given}. Pair them.")
         if chat is not None and self.tokenizer.chat_template is not None:
             prompts = [prompt if messages is None else messages for prompt, messages in zip(prompts, chat, strict=True)]
         if self.tokenizer.chat_template is None and not all(isinstance(prompt, str) for prompt in prompts):
