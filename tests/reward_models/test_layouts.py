@@ -177,8 +177,25 @@ RECORDS: dict[str, list[tuple[dict | list[dict], dict]]] = {
                 "responses": ("a", "b"),
             },
         ),
+        (
+            {"history": [["q", "r"], ["s", "t"]], "question": "u", "response_chosen": "a", "response_rejected": "b"},
+            {
+                "prompt": [
+                    *ASK,
+                    *says("r"),
+                    {"role": "user", "content": "s"},
+                    *says("t"),
+                    {"role": "user", "content": "u"},
+                ],
+                "responses": ("a", "b"),
+            },
+        ),
     ],
     "arena": [
+        (
+            {"conversation_a": [*ASK, *says("a")], "conversation_b": [*ASK, *says("b")], "winner": "model_a"},
+            {"prompt": ASK, "responses": ("a", "b")},
+        ),
         (
             {"conversation_a": [*ASK, *says("a")], "conversation_b": [*ASK, *says("b")], "winner": "model_b"},
             {"prompt": ASK, "responses": ("b", "a")},
@@ -186,6 +203,13 @@ RECORDS: dict[str, list[tuple[dict | list[dict], dict]]] = {
         (
             {"conversation_a": [*ASK, *says("a")], "conversation_b": [*ASK, *says("b")], "winner": "tie (bothbad)"},
             {"prompt": ASK, "responses": ("a", "b"), "ranks": (0, 0)},
+        ),
+        *(
+            (
+                {"conversation_a": [*ASK, *says("a")], "conversation_b": [*ASK, *says("b")], "winner": winner},
+                {"prompt": ASK, "responses": ("a", "b"), "ranks": (0, 0)},
+            )
+            for winner in ("tie", "both_bad")
         ),
     ],
 }

@@ -58,6 +58,55 @@ def test_sections_of_rewardbench_weigh_subsets_by_their_published_counts():
     assert [sum(weights.values()) for weights in SECTIONS.values()] == [358, 456, 740, 1968]
 
 
+PAIRS = {
+    "Chat": {
+        "alpacaeval-easy": 100,
+        "alpacaeval-length": 95,
+        "alpacaeval-hard": 95,
+        "mt-bench-easy": 28,
+        "mt-bench-med": 40,
+    },
+    "Chat Hard": {
+        "mt-bench-hard": 37,
+        "llmbar-natural": 100,
+        "llmbar-adver-neighbor": 134,
+        "llmbar-adver-GPTInst": 92,
+        "llmbar-adver-GPTOut": 47,
+        "llmbar-adver-manual": 46,
+    },
+    "Safety": {
+        "refusals-dangerous": 100,
+        "refusals-offensive": 100,
+        "xstest-should-refuse": 250,
+        "xstest-should-respond": 154,
+        "donotanswer": 136,
+    },
+    "Reasoning": {
+        "math-prm": 984,
+        "hep-cpp": 164,
+        "hep-go": 164,
+        "hep-java": 164,
+        "hep-js": 164,
+        "hep-python": 164,
+        "hep-rust": 164,
+    },
+}
+"""``EXAMPLE_COUNTS`` of the published code, by section."""
+TOTALS = {"Chat": 358, "Chat Hard": 456, "Safety": 740, "Reasoning": 1968}
+
+
+@pytest.mark.parametrize(("section", "subset"), [(section, subset) for section in PAIRS for subset in PAIRS[section]])
+def test_a_subset_that_alone_is_right_earns_its_published_share_of_its_section_and_a_quarter_of_it_in_all(
+    section, subset
+):
+    every = [name for names in PAIRS.values() for name in names]
+    found = published(
+        [item(name, wrong=1) for name in every], [np.array([float(name == subset), 0.5]) for name in every]
+    )
+    share = PAIRS[section][subset] / TOTALS[section]
+    assert found == pytest.approx({**dict.fromkeys(PAIRS, 0.0), section: share, "mean": share / 4})
+
+
 def test_other_data_have_no_published_scores():
     assert published([item("Math"), item("poetry")], [np.zeros(4)] * 2) is None
     assert published([item("")], [np.zeros(4)]) is None
