@@ -10,7 +10,7 @@ import torch
 
 import textenv
 from agents.baselines import RandomAgent, ReferenceAgent
-from agents.best_of_n import BestOfN
+from agents.best_of_n import BestOfN, best_responses
 from agents.core.actor import Evaluated
 from agents.core.group import clipped_loss, group_advantages, leave_one_out_advantages, on_every_token
 from agents.core.learner import MicroBatch
@@ -19,7 +19,7 @@ from agents.ppo import PPO
 from agents.reinforce import Reinforce, ReinforceConfig
 from agents.rloo import RLOO, RLOOConfig
 from tests.conftest import tiny_model
-from textenv.evaluation import evaluate
+from textenv.evaluation import Evaluation, evaluate
 from textenv.tasks.exact import exact_world
 
 LEARNERS = [(RLOO, {"group_size": 4}), (GRPO, {"group_size": 4}), (Reinforce, {})]
@@ -288,6 +288,24 @@ def test_best_of_n_earns_what_enumeration_says_and_claims_no_kl(n):
     assert abs(result.rm_scores.mean() - expected) < 4 * result.rm_scores.std() / math.sqrt(1200)
     assert result.kl is None
     np.testing.assert_array_equal(result.rewards, result.rm_scores)
+
+
+def test_of_several_evaluations_each_prompt_keeps_all_of_its_best_answer_the_first_on_ties():
+    def drawn(text, scores, reasons, shift):
+        row = np.array(scores)
+        return Evaluation(
+            ["p", "q", "r"], [f"{text}{i}" for i in range(3)], np.arange(3), row - shift, row, row, row * 10,
+            np.arange(3) + shift, reasons,
+        )  # fmt: skip
+
+    first = drawn("a", [1.0, 5.0, 2.0], ["eos", "length", "eos"], 1)
+    second = drawn("b", [3.0, 4.0, 2.0], ["length", "eos", "stop"], 7)
+    best = best_responses([first, second])
+    assert (best.prompts, best.prompt_ids.tolist()) == (["p", "q", "r"], [0, 1, 2])
+    assert (best.responses, best.finish_reasons) == (["b0", "a1", "a2"], ["length", "length", "eos"])
+    assert (best.rm_scores.tolist(), best.gold.tolist()) == ([3.0, 5.0, 2.0], [30.0, 50.0, 20.0])
+    assert (best.rewards.tolist(), best.lengths.tolist()) == ([-4.0, 4.0, 1.0], [7, 2, 3])
+    assert best.kl is None  # being chosen is likelier than being drawn
 
 
 def test_best_of_n_scores_each_prompt_with_its_own_columns(make_vector):

@@ -1,6 +1,7 @@
 """Presets: the worlds included here keep their own settings, everything else gets those for a pretrained model."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,21 @@ def test_every_preset_makes_a_config_of_every_learner(name, learner):
     else:
         assert config.learning_rate >= 3e-4
         assert config.lr_decay_episodes == 512
+
+
+RECORDED = json.loads((Path(__file__).parents[2] / "benchmarks/results/agents.json").read_text("utf-8"))["cells"]
+
+
+@pytest.mark.parametrize("env_id", WORLDS)
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_a_preset_is_what_the_published_figures_were_made_with(env_id, learner):
+    """The table of the docs has these records behind it; an agent by another name differs in other settings."""
+    runs = [cell["settings"] for cell in RECORDED]
+    runs = [run for run in runs if (run["env_id"], run["agent"].lower()) == (env_id, learner)]
+    assert len(runs) == 3, "three seeds"
+    config = algorithm(learner).config_type
+    for run in runs:
+        assert config(**preset(WORLDS[env_id], learner, run["total_episodes"])) == config(**run["options"])
 
 
 def test_an_unknown_preset_is_refused_with_those_that_there_are():

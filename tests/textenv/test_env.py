@@ -11,7 +11,7 @@ import torch
 import textenv
 from tests.conftest import PROMPTS, colour_score
 from textenv.lm import Responses, response_logprobs
-from textenv.scoring import Finished, Scorer, checked_scores, reward_model_terms
+from textenv.scoring import Finished, Scorer, checked_scores, note_truncated, reward_model_terms
 
 
 def random_episode(env, seed, **reset):
@@ -208,13 +208,33 @@ def test_before_min_new_tokens_ending_is_masked_refused_and_left_out_of_the_dist
 
 def test_a_missing_eos_is_paid_for_as_a_term_of_its_own(text_options):
     env = gymnasium.make("textenv/Text-v0", missing_eos_penalty=2.0, **text_options).unwrapped
-    env.reset(seed=0)
+    env.reset(options={"prompt": "red"})
     for _ in range(6):
         _, reward, _, _, info = env.step(1)
     assert info["reward_terms"]["missing_eos"] == -2.0
-    assert reward == sum(info["reward_terms"].values())
+    # six words, a prompt of three letters, cut by the budget: the penalty is no part of the score
+    assert info["rm_score"] == info["reward_terms"]["reward_model"] == pytest.approx(-0.3 * 6 + 0.01 * 3 - 0.5)
+    assert reward == sum(info["reward_terms"].values()) == pytest.approx(-2.27 - 2.0)
     env.reset()
     assert env.step(0)[4]["reward_terms"]["missing_eos"] == 0.0
+
+
+def test_what_a_reward_model_cuts_is_told_of_its_own_episodes_even_if_it_scores_others_in_between(text_options):
+    inner = gymnasium.make("textenv/Text-v0", **text_options)
+
+    def reads_one_word(prompts, completions):
+        inner.reset(seed=0)
+        assert not inner.step(0)[4]["truncated_response"]
+        note_truncated(text for text in completions if len(text.split()) > 1)
+        return [0.0] * len(prompts)
+
+    textenv.register_reward_model("reads-one-word", reads_one_word)
+    env = gymnasium.make("textenv/Text-v0", **{**text_options, "reward_model": "reads-one-word"})
+    for actions, cut in (([1, 0], False), ([1, 2, 0], True)):
+        env.reset(seed=0)
+        for action in actions:
+            *_, info = env.step(action)
+        assert info["truncated_response"] == cut
 
 
 def test_ansi_rendering_shows_prompt_response_and_ending(text_options):
@@ -261,7 +281,7 @@ BAD = [
     ({"prompts": [""]}, "prompt number 0"),
     ({"prompts": ["the the the the the the the the"]}, "got 8 in .*Raise max_prompt_tokens"),
     ({"max_new_tokens": 0}, "max_new_tokens must be 1 or more, got 0"),
-    ({"max_new_tokens": 60}, "must fit the reference's context \\(64\\)"),
+    ({"max_new_tokens": 58}, "must fit the reference's context \\(64\\), got 65"),
     ({"min_new_tokens": 9}, "min_new_tokens"),
     ({"kl_coef": -1.0}, "kl_coef must be 0 or more, got -1.0"),
     ({"kl_source": "guess"}, "kl_source must be one of"),
@@ -277,6 +297,15 @@ BAD = [
 def test_a_bad_option_gets_one_clear_error(text_options, bad, message):
     with pytest.raises(ValueError, match=message):
         gymnasium.make("textenv/Text-v0", **{**text_options, **bad})
+
+
+def test_a_budget_may_fill_the_references_context_to_its_last_token(text_options):
+    env = gymnasium.make("textenv/Text-v0", **{**text_options, "max_new_tokens": 57}).unwrapped
+    env.reset(seed=0)
+    for _ in range(57):
+        *_, terminated, _, info = env.step(1)
+    assert terminated
+    assert info["response_length"] == 57
 
 
 def test_an_unknown_id_is_an_error_of_gymnasium():

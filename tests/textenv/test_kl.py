@@ -32,5 +32,7 @@ def test_the_fixed_controller_stays_and_the_adaptive_one_moves_towards_its_targe
     # far off, the error is clipped at 0.2
     assert AdaptiveKL(0.2, target=6.0).update(60.0, 512) == pytest.approx(0.2 * (1 + 0.2 * 0.0512))
     assert AdaptiveKL(0.2, target=6.0).update(0.0, 512) == pytest.approx(0.2 * (1 - 0.2 * 0.0512))
+    # over a horizon of 400 episodes, 100 of them take a quarter of the error
+    assert AdaptiveKL(0.2, target=6.0, horizon=400.0).update(60.0, 100) == pytest.approx(0.2 * (1 + 0.2 / 4))
     with pytest.raises(ValueError, match="target"):
         AdaptiveKL(0.2, target=0.0)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from textenv.data.folders import check_replaceable, recover, replace_folder
+from textenv.data.folders import check_replaceable, collection_folder, recover, replace_folder
 
 
 def write(path, text, name="part/a.txt"):
@@ -35,6 +35,19 @@ def test_a_folder_with_files_of_others_is_refused_by_name(tmp_path, place, ours)
         write(out, "new")
     assert (out / place).read_text() == "years of work"
     assert not ours or (out / "part/a.txt").read_text() == "old"
+
+
+def test_results_that_come_one_by_one_and_whole_results_never_share_a_folder(tmp_path):
+    write(tmp_path / "model", "weights")
+    with pytest.raises(ValueError, match=r"earlier results of the same command, got .*model' with other files"):
+        collection_folder(tmp_path / "model")
+    assert (tmp_path / "model/part/a.txt").read_text() == "weights"
+    write(tmp_path / "model", "new weights")  # it is still replaced as before
+    for name in ("a.json", "b.json"):
+        (collection_folder(tmp_path / "reports") / name).write_text("report")
+    with pytest.raises(ValueError, match=r"an earlier result of ours, got .*reports' with 'a\.json' in it"):
+        write(tmp_path / "reports", "weights")
+    assert [path.name for path in sorted((tmp_path / "reports").glob("[ab].json"))] == ["a.json", "b.json"]
 
 
 def test_a_block_that_fails_leaves_what_was_there(tmp_path):

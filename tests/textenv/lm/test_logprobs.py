@@ -199,6 +199,17 @@ def test_an_attention_model_is_decoded_with_its_cache_in_any_precision(family_mo
     assert decodes_with_cache(copy.deepcopy(family_model.model).to(dtype))
 
 
+def test_how_a_model_decodes_is_measured_once_and_in_the_precision_of_its_weights():
+    model, lowered = tiny_model().model, []
+    model.base_model.register_forward_pre_hook(lambda *_: lowered.append(torch.is_autocast_enabled("cpu")))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert decodes_with_cache(model)
+        passes = len(lowered)
+        assert decodes_with_cache(model)
+    assert passes > 0
+    assert lowered == [False] * passes
+
+
 def test_a_model_that_looks_ahead_is_refused_by_name():
     config = AutoConfig.for_model("bert", vocab_size=12, initializer_range=0.4, **LLAMA)
     with torch.random.fork_rng():

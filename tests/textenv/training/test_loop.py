@@ -1,0 +1,86 @@
+"""The optimiser of supervised training, step by step against numbers worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from tests.conftest import tiny_model
+from textenv.training.checkpoint import RunFolder
+from textenv.training.config import TrainingConfig
+from textenv.training.loop import Objective, fit
+
+
+class OneExample:
+    """An example that holds nothing: an epoch is a step."""
+
+    lengths = torch.ones(1, dtype=torch.int64)
+
+    def collate(self, index):
+        return {}
+
+    def items(self, index):
+        return len(index)
+
+
+def train(model, slopes, **settings):
+    """One step for each slope: the gradient of every weight is that slope."""
+    following = iter(slopes)
+
+    def summed_loss(model):
+        return next(following) * sum(weight.sum() for weight in model.parameters())
+
+    config = TrainingConfig(epochs=len(slopes), logging_steps=1, **{"max_grad_norm": None, **settings})
+    return fit(Objective(model, summed_loss), OneExample(), config, RunFolder(None, resume=False), inputs={})
+
+
+def parameters(model):
+    return [weight.detach().clone() for weight in model.parameters()]
+
+
+LINEAR = [0, 1 / 2, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]
+SCHEDULES = {
+    "linear": LINEAR,
+    "cosine": [0, 1 / 2, *(0.5 * (1 + math.cos(math.pi * k / 8)) for k in range(8))],
+    "constant": [0, 1 / 2, *[1] * 8],
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_learning_rate_rises_over_the_warm_up_and_then_follows_the_schedule(schedule):
+    """A fifth of ten steps is two: the rates of the steps that they are logged with."""
+    run = train(tiny_model().model, [0.0] * 10, learning_rate=0.3, warmup_ratio=0.2, lr_schedule=schedule)
+    assert [entry["learning_rate"] for entry in run.history] == pytest.approx([0.3 * x for x in SCHEDULES[schedule]])
+
+
+def test_weight_decay_shrinks_matrices_and_leaves_biases_and_norms():
+    model = tiny_model().model
+    before = parameters(model)
+    train(model, [0.0] * 3, learning_rate=0.1, weight_decay=0.5, warmup_ratio=0.0, lr_schedule="constant")
+    assert {weight.ndim for weight in before} == {1, 2}
+    for old, new in zip(before, model.parameters(), strict=True):
+        torch.testing.assert_close(new.detach(), old * (0.95**3 if old.ndim > 1 else 1.0))
+
+
+@pytest.mark.parametrize(("beta2", "mean_square"), [(0.5, 4.5 / 1.5), (0.999, 4.999 / 1.999)])
+def test_adam_divides_by_the_root_of_its_average_of_squares(beta2, mean_square):
+    """Slopes 1 and 2. Means of slopes, corrected: 1, then (0.9 · 0.1 · 1 + 0.1 · 2) / (1 − 0.9²); of squares: 1, then
+    (β₂ · 1 + 4) / (1 + β₂)."""
+    model = tiny_model().model
+    before = parameters(model)
+    settings = {"learning_rate": 0.1, "warmup_ratio": 0.0, "lr_schedule": "constant", "adam_beta2": beta2}
+    train(model, [1.0, 2.0], **settings)
+    moved = 0.1 * (1 + 0.29 / 0.19 / math.sqrt(mean_square))
+    for old, new in zip(before, model.parameters(), strict=True):
+        torch.testing.assert_close(new.detach(), old - moved, atol=1e-5, rtol=1e-5)
+
+
+def test_the_gradient_is_scaled_down_to_the_limit_before_the_step_and_logged_as_it_was():
+    """Slopes 8 and 1 for each of N weights, limit √N: the clipped slopes are 1 and 1, so Adam moves by its rate."""
+    model = tiny_model().model
+    before, root = parameters(model), math.sqrt(sum(weight.numel() for weight in model.parameters()))
+    settings = {"learning_rate": 0.1, "warmup_ratio": 0.0, "lr_schedule": "constant", "max_grad_norm": root}
+    run = train(model, [8.0, 1.0], **settings)
+    assert [entry["grad_norm"] for entry in run.history] == pytest.approx([8 * root, root], rel=1e-5)
+    for old, new in zip(before, model.parameters(), strict=True):
+        torch.testing.assert_close(new.detach(), old - 0.2, atol=1e-5, rtol=1e-4)
