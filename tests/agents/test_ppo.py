@@ -6,14 +6,16 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import textenv
+from agents.core.actor import Evaluated
+from agents.core.learner import MicroBatch
 from agents.core.returns import Advantages
-from agents.core.rollout import Stream
+from agents.core.rollout import Rollout, Stream
 from agents.ppo import PPO, PPOConfig
 from reward_models.scorers.transformer import TransformerRewardModel
 from tests.conftest import WORDS, tiny_model
 from textenv.episode import observation_tokens
 from textenv.evaluation import evaluate
-from textenv.lm import response_logprobs
+from textenv.lm import Responses, response_logprobs
 from textenv.lm.load import word_level_tokenizer
 
 CONFIG = {"batch_size": 32, "epochs": 2, "minibatches": 2, "learning_rate": 3e-3, "seed": 0}
@@ -169,6 +171,90 @@ def test_every_pass_learns_once_from_every_episode_of_the_batch(agent):
         for b, (row, length) in enumerate(zip(tokens.response_ids, tokens.response_lengths, strict=True))
     ]
     assert sorted(seen) == sorted(played * 2)
+
+
+def two_episodes():
+    """Of two tokens and of one, which earned 3 and −1, with values that a critic might have given."""
+    ids, zeros = torch.ones(2, 2, dtype=torch.int64), torch.zeros(2, 2)
+    lengths, rewards, yes = torch.tensor([2, 1]), torch.tensor([3.0, -1.0]), torch.ones(2, dtype=torch.bool)
+    values = torch.tensor([[1.0, 0.5], [2.0, 0.0]])
+    tokens = Responses(ids, torch.tensor([2, 2]), ids, lengths)
+    return Rollout(tokens, zeros, values, rewards, zeros, 0.0, rewards, None, lengths, yes, ~yes)
+
+
+def test_advantages_are_those_of_the_discount_and_the_lambda_of_the_config(agent):
+    """γ = λ = ½. The second token: 3 − ½; the first: (½ · ½ − 1) + ¼ · 2.5. The other episode: −1 − 2."""
+    learner = agent(gamma=0.5, lam=0.5, whiten_advantages=False)
+    found = learner.advantages(two_episodes())
+    assert found.advantages.tolist() == [[-0.125, 2.5], [-3.0, 0.0]]
+    assert found.returns.tolist() == [[0.875, 3.0], [-1.0, 0.0]]
+
+
+def test_advantages_are_whitened_over_the_real_tokens_and_returns_are_not(agent):
+    """Mean −0.625 / 3, squares around it 0.0069444 + 7.3350694 + 7.7934028."""
+    found = agent(gamma=0.5, lam=0.5).advantages(two_episodes())
+    deviation = (15.1354167 / 3) ** 0.5
+    expected = [0.0833333 / deviation, 2.7083333 / deviation, -2.7916667 / deviation, 0.0]
+    assert found.advantages.flatten().tolist() == pytest.approx(expected, abs=1e-5)
+    assert found.returns.tolist() == [[0.875, 3.0], [-1.0, 0.0]]
+
+
+def test_the_loss_clips_ratios_and_values_and_weighs_the_values_as_the_config_says(agent):
+    mask, zeros = torch.tensor([[True, True], [True, False]]), torch.zeros(2, 2)
+    advantages, returns = torch.tensor([[1.0, 1.0], [-1.0, 0.0]]), torch.tensor([[2.0, 0.5], [-1.0, 0.0]])
+    old = MicroBatch(zeros, torch.tensor([[0.0, 0.5], [0.0, 0.0]]), advantages, returns, mask, tokens=3, episodes=2)
+    new = Evaluated(torch.tensor([[1.5, 1.0], [0.8, 1.0]]).log(), torch.tensor([[1.0, 0.5], [0.1, 0.0]]), None)
+    # At most 1.1 for the good token; the bad one costs 0.9 at least.
+    policy = -(1.1 + 1.0 - 0.9) / 3
+    loss, log = agent(clip_range=0.1, value_coef=0.5).loss(new, old)
+    assert log["policy_loss"].item() == pytest.approx(policy)
+    assert log["clip_fraction"].item() == pytest.approx(2 / 3)
+    assert log["value_loss"].item() == pytest.approx(0.5 * (1.0 + 0.0 + 1.1**2) / 3)
+    assert loss.item() == pytest.approx(policy + 0.5 * 0.5 * (1.0 + 0.0 + 1.1**2) / 3)
+    # The first value may move by a quarter: 0.25, which is 1.75 from its target.
+    loss, log = agent(clip_range=0.1, value_coef=0.5, value_clip_range=0.25).loss(new, old)
+    assert log["value_loss"].item() == pytest.approx(0.5 * (1.75**2 + 0.0 + 1.1**2) / 3)
+    assert loss.item() == pytest.approx(policy + 0.5 * 0.5 * (1.75**2 + 0.0 + 1.1**2) / 3)
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 3])
+def test_the_entropy_bonus_raises_the_mean_entropy_of_the_allowed_tokens(agent, micro_batch_size):
+    options = {"entropy_coef": 0.5, "value_coef": 0.0, "max_grad_norm": 1e9, "micro_batch_size": micro_batch_size}
+    learner = agent(tiny_model(seed=5), env_options={"min_new_tokens": 1}, **options)
+    rollout = learner.collect()
+    nothing = torch.zeros_like(rollout.values)
+    learner.step(rollout, Advantages(nothing, nothing), torch.arange(8))
+    model, tokens, entropies = tiny_model(seed=5).model, rollout.tokens, []
+    for b in range(8):
+        prompt = tokens.prompt_ids[b, -int(tokens.prompt_lengths[b]) :]
+        response = tokens.response_ids[b, : int(tokens.response_lengths[b])]
+        logits = model(input_ids=torch.cat([prompt, response])[None]).logits[0]
+        for t in range(len(response)):
+            allowed = logits[len(prompt) + t - 1, 1 if t == 0 else 0 :]  # EOS, number 0, must not come first
+            entropies.append(torch.distributions.Categorical(logits=allowed).entropy())
+    (-0.5 * torch.stack(entropies).mean()).backward()
+    expected = dict(model.named_parameters())
+    for name, parameter in learner.policy.model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name].grad, atol=1e-6, rtol=1e-3)
+
+
+def test_the_explained_variance_is_that_of_the_values_that_were_held_while_playing(agent):
+    learner = agent(tiny_model(seed=5), learning_rate=0.0, lam=1.0)
+    rollout = learner.collect()
+    assert learner.update(rollout)["explained_variance"] == pytest.approx(0.0, abs=1e-6)  # values of 0
+    half = torch.where(rollout.tokens.response_mask, 0.5 * rollout.rewards[:, None], 0.0)
+    # Half of every return is left over, and a quarter of the variance.
+    assert learner.update(rollout._replace(values=half))["explained_variance"] == pytest.approx(0.75, abs=1e-5)
+
+
+def test_every_pass_has_an_order_of_its_own(agent):
+    learner, seen = agent(epochs=3, minibatches=2), []
+    learner.step = lambda rollout, targets, index: seen.append(index.tolist()) or {"policy_loss": 0.0}
+    learner.update(learner.collect())
+    assert [len(part) for part in seen] == [16] * 6
+    passes = [seen[i] + seen[i + 1] for i in (0, 2, 4)]
+    assert all(sorted(order) == list(range(32)) for order in passes)
+    assert len({tuple(order) for order in passes}) == 3
 
 
 def test_losses_are_means_over_the_real_tokens_of_the_minibatch(agent):

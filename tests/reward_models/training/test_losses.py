@@ -38,6 +38,24 @@ def test_a_margin_is_taken_from_every_gap():
     assert loss([[1.0, 0.0]], margin=torch.tensor([3.0])) == pytest.approx(2.1269280, abs=1e-6)
 
 
+def test_a_tie_is_half_a_win_each_way_and_no_margin_is_taken_from_it():
+    # The tie, gap 1: 0.3132617 + 1/2. The others, gaps 2 − 3 and 1 − 3: log(1 + e) = 1.3132617 and 2.1269280.
+    ranks, margin = torch.tensor([[0, 0, 1]]), torch.tensor([3.0])
+    expected = (0.8132617 + 1.3132617 + 2.1269280) / 3
+    assert loss([[2.0, 1.0, 0.0]], ranks=ranks, margin=margin) == pytest.approx(expected, abs=1e-6)
+
+
+def test_ties_of_strength_one_are_davidsons():
+    # 1 + e⁻¹ + e⁻½ = 1.9744101: −log of 1 / 1.9744101 for the win, of e⁻½ / 1.9744101 for the tie
+    assert loss([[1.0, 0.0]], tie_strength=1.0) == pytest.approx(0.6802697, abs=1e-6)
+    assert loss([[1.0, 0.0]], ranks=torch.tensor([[0, 0]]), tie_strength=1.0) == pytest.approx(1.1802697, abs=1e-6)
+
+
+def test_smoothing_charges_its_share_of_the_gap():
+    # (1 − 0.2) · 0.3132617 + 0.2 · 1.3132617
+    assert loss([[1.0, 0.0]], label_smoothing=0.2) == pytest.approx(0.5132617, abs=1e-6)
+
+
 def test_prompts_weigh_the_same_however_many_responses_they_have():
     scores = torch.tensor([[1.0, 0.0, 0.0, 0.0], [3.0, 2.0, 1.0, 0.0]])
     mask = torch.tensor([[True, True, False, False], [True] * 4])
