@@ -144,6 +144,19 @@ def test_reinforce_weighs_log_probabilities_by_return_minus_value(learner):
     torch.testing.assert_close(gradient(agent), expected, atol=1e-5, rtol=1e-3)
 
 
+def test_the_loss_of_reinforce_weighs_the_values_as_the_config_says(learner):
+    """Log-probabilities −1, −2 and −0.5, advantages 1, 3 and −2, in two episodes of at most six tokens; values 1, 0
+    and 0.5 instead of 2, 1 and 0.5."""
+    mask, zeros = torch.tensor([[True, True], [True, False]]), torch.zeros(2, 2)
+    advantages, returns = torch.tensor([[1.0, 3.0], [-2.0, 0.0]]), torch.tensor([[2.0, 1.0], [0.5, 0.0]])
+    old = MicroBatch(zeros, zeros, advantages, returns, mask, tokens=3, episodes=2)
+    new = Evaluated(torch.tensor([[-1.0, -2.0], [-0.5, 0.0]]), torch.tensor([[1.0, 0.0], [0.5, 0.0]]), None)
+    loss, log = learner(Reinforce, value_coef=0.25).loss(new, old)
+    assert log["policy_loss"].item() == pytest.approx((1 + 6 - 1) / 12)
+    assert log["value_loss"].item() == pytest.approx(0.5 * (1 + 1 + 0) / 3)
+    assert loss.item() == pytest.approx(6 / 12 + 0.25 / 3)
+
+
 @pytest.mark.parametrize("per_token_kl", [False, True])
 def test_reinforce_charges_the_last_token_with_all_of_the_kl_or_its_own(learner, per_token_kl):
     agent = learner(Reinforce, tiny_model(seed=5), per_token_kl=per_token_kl)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import operator
 import os
 import pickle
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from reward_models.preferences import (
     Ranking,
+    better_pairs,
     load_rankings,
     ranking_of,
     read_rankings,
@@ -25,6 +27,13 @@ CHAT = [{"role": "user", "content": "hello"}]
 def test_responses_are_put_in_order_from_best_to_worst():
     (ranking,) = load_rankings([{"prompt": "p", "responses": ["a", "b", "c"], "ranking": [2, 0, 1]}])
     assert ranking == Ranking("p", ("c", "a", "b"))
+
+
+def test_pairs_are_of_different_texts_the_better_one_first():
+    assert list(better_pairs(["a", "b", "c"], [0, 1, 1])) == [(0, 1), (0, 2)]
+    # The same text at ranks 0 and 2 is no pair; each of them is one with what stands between.
+    assert list(better_pairs(["a", "b", "a"], [0, 1, 2])) == [(0, 1), (1, 2)]
+    assert list(better_pairs(["a", "b", "a"], [0, 0, 0], operator.eq)) == [(0, 1), (1, 2)]
 
 
 def test_a_pair_is_a_ranking_of_two_and_may_have_a_margin():

@@ -57,6 +57,8 @@ def test_prompt_sets_take_strings_records_and_files(tmp_path):
     loaded = textenv.prompt_set(str(tmp_path / "p.jsonl"))
     assert loaded.prompts == ("a", "b")
     assert loaded.columns == {"topic": ("x", None)}
+    late = textenv.prompt_set([{"prompt": "a"}, "b", {"prompt": "c", "topic": "y"}, {"prompt": "d"}])
+    assert late.columns == {"topic": (None, None, "y", None)}
     assert textenv.prompt_set(["a"]).prompts == ("a",)
     textenv.register_prompts("two", lambda: ["a", "b"])
     assert textenv.prompt_set("two") is textenv.prompt_set("two")

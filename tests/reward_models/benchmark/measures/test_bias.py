@@ -105,6 +105,15 @@ def test_length_bias_is_the_one_done_by_hand():
     assert found.gold_spearman == pytest.approx((1 + 1 - 1) / 3)
 
 
+def test_lengths_match_within_a_tenth_of_the_longer_one_whichever_is_preferred():
+    # 2 of 21 is less than a tenth, 3 of 22 more; of 19 both would be
+    items = [Ranking(f"p{b}", ("a" * 19, "b" * b)) for b in (21, 22)]
+    found = length_bias(lay_out(items), np.array([1.0, 0.0, 0.0, 1.0]), resamples=20, seed=0)
+    assert (found.accuracy_matched.value, found.accuracy_matched.pairs) == (1.0, 1)
+    assert (found.accuracy_shorter.value, found.accuracy_shorter.pairs) == (0.0, 1)
+    assert found.accuracy_longer is None
+
+
 def test_without_its_prompt_a_response_keeps_how_it_ended_and_a_chat_keeps_nothing():
     chat = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "why ?"}]
     items = [
