@@ -8,7 +8,8 @@ import inspect
 import logging
 import reprlib
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -64,6 +65,17 @@ def note_truncated(completions: Iterable[str]) -> None:
         noted.update(completions)
 
 
+@contextmanager
+def truncations() -> Iterator[set[str]]:
+    """The completions that reward models note inside the block."""
+    noted: set[str] = set()
+    before = _truncated.set(noted)
+    try:
+        yield noted
+    finally:
+        _truncated.reset(before)
+
+
 class Scorer:
     """Turns finished episodes into rewards."""
 
@@ -96,12 +108,8 @@ class Scorer:
 
     def score(self, episodes: Finished) -> Scored:
         """Score a batch, each row on its own."""
-        noted: set[str] = set()
-        before = _truncated.set(noted)
-        try:
+        with truncations() as noted:
             terms = reward_model_terms(self._reward_model, episodes)
-        finally:
-            _truncated.reset(before)
         truncated = np.array([completion in noted for completion in episodes.completions])
         rm_scores = np.asarray(sum(terms.values()), dtype=np.float64)
         if self.missing_eos_penalty is not None:

@@ -9,7 +9,7 @@ from typing import Any, final
 from reward_models.identity import identity_of
 from reward_models.scorers.store import Store
 from textenv.protocols import RewardModel
-from textenv.scoring import accepted_columns, score_texts
+from textenv.scoring import accepted_columns, note_truncated, score_texts, truncations
 
 
 @final
@@ -20,7 +20,7 @@ class CachedRewardModel:
     a digest of its weights), the prompt, the completion and the columns that the model takes. A changed model therefore
     never finds the scores of the old one. A plain callable has no identity: give it a ``version``, and change that
     whenever the callable changes. Threads, forks and several processes may share the file. A reward model that itemises
-    its terms is cached as their sum.
+    its terms is cached as their sum. The file also keeps which responses the model did not read to their end.
     """
 
     def __init__(self, model: RewardModel, path: str | Path, *, version: str | None = None) -> None:
@@ -36,6 +36,7 @@ class CachedRewardModel:
                 "identity). Pass version=… (any string), and another one whenever the model changes."
             )
         self._model, self._store = model, Store(path, "scores", what="score cache")
+        self._cut = Store(path, "truncated", what="score cache")  # texts that the model did not read to their end
         self.identity = json.dumps(["cached", own, version])
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
@@ -49,10 +50,14 @@ class CachedRewardModel:
         if new:
             some = {name: [values[i] for i in new] for name, values in taken.items()}
             texts = [prompts[i] for i in new], [completions[i] for i in new]
-            scores = score_texts(self._model, *texts, some, "a cached reward model").tolist()
+            with truncations() as cut:
+                scores = score_texts(self._model, *texts, some, "a cached reward model").tolist()
+            self._cut.write({keys[i]: 1.0 for i in new if completions[i] in cut})
             fresh = dict(zip((keys[i] for i in new), scores, strict=True))
             self._store.write(fresh)
             known |= fresh
+        cut_keys = self._cut.read(keys, lambda mark: mark == 1.0)
+        note_truncated(completion for key, completion in zip(keys, completions, strict=True) if key in cut_keys)
         return [known[key] for key in keys]
 
     def __len__(self) -> int:

@@ -18,6 +18,7 @@ from reward_models.scorers.transformer import TransformerRewardModel
 from reward_models.scorers.weighted import Part, WeightedSum
 from tests.conftest import tiny_model
 from textenv.config import Loading
+from textenv.scoring import note_truncated, truncations
 
 
 class Known:
@@ -211,6 +212,19 @@ def test_a_version_goes_with_the_identity_and_does_not_stand_for_it(cached):
         assert cached(Known({"x": float(score)}, identity), version)(["p"], ["x"]) == [float(score)]
     identities = {cached(Known({}, i), v).identity for i, v in [("a", "1"), ("a", "2"), ("b", "1"), ("a", None)]}
     assert len(identities) == 4
+
+
+def test_a_score_from_the_file_still_says_that_its_response_was_not_read_to_its_end(tmp_path):
+    def reads_one_word(prompts, completions):
+        note_truncated(text for text in completions if " " in text)
+        return [0.0] * len(prompts)
+
+    for asked in (["one"], ["one", "two words"], ["two words", "one", "two words"]):
+        model = CachedRewardModel(reads_one_word, tmp_path / "scores.sqlite", version="1")  # as another process would
+        with truncations() as cut:
+            model(["p"] * len(asked), asked)
+        assert cut == {text for text in asked if text == "two words"}
+    assert len(model) == 2
 
 
 def test_a_cache_answers_more_texts_than_one_query_holds(cached):
