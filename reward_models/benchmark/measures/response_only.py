@@ -80,6 +80,7 @@ MEASURE = Measure(
     flags=flags,
     title="Does it read the prompt?",
     text="Accuracy with the prompt removed, or replaced by another one. What is left is answered from the response "
-    "alone. A prompt longer than the model's context is cut on the left; a response never is.",
+    "alone. A prompt that does not fit the model's context is cut on the left, and a response that does not fit by "
+    "itself at its end.",
     rows=rows,
 )
