@@ -1,9 +1,10 @@
-"""The summary of an evaluation, worked out by hand. How agents are run stands in the tests of the agents."""
+"""Evaluations worked out by hand. How our own agents are run stands in their tests."""
 
 import numpy as np
 import pytest
 
-from textenv.evaluation import Evaluation
+from tests.conftest import PROMPTS, WORDS
+from textenv.evaluation import Evaluation, evaluate
 
 
 def test_the_summary_has_the_means_of_what_is_known_and_counts_every_ending_but_the_budget():
@@ -27,3 +28,18 @@ def test_the_summary_has_the_means_of_what_is_known_and_counts_every_ending_but_
     assert summary["rm_score"].ci95 == pytest.approx(4.302653 * np.sqrt(7 / 3))
     known = found._replace(kl=scores / 10, gold=scores * 10).summary()
     assert (known["kl"].mean, known["gold_score"].mean) == (pytest.approx(0.3), 30.0)
+
+
+def test_of_an_agent_that_steps_the_first_episode_of_every_slot_counts(make_vector):
+    eos, red, blue = (WORDS.index(word) for word in ("<eos>", "red", "blue"))
+    actions = iter(zip([eos, blue, eos, blue, eos, blue], [red] * 6, strict=True))
+
+    class Scripted:
+        def predict(self, observation, state=None, episode_start=None, deterministic=False):
+            return np.array(next(actions)), state
+
+    found = evaluate(Scripted(), make_vector(2).unwrapped, prompt_ids=[2, 0])
+    assert (found.prompts, found.responses) == ([PROMPTS[2], PROMPTS[0]], ["", "red red red red red red"])
+    assert (found.lengths.tolist(), found.finish_reasons) == ([1, 6], ["eos", "length"])
+    # Letters of the prompt for a hundredth each, words for −0.3, and half a point for the cut.
+    assert found.rm_scores.tolist() == pytest.approx([0.01 * 3, 0.01 * 17 - 0.3 * 6 - 0.5])
