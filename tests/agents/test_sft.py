@@ -329,6 +329,15 @@ def test_only_the_last_assistant_turn_is_learned():
     assert read == (chat, "d", False)
 
 
+@pytest.mark.parametrize(("words", "cut"), [(2, 0), (3, 1)])
+def test_a_completion_that_leaves_no_room_for_a_token_of_its_prompt_is_cut(words, cut):
+    """Four tokens, one of them the prompt's: two words and EOS fit, three words lose EOS."""
+    records = load_demonstrations([{"prompt": "the", "completion": " ".join(["sky"] * words)}])
+    found = tokenise(tiny_model(), records, SFTConfig(max_length=4))
+    assert (found.truncated_prompts, found.truncated_completions) == (0, cut)
+    assert (found.prompts.lengths.tolist(), found.responses.lengths.tolist()) == ([1], [3])
+
+
 def test_long_examples_lose_the_left_of_the_prompt_and_long_completions_their_end(caplog):
     lm = tiny_model()
     records = [

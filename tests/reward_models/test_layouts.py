@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reward_models.preferences import LAYOUTS, Ranking, layout_table, load_rankings
+from reward_models.preferences import LAYOUTS, Ranking, layout_table, load_rankings, read_rankings
 from textenv.cli import main
 
 ASK = [{"role": "user", "content": "q"}]
@@ -147,6 +147,7 @@ RECORDS: dict[str, list[tuple[dict | list[dict], dict]]] = {
             {"history": "q", "human_ref_A": "a", "human_ref_B": "b", "labels": 1, "score_ratio": 1.0, "domain": "d"},
             {"responses": ("a", "b"), "category": "d"},
         ),
+        ({"history": "q", "human_ref_A": "a", "human_ref_B": "b", "labels": 1}, {"responses": ("a", "b")}),
     ],
     "pku-saferlhf": [
         ({"prompt": "q", "response_0": "a", "response_1": "b", "better_response_id": 1}, {"responses": ("b", "a")})
@@ -155,7 +156,11 @@ RECORDS: dict[str, list[tuple[dict | list[dict], dict]]] = {
         (
             {"info": POST, "summaries": [{"text": " a"}, {"text": " b"}], "choice": 1},
             {"prompt": "SUBREDDIT: r/tifu\n\nTITLE: T\n\nPOST: P\n\nTL;DR:", "responses": (" b", " a")},
-        )
+        ),
+        (
+            {"info": {"title": "T", "article": "N"}, "summaries": [{"text": " a"}, {"text": " b"}], "choice": 0},
+            {"prompt": "TITLE: T\n\nARTICLE: N\n\nTL;DR:", "responses": (" a", " b")},
+        ),
     ],
     "question": [
         ({"question": "q", "response_chosen": "a", "response_rejected": "b"}, {"responses": ("a", "b")}),
@@ -267,6 +272,10 @@ def test_helpsteer2_ranks_by_the_scale_or_the_weights_that_are_named():
     assert (first.responses, first.ranks) == (("a", "d", "b"), (0, 0, 1))
     # half of it and two of verbosity: a 1 + 0, b 2 + 6, d 1.5 + 2
     assert load_rankings(rows, format="helpsteer2:0.5*helpfulness+2*verbosity")[0].responses == ("b", "d", "a")
+    # 0.1 · 3 and 0.3 · 1 are equal, though not to the last bit
+    even = [rated("a", 3, 0), rated("b", 0, 1)]
+    assert load_rankings(even, format="helpsteer2:0.1*helpfulness+0.3*verbosity")[0].ranks == (0, 0)
+    assert [ranking.responses for ranking in read_rankings(rows, limit=1)[0]] == [("b", "d", "a")]
     with pytest.raises(ValueError, match=r"a scale must be one of helpfulness, .*got 'kindness'"):
         load_rankings(rows, format="helpsteer2:kindness")
 
