@@ -219,6 +219,17 @@ def test_a_missing_eos_is_paid_for_as_a_term_of_its_own(text_options):
     assert env.step(0)[4]["reward_terms"]["missing_eos"] == 0.0
 
 
+def test_gold_is_scored_by_a_model_of_its_own_and_pays_nothing(text_options):
+    textenv.register_reward_model("count-words", lambda prompts, completions: [len(c.split()) for c in completions])
+    env = gymnasium.make("textenv/Text-v0", gold="count-words", **text_options)
+    env.reset(options={"prompt": "red"})
+    env.step(1)
+    env.step(1)
+    _, reward, _, _, info = env.step(0)
+    assert info["gold_score"] == 2.0
+    assert reward == info["rm_score"] == pytest.approx(-0.3 * 2 + 0.01 * 3)
+
+
 def test_what_a_reward_model_cuts_is_told_of_its_own_episodes_even_if_it_scores_others_in_between(text_options):
     inner = gymnasium.make("textenv/Text-v0", **text_options)
 
