@@ -53,12 +53,17 @@ COMMANDS = {
     "evaluate": Command("evaluate:evaluate", "answer an environment's prompts and score the answers"),
     "run": Command("run:run", "an experiment file: agents × environments × seeds, compared", _AGAIN),
     "demo": Command("demo:demo", "all three steps on the embedded world, with a report", _AGAIN),
+    "feedback demo": Command("feedback:demo", "rank responses in a browser, with a model that learns", _AGAIN),
+    "feedback create": Command("feedback:create", "sample or import responses for people to rank", _AGAIN),
+    "feedback serve": Command("feedback:serve", "the page where people rank, and its dashboard", _AGAIN),
+    "feedback arena": Command("feedback:arena", "compare models blind, by people or a reward model", _AGAIN),
+    "feedback export": Command("feedback:export_project", "what people said as data to train on"),
     **{name: Command("learner:learner_command", summary(name), _RESUME) for name in LEARNERS},
 }
 
 
 def usage() -> str:
-    lines = {name: f"  {name:<9} {command.summary}\n" for name, command in COMMANDS.items()}
+    lines = {name: f"  {name:<16} {command.summary}\n" for name, command in COMMANDS.items()}
     learners = "".join(lines.pop(name) for name in LEARNERS)
     return (
         "usage: textenv COMMAND [--help | OPTIONS]\n       textenv --version\n\n"
@@ -70,6 +75,8 @@ def usage() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; errors that a user can fix are one line and exit code 2."""
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
+    if rest and f"{name} {rest[0]}" in COMMANDS:
+        name, rest = f"{name} {rest[0]}", rest[1:]
     if name == "--version":
         print(f"textenv {__version__}")
         return 0

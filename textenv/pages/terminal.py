@@ -23,3 +23,13 @@ def print_columns(title: str, header: Sequence[str], columns: Sequence[Sequence[
         for row in rows[1:]:
             table.add_row(*row)
         console.print(table)
+
+
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A title, and a table with ``header`` above it."""
+    console = Console(highlight=False)
+    console.print(f"\n{escape(title)}", style="bold")
+    table = Table(*map(escape, header), box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(table)

@@ -1,0 +1,20 @@
+"""Texts of models and people, made safe and plain to show."""
+
+from markdown_it import MarkdownIt
+from markupsafe import Markup
+
+_HIDDEN = {*range(0x20), 0x7F, *range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFEFF}
+_HIDDEN -= {ord("\n"), ord("\t")}
+"""Control characters, and those that turn the direction of the text around them."""
+_MARKS = {code: f"⟦U+{code:04X}⟧" for code in _HIDDEN} | {ord("\r"): ""}
+
+
+def visible(text: str) -> str:
+    """A text with characters that could hide or reorder it written out, like ``⟦U+202E⟧``."""
+    return text.translate(_MARKS)
+
+
+def markdown(text: str) -> Markup:
+    """Markdown as HTML: HTML in it is shown as text, links may only be http, https or mailto, images are left out."""
+    renderer = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
+    return Markup(renderer.render(visible(text)))  # what renders it escapes every text
