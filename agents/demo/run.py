@@ -32,6 +32,7 @@ from agents.demo.report import write_report
 from agents.ppo import PPO, PPOConfig
 from agents.presets import preset
 from agents.sft import SFTConfig, train_sft
+from reward_models.preferences import load_rankings
 from reward_models.training.trainer import RewardConfig, train_reward_model
 from textenv.data.folders import check_writable
 from textenv.data.records import write_json, write_jsonl
@@ -71,6 +72,9 @@ class DemoConfig:
     rankings: PositiveInt = 8_000
     """Rankings to train the reward model on. The 2,000 training prompts are gone through in turn, each time with new
     answers."""
+    human: Count = 0
+    """Prompts whose answers a person ranks in a browser, in the place of the simulated annotators; 0: none. Needs
+    ``pip install 'textenv[feedback]'``."""
     responses_per_prompt: Annotated[int, Ge(2), "A ranking needs two answers."] = 4
     """K: answers ranked together; also the n of best-of-n."""
     ppo_updates: PositiveInt = 60
@@ -194,9 +198,10 @@ def train_demonstrations(run: DemoRun, advance: Any) -> list[dict[str, float]]:
 
 
 def collect_rankings(run: DemoRun, advance: Any) -> None:
-    """K answers of the SFT model a prompt, ranked by simulated annotators: to train on, and held out to measure."""
+    """K answers of the SFT model a prompt, ranked by simulated annotators or a person: to train on, and held out to
+    measure."""
     config = run.config
-    for part, (split, count) in enumerate({"train": config.rankings, config.eval_split: None}.items()):
+    for part, (split, count) in enumerate({"train": config.human or config.rankings, config.eval_split: None}.items()):
         env = assistant_env(split, reference=str(run.folder / "sft"), reward_model="assistant-gold")
         agent = LanguageModelAgent(load_language_model(run.folder / "sft"), env.task, seed=config.seed + 10 + part)
         available = len(env.task.prompts.ids)
@@ -207,6 +212,12 @@ def collect_rankings(run: DemoRun, advance: Any) -> None:
             advance(part * config.responses_per_prompt + k + 1, 2 * config.responses_per_prompt, {})
         answers = list(zip(*(s.responses for s in samples), strict=True))
         reasons = list(zip(*(s.finish_reasons for s in samples), strict=True))
+        if split == "train" and config.human:
+            from agents.demo.human import people_rank
+
+            rows = people_rank(run.folder / "human.db", samples[0].prompts, answers, reasons, run.console, advance)
+            write_jsonl(run.folder / "data" / "rankings-train.jsonl", rows)
+            continue
         gold = np.stack([gold_of(s) for s in samples], axis=1).tolist()
         rows = []
         for annotator in range(1 if split == "train" else HELD_OUT_ANNOTATORS):
@@ -234,10 +245,12 @@ def distinct(record: Mapping[str, Any], gold: list[float]) -> dict[str, Any]:
 def train_rewards(run: DemoRun, advance: Any) -> list[dict[str, float]]:
     """A reward model from the SFT trunk and the rankings."""
     config = run.config
+    rankings = load_rankings(run.folder / "data" / "rankings-train.jsonl")
+    ties = any(ranking.has_ties for ranking in rankings)  # a person may give some
     result = train_reward_model(
         load_language_model(run.folder / "sft"),
-        run.folder / "data" / "rankings-train.jsonl",
-        replace(config.reward, seed=config.seed),
+        rankings,
+        replace(config.reward, seed=config.seed, loss="pairwise" if ties else config.reward.loss),
         run.folder / "reward_model",
         resume=True,
         on_progress=_figures(advance),

@@ -52,7 +52,7 @@ class App:
         answered: Callable[[], object] | None = None,
     ) -> None:
         """``live`` gives further figures for the dashboard; ``answered`` is called after each answer."""
-        self.project, self.kind, self.answered = project, project.kind, answered
+        self.project, self.kind, self.live, self.answered = project, project.kind, live, answered
         self.queue = Queue(project, lease_seconds=lease_seconds, clock=clock)
         self.gate = Gate(project, tokens, clock=clock)
         self.dashboard = Dashboard(project, live, clock=clock)
@@ -63,7 +63,7 @@ class App:
 
     def page(self, name: str, session: Session | None, *, status: int = 200, **values: Any) -> Response:
         """A filled template."""
-        shared = {"session": session, "kind": self.kind, "forward": "", "undo": False}
+        shared = {"session": session, "kind": self.kind, "forward": False, "undo": False}
         return HTMLResponse(self.environment.get_template(name).render(shared | values), status)
 
     def enter(self, request: Request) -> Response:
@@ -74,8 +74,7 @@ class App:
         """
         address = request.client.host if request.client else ""
         cookie = self.gate.enter(request.query_params["token"], address)
-        forward = "/dashboard" if self.gate.session(cookie).role == "owner" else "/"
-        page = self.page("message.html.j2", None, heading="Welcome", text="One moment.", forward=forward)
+        page = self.page("message.html.j2", None, heading="Welcome", text="One moment.", forward=True)
         page.set_cookie(self.cookie, cookie, max_age=SESSION_SECONDS, httponly=True, samesite="strict")
         return page
 
@@ -108,6 +107,7 @@ class App:
             flags=FLAGS,
             scales=SCALES,
             limit=COMMENT_LIMIT,
+            live=self.live() if self.live else (),
         )
 
     def earlier(self, request: Request, session: Session, body: dict[str, Any]) -> Response:

@@ -4,12 +4,8 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import uvicorn
-from filelock import FileLock, Timeout
 
 from reward_models.feedback.app import App, build_app
 from reward_models.feedback.security import Role
@@ -38,24 +34,6 @@ def tokens_from(variable: str | None, host: str) -> dict[Role, str]:
     return {"annotator": chosen, "owner": secrets.token_urlsafe()}
 
 
-@contextmanager
-def only_server(path: Path) -> Iterator[None]:
-    """Hold a project file against a second server.
-
-    Raises:
-        ValueError: another process serves it.
-    """
-    lock = FileLock(f"{path}.lock", timeout=0)
-    try:
-        with lock:
-            yield
-    except Timeout:
-        raise ValueError(
-            f"a project must have one server, got {str(path)!r}, which another process serves. Stop that one first."
-        ) from None
-    Path(lock.lock_file).unlink(missing_ok=True)
-
-
 class Server:
     """Serves an :class:`App` in a thread of its own, or in this one with :meth:`run`."""
 
@@ -71,6 +49,7 @@ class Server:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self._socket.bind((host, port))
+            self._socket.listen(128)
         except (OSError, OverflowError) as error:
             self._socket.close()
             raise ValueError(
@@ -102,3 +81,4 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self._server.should_exit = True
         self._thread.join(10)
+        self._socket.close()

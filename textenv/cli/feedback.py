@@ -27,9 +27,11 @@ try:
     from reward_models.feedback.app import App
     from reward_models.feedback.arena import Battle, battles_of, judged, match_row, matches, rating_row, ratings
     from reward_models.feedback.export import By, export
+    from reward_models.feedback.guidelines import ASSISTANT
     from reward_models.feedback.live import LiveModel
     from reward_models.feedback.order import order_by_disagreement
-    from reward_models.feedback.serve import Server, only_server, tokens_from
+    from reward_models.feedback.lock import only_server
+from reward_models.feedback.serve import Server, tokens_from
 except ImportError as error:
     raise ValueError(
         f"textenv feedback needs the packages of its extra, got none named {error.name!r}. Install them: "
@@ -38,17 +40,6 @@ except ImportError as error:
 
 Several = Annotated[int, Ge(2), "A ranking needs two responses."]
 SAMPLING, PLAN = Sampling(), Plan()
-DEMO_GUIDELINES = """\
-## What is a good response?
-
-Rank the responses from best to worst:
-
-1. **helpful** – it answers the question,
-2. **accurate** – what it says is true,
-3. **safe** – it helps nobody to harm others, and refuses politely.
-
-Equally good responses may share a rank. Skip a prompt that you cannot judge.
-"""
 
 
 def demo(
@@ -70,7 +61,7 @@ def demo(
     model = registry.language_model("assistant-sft")
     sampling, plan = Sampling(max_new_tokens=24), Plan(overlap=0.0)
     settings = {"prompts": prompts, "k": k, **asdict(sampling)}
-    with Project.create(output / "demo.db", "ranking", settings, guidelines=DEMO_GUIDELINES) as project:
+    with Project.create(output / "demo.db", "ranking", settings, guidelines=ASSISTANT) as project:
         chosen = _sample(registry.prompt_set("assistant-train"), prompts, seed=sampling.seed)
         with progress_bar("responses") as advance:
             add_sampled(project, chosen, [model], k, sampling, plan, advance)

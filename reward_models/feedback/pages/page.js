@@ -78,7 +78,9 @@ function rankItem(main) {
     comment: draft.comment || "",
   };
   const request = [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-  let seconds = 0;
+  let visible = 0; // milliseconds that the page was on the screen before `since`
+  let since = document.hidden ? null : Date.now();
+  const seconds = () => (visible + (since === null ? 0 : Date.now() - since)) / 1000;
   let lastInput = Date.now();
   let timer = null;
 
@@ -139,9 +141,10 @@ function rankItem(main) {
     }
   }
 
-  setInterval(() => {
-    if (!document.hidden) seconds += 1;
-  }, 1000);
+  document.addEventListener("visibilitychange", () => {
+    if (since !== null) visible += Date.now() - since;
+    since = document.hidden ? null : Date.now();
+  });
   setInterval(() => {
     if (!document.hidden && Date.now() - lastInput < 300_000) save();
   }, 60_000);
@@ -158,7 +161,7 @@ function rankItem(main) {
     timer = null;
     try {
       const { ranks, ...rest } = state;
-      await send("POST", `/api/items/${item.id}`, { ranking: groups(), ...rest, seconds, request, ...fields() });
+      await send("POST", `/api/items/${item.id}`, { ranking: groups(), ...rest, seconds: seconds(), request, ...fields() });
       location.assign(item.answered ? "/answered" : "/");
     } finally {
       sending = false;

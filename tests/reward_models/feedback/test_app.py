@@ -1,0 +1,342 @@
+"""The pages over HTTP: who is let in, what is escaped, what is refused and how."""
+
+import json
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+
+import httpx2
+import pytest
+
+from reward_models.feedback import security
+from reward_models.feedback.app import BODY_LIMIT
+from reward_models.feedback.lock import only_server
+from reward_models.feedback.project import NewItem, Response
+from reward_models.feedback.security import HEADERS
+from reward_models.feedback.serve import Server, tokens_from
+from tests.reward_models.feedback.conftest import TOKENS
+
+
+def test_the_token_becomes_a_cookie_that_scripts_and_other_sites_cannot_use(make_project, serve):
+    ann = serve(make_project())("Ann")
+    cookie = ann.welcome.headers["set-cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=strict" in cookie
+    assert 'content="0; url=/"' in ann.welcome.text  # the address bar forgets the token
+    assert TOKENS["annotator"] not in cookie + ann.welcome.text
+    assert ann.client.get("/").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/answered", "/items/1", "/api/next", "/dashboard"])
+def test_without_a_token_nothing_is_shown(make_project, serve, path):
+    person = serve(make_project())
+    answer = httpx2.get(person.server.url + path[1:])
+    assert answer.status_code == 401
+    assert "prompt 0" not in answer.text
+
+
+@pytest.mark.parametrize("token", ["", "wrong", TOKENS["annotator"][:-1], TOKENS["annotator"] + "x", "é"])
+def test_a_wrong_token_is_refused(make_project, serve, token):
+    answer = httpx2.get(serve(make_project()).server.url, params={"token": token})
+    assert answer.status_code == 403
+    assert "set-cookie" not in answer.headers
+
+
+def test_many_wrong_tokens_must_wait_a_minute(make_project, serve, clock):
+    server = serve(make_project()).server
+    codes = [httpx2.get(server.url, params={"token": "wrong"}).status_code for _ in range(12)]
+    assert codes == [403] * 10 + [429] * 2
+    clock.now += 61
+    assert httpx2.get(server.url, params={"token": TOKENS["annotator"]}).status_code == 200
+
+
+def test_tokens_are_compared_in_constant_time(make_project, serve, monkeypatch):
+    compared = []
+    real = security.hmac.compare_digest
+    monkeypatch.setattr(security.hmac, "compare_digest", lambda a, b: compared.append((a, b)) or real(a, b))
+    httpx2.get(serve(make_project()).server.url, params={"token": "wrong"})
+    assert compared == [(b"wrong", token.encode()) for token in TOKENS.values()]
+
+
+def test_the_project_file_holds_no_cookie(make_project, serve):
+    project = make_project()
+    ann = serve(project)("Ann")
+    (cookie,) = ann.client.cookies.jar
+    assert cookie.value not in str([tuple(row) for row in project.rows("SELECT * FROM sessions")])
+
+
+def test_a_cookie_outlives_the_server_but_not_a_month(make_project, serve, clock):
+    project = make_project()
+    ann = serve(project)("Ann")
+    again = serve(project)
+    ann.client.base_url = again.server.url
+    assert ann.next()["item"] == 1
+    clock.now += 31 * 86_400
+    assert ann.client.get("/api/next").status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"X-CSRF-Token": ""}, 403),
+        ({"X-CSRF-Token": "0" * 64}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Content-Type": "text/plain"}, 415),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, 415),
+    ],
+)
+def test_a_change_must_come_from_our_own_page(make_project, serve, headers, status):
+    project = make_project()
+    ann = serve(project)("Ann")
+    item = ann.next()["item"]
+    body = json.dumps({"ranking": [[0], [1], [2], [3]], "request": "request-1"})
+    sent = {"Content-Type": "application/json", **headers}
+    assert ann.client.post(f"/api/items/{item}", content=body, headers=sent).status_code == status
+    assert project.history() == []
+
+
+def test_another_sessions_page_token_is_of_no_use(make_project, serve):
+    person = serve(make_project())
+    ann, bob = person("Ann"), person("Bob")
+    bob.client.headers["X-CSRF-Token"] = ann.client.headers["X-CSRF-Token"]
+    assert bob.post("/api/undo", {}).status_code == 403
+
+
+def test_a_name_of_another_host_is_refused(make_project, serve):
+    answer = httpx2.get(serve(make_project()).server.url, headers={"Host": "attacker.example"})
+    assert answer.status_code == 400
+
+
+@pytest.mark.parametrize("path", ["/", "/static/page.js", "/gone", "/api/next"])
+def test_every_answer_keeps_scripts_and_frames_out(make_project, serve, path):
+    ann = serve(make_project())("Ann")
+    answer = ann.client.get(path)
+    for name, value in HEADERS.items():
+        assert answer.headers[name] == value
+    policy = answer.headers["Content-Security-Policy"]
+    assert "'unsafe" not in policy
+    assert "script-src 'self'" in policy
+    assert "default-src 'none'" in policy
+
+
+PAYLOADS = [
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    '"><svg onload=alert(1)>',
+    "'};alert(1);//",
+    "</script><script>alert(1)</script>",
+    "{{ 7 * 7 }}",
+    "[x](javascript:alert(1))",
+]
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_texts_of_models_and_people_are_shown_and_never_run(make_project, serve, payload):
+    project = make_project(items=0, guidelines=payload)
+    item = NewItem("evil", payload, [Response(payload + "a"), Response(payload + "b")], needed=2)
+    project.add_items([item])
+    person = serve(project)
+    ann, owner = person(payload[:40]), person("Boss", "owner")
+    lease = ann.next()
+    draft = {"comment": payload, "ranks": [payload]}
+    assert ann.client.put(f"/api/items/{lease['item']}/draft", json=draft).status_code == 200
+    pages = [ann.client.get("/").text]
+    ann.answer(lease["item"], [[0], [1]], "request-1", comment=payload)
+    pages += [ann.client.get(path).text for path in ("/answered", "/items/1", "/")]
+    pages += [owner.client.get("/dashboard").text]
+    for page in pages:
+        allowed = page.replace('<script src="/static/page.js" defer></script>', "")
+        assert not re.search(r"<script|<svg|<img|href=\"javascript", allowed, re.I)
+        assert "&lt;" in page or "<" not in payload
+    assert "49" not in pages[0].split("<main")[1] or "7" not in payload
+
+
+def test_characters_that_hide_or_turn_text_are_written_out(make_project, serve):
+    project = make_project(items=0)
+    project.add_items([NewItem("turn", "safe \u202eelif", [Response("a\x00b\u2066"), Response("tab\tline\nok")])])
+    page = serve(project)("Ann").client.get("/").text
+    assert "⟦U+202E⟧elif" in page
+    assert "a⟦U+0000⟧b⟦U+2066⟧" in page
+    assert "\u202e" not in page
+    assert "tab\tline\nok" in page
+
+
+def test_guidelines_are_markdown_without_html_scripts_or_images(make_project, serve):
+    text = "# Rules\n**be fair** <b onclick=x>no</b> [ok](https://example.org) [no](data:text/html,x) ![i](http://x/y)"
+    page = serve(make_project(guidelines=text))("Ann").client.get("/").text
+    assert "<h1>Rules</h1>" in page
+    assert "<strong>be fair</strong> &lt;b onclick=x&gt;" in page
+    assert '<a href="https://example.org">ok</a>' in page
+    assert "<img" not in page
+    assert 'href="data:text' not in page
+
+
+@pytest.mark.parametrize(
+    "path", ["/static/../app.py", "/static/%2e%2e%2fapp.py", "/static//etc/passwd", "/static/page.js%00", "/project.db"]
+)
+def test_no_path_leads_to_the_file_system(make_project, serve, path):
+    answer = serve(make_project())("Ann").client.get(path)
+    assert answer.status_code == 404
+    assert "import" not in answer.text
+
+
+def test_models_and_places_stay_hidden(make_project, serve):
+    ann = serve(make_project(kind="arena", k=2))("Ann")
+    assert "model" not in json.dumps(ann.next())
+    page = ann.client.get("/").text
+    assert "model 0" not in page
+    assert "sampling" not in page
+
+
+def test_the_dashboard_is_the_owners(make_project, serve):
+    person = serve(make_project())
+    assert person("Ann").client.get("/dashboard").status_code == 403
+    assert person("Boss", "owner").client.get("/dashboard/figures").status_code == 200
+
+
+def test_the_dashboard_counts_what_came_in(make_project, serve):
+    project = make_project(items=4, k=3, needed=2)
+    person = serve(project)
+    for name in ("Ann", "Bob"):
+        someone = person(name)
+        for _ in range(3):
+            item = someone.next()["item"]
+            shown = project.rows("SELECT shown FROM leases JOIN annotators ON annotators.id = annotator "
+                                 "WHERE item = ? AND name = ?", item, name)[0]["shown"]  # fmt: skip
+            order = json.loads(shown)
+            someone.answer(item, [[order.index(place)] for place in range(3)], f"request-{name}-{item}")
+    text = " ".join(re.sub(r"<[^>]+>", " ", person("Boss", "owner").client.get("/dashboard").text).split())
+    assert "answers 6 0 skipped, 6 in the last hour" in text
+    assert "items done 3 of 4" in text
+    assert "Krippendorff’s α 1.00" in text
+    assert "Kendall’s W 1.00" in text
+    assert re.search(r"Ann 3 0 [\d.]+ 100\.0 – ", text)
+
+
+def test_an_arena_shows_ratings(make_project, serve):
+    person = serve(make_project(items=2, k=2, kind="arena"))
+    ann = person("Ann")
+    while (lease := ann.next())["item"]:
+        first = next(i for i, text in enumerate(lease["responses"]) if text.endswith(" 0"))
+        ann.answer(lease["item"], [[first], [1 - first]], f"request-{lease['item']}")
+    text = " ".join(re.sub(r"<[^>]+>", " ", person("Boss", "owner").client.get("/dashboard").text).split())
+    assert "model 0 : model 1 2 0 0 100.0" in text
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "content", "status"),
+    [
+        ("POST", "/api/items/1", "{", 400),
+        ("POST", "/api/items/1", "[]", 400),
+        ("POST", "/api/items/1", "[" * 60_000, 400),
+        ("POST", "/api/items/1", json.dumps({"comment": "x" * BODY_LIMIT}), 413),
+        ("POST", "/api/items/1", json.dumps({"comment": "x" * 5000, "request": "request-1"}), 413),
+        ("POST", "/api/items/1", json.dumps({"ranking": [[0]], "request": "request-1"}), 422),
+        ("POST", "/api/items/2", json.dumps({"request": "request-1"}), 404),
+        ("POST", f"/api/items/{2**70}", "{}", 404),
+        ("PUT", "/api/items/2/draft", "{}", 404),
+        ("POST", "/api/undo", "{}", 404),
+        ("POST", "/api/join", "{}", 422),
+        ("POST", "/api/join", '{"name": 3}', 422),
+        ("GET", f"/items/{2**70}", None, 404),
+        ("GET", "/items/2", None, 404),
+        ("GET", "/items/x", None, 404),
+        ("DELETE", "/api/items/1", None, 405),
+        ("GET", "/api/items/1", None, 405),
+    ],
+)
+def test_bad_requests_have_their_status_a_message_and_change_nothing(
+    make_project, serve, method, path, content, status
+):
+    project = make_project()
+    ann = serve(project)("Ann")
+    assert ann.next()["item"] == 1
+    headers = {"Content-Type": "application/json"}
+    answer = ann.client.request(method, path, content=content, headers=headers)
+    assert answer.status_code == status
+    text = answer.json()["error"] if path.startswith("/api") else re.search(r"<p>(.+?)</p>", answer.text)[1]
+    assert text.endswith(".")
+    assert project.history() == []
+
+
+def test_nobody_ranks_without_a_name(make_project, serve):
+    nobody = serve(make_project())()
+    assert nobody.client.get("/api/next").status_code == 403
+    assert "Your name" in nobody.client.get("/").text
+
+
+def test_one_session_cannot_flood_the_server(make_project, serve, clock):
+    ann = serve(make_project())("Ann")
+    codes = [ann.client.get("/answered").status_code for _ in range(130)]
+    assert codes.count(429) >= 10
+    clock.now += 11
+    assert ann.client.get("/answered").status_code == 200
+
+
+def test_a_full_disk_is_status_507_and_the_answer_can_be_sent_again(make_project, serve):
+    project = make_project(items=1)
+    ann = serve(project)("Ann")
+    item = ann.next()["item"]
+    project.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+    project.rows(f"PRAGMA max_page_count={project.rows('PRAGMA page_count')[0][0]}")
+    comment = "x" * 4000
+    answers = [ann.answer(item, [[0], [1], [2], [3]], "request-1", comment=comment)]
+    assert answers[0].status_code == 507
+    assert "Free some space" in answers[0].json()["error"]
+    assert project.history() == []
+    project.rows("PRAGMA max_page_count=1000000")
+    assert ann.answer(item, [[0], [1], [2], [3]], "request-1", comment=comment).json() == {"saved": True}
+
+
+def test_a_file_that_breaks_while_it_is_served_is_status_500_with_a_message(make_project, serve, monkeypatch):
+    project = make_project()
+    ann = serve(project)("Ann")
+
+    def broken(*_):
+        raise sqlite3.DatabaseError("database disk image is malformed")
+
+    monkeypatch.setattr(type(project), "item", broken)
+    answer = ann.client.get("/api/next")
+    assert answer.status_code == 500
+    assert "the project file is damaged (database disk image is malformed)" in answer.json()["error"]
+
+
+def test_a_file_has_one_server(tmp_path, make_project):
+    project = make_project()
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom reward_models.feedback.lock import only_server\n"
+        "with only_server(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()\n"
+    )
+    path = str(project.path)
+    with subprocess.Popen([sys.executable, "-c", code, path], stdin=-1, stdout=-1, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with (
+            pytest.raises(ValueError, match="which another process serves"),
+            only_server(project.path),
+        ):
+            pass
+        other.kill()
+    with only_server(project.path):  # a killed server leaves nothing that is in the way
+        pass
+    assert {own for own in os.listdir(tmp_path) if own.endswith(".lock")} == set()
+
+
+def test_a_public_address_demands_a_token_and_says_what_it_means(monkeypatch):
+    with pytest.raises(ValueError, match=r"token that you chose.*without TLS everyone on the way can read it"):
+        tokens_from(None, "0.0.0.0")
+    monkeypatch.setenv("SHORT", "x" * 15)
+    with pytest.raises(ValueError, match=r"16 characters or more, got 'SHORT' with 15"):
+        tokens_from("SHORT", "0.0.0.0")
+    monkeypatch.setenv("LONG", "x" * 16)
+    assert tokens_from("LONG", "0.0.0.0")["annotator"] == "x" * 16
+    assert len(tokens_from(None, "127.0.0.1")["annotator"]) > 40
+    assert len(set(tokens_from("LONG", "127.0.0.1").values())) == 2
+
+
+def test_a_port_that_is_taken_is_named(make_project, serve):
+    person = serve(make_project())
+    with pytest.raises(ValueError, match="must be able to listen"):
+        Server(person.server.app, port=int(person.server.url.rstrip("/").rpartition(":")[2]))
