@@ -26,9 +26,9 @@ def people_rank(
     from reward_models.feedback.app import App
     from reward_models.feedback.export import records
     from reward_models.feedback.guidelines import ASSISTANT
-    from reward_models.feedback.project import NewItem, Project, Response
     from reward_models.feedback.lock import only_server
-from reward_models.feedback.serve import Server, tokens_from
+    from reward_models.feedback.project import NewItem, Project, Response
+    from reward_models.feedback.serve import Server, tokens_from
 
     with Project.create(file, "ranking", {"prompts": len(prompts)}, guidelines=ASSISTANT) as project:
         items = []
