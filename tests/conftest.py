@@ -31,6 +31,12 @@ from textenv.lm.load import word_level_tokenizer, wrap_language_model  # noqa: E
 
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for one another
 
+
+def pytest_collection_modifyitems(items):
+    """What trains models goes first, so that no process is left alone with it at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 WORDS = ("<eos>", "red", "green", "blue", "sky", "grass", "is", "the", "what", "?", "not", "<unk>")
 
 LLAMA = {
