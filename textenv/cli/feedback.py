@@ -224,6 +224,7 @@ def arena(
         raise ValueError(f"an arena must have two or more different models, got {model}. Name another.")
     check_device(device)
     tokens = tokens_from(token_variable, host)
+    judging = None if judge is None else registry.reward_model(judge, device)
     found = _prompts(prompts, split, limit)
     models = [replace(registry.language_model(name, device, dtype), name=name) for name in model]
     settings = {"prompts": prompts, "models": model, "count": len(found.prompts)}
@@ -231,7 +232,7 @@ def arena(
     with Project.create(project, "arena", settings, guidelines=_read(guidelines)) as made:
         with progress_bar("responses") as advance:
             add_battles(made, found, models, sampling, plan, advance)
-        if judge is None:
+        if judging is None:
             try:
                 _run(made, App(made, tokens), host, port, open_browser=open_browser)
             finally:
@@ -239,7 +240,7 @@ def arena(
                 if battles:
                     _show_battles(battles, as_json)
         else:
-            _show_battles(judged(made.items(), registry.reward_model(judge, device)), as_json)
+            _show_battles(judged(made.items(), judging), as_json)
 
 
 def export_project(

@@ -64,13 +64,25 @@ class LanguageModel:
 
     def encode_prompt(self, prompt: Any) -> list[int]:
         """Tokens of a prompt: a string, or a list of chat messages (the chat template adds its special tokens)."""
-        is_text = isinstance(prompt, str)
-        return list(self.tokenizer(self.prompt_text(prompt), add_special_tokens=is_text).input_ids)
+        return self._encode(self.prompt_text(prompt), add_special_tokens=isinstance(prompt, str))
 
     def encode_response(self, response: str, *, eos: bool) -> list[int]:
         """Tokens of a response (no BOS), with EOS at its end if ``eos``."""
-        ids = list(self.tokenizer(response, add_special_tokens=False).input_ids)
+        ids = self._encode(response, add_special_tokens=False)
         return [*ids, self.eos_id] if eos else ids
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        try:
+            return list(self.tokenizer(text, add_special_tokens=add_special_tokens).input_ids)
+        except (
+            Exception
+        ) as error:  # what a fast tokenizer without a token for unknown words raises is a plain Exception
+            if type(error) is not Exception:
+                raise
+            raise ValueError(
+                f"a text must be made of tokens that {self.name!r} knows, got {text!r} ({error}). Correct the text, or "
+                "use another model."
+            ) from None
 
     def decode(self, ids: list[int]) -> str:
         return self.decode_batch([ids])[0]

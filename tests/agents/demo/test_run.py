@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from agents.demo.run import STEPS, DemoConfig, DemoRun, distinct, run_demo
 from agents.ppo import PPO, PPOConfig
 from agents.sft import SFTConfig
+from reward_models.preferences import load_rankings
 from reward_models.training.trainer import RewardConfig
 
 QUIET = Console(quiet=True)
@@ -138,3 +139,19 @@ def test_a_run_folder_with_other_files_or_other_settings_is_refused_and_left_as_
         DemoRun(DemoConfig(output=tmp_path / "run", seed=2), Console(quiet=True))
     assert model.read_text() == "weights"
     DemoRun(DemoConfig(output=tmp_path / "run", seed=1), Console(quiet=True))
+
+
+def test_a_person_ranks_in_a_browser_and_the_demo_goes_on(tmp_path, monkeypatch):
+    """A program at the page ranks the shortest answer first; a stop in the middle loses nothing."""
+    from tests.agents.demo.person import rank_shortest_first
+
+    monkeypatch.setattr("webbrowser.open", lambda link: rank_shortest_first(link, 3))
+    config = miniature(tmp_path / "human", human=6, ppo_updates=1)
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(config, QUIET)
+    monkeypatch.setattr("webbrowser.open", lambda link: rank_shortest_first(link, 100))
+    summary = run_demo(config, QUIET)
+    rankings = load_rankings(config.output / "data" / "rankings-train.jsonl")
+    assert 4 <= len(rankings) <= 6
+    assert all(list(map(len, r.responses)) == sorted(map(len, r.responses)) for r in rankings)
+    assert summary["ppo"]["rm_score"]

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from agents.algorithms import LEARNERS
+from reward_models.feedback.project import NewItem, Project, Response
+from reward_models.feedback.queue import Queue
 from textenv.cli import COMMANDS, main
 from textenv.data.records import write_jsonl
 
@@ -29,6 +31,20 @@ COMPLETE = {
     "run": ["experiment.yaml"],
     "check": ["textenv/Micro-v0"],
     "envs": ["--experiment", "experiment.yaml"],
+    "feedback demo": ["--output", "OUT", "--no-open-browser"],
+    "feedback create": ["OUT", "--prompts", "good.jsonl", "--model", "micro-reference"],
+    "feedback serve": ["answers.db", "--port", "0"],
+    "feedback arena": [
+        "micro-reference",
+        "assistant-sft",
+        "--prompts",
+        "good.jsonl",
+        "--project",
+        "OUT",
+        "--port",
+        "0",
+    ],
+    "feedback export": ["answers.db", "--output", "OUT"],
 }
 """Every command with arguments that it would accept; OUT stands for a new folder."""
 FAULTS = {
@@ -54,9 +70,43 @@ FAULTS = {
     ("serve-rm", "token"): ["--token-variable", "NO_SUCH_VARIABLE"],
     ("check", "option"): ["--option", "reference"],
     ("envs", "data"): ["--experiment", "gone.yaml"],
+    ("feedback demo", "setting"): ["--k", "1"],
+    ("feedback demo", "number"): ["--prompts", "0"],
+    ("feedback create", "model"): ["--model", "org/gone"],
+    ("feedback create", "data"): ["--prompts", "gone.jsonl"],
+    ("feedback create", "two sources"): ["--data", "good.jsonl"],
+    ("feedback create", "guidelines"): ["--guidelines", "gone.md"],
+    ("feedback create", "checks"): ["--checks", "gone.jsonl"],
+    ("feedback create", "number"): ["--k", "1"],
+    ("feedback create", "limit"): ["--limit", "0"],
+    ("feedback create", "no limit"): ["--limit", "-1"],
+    ("feedback arena", "model"): ["--judge", "org/gone"],
+    ("feedback arena", "data"): ["--prompts", "empty.jsonl"],
+    **{(f"feedback {name}", "setting"): ["--temperature", "0"] for name in ("create", "arena")},
+    **{(f"feedback {name}", "plan"): ["--overlap", "1.5"] for name in ("create", "arena")},
+    **{(f"feedback {name}", "device"): ["--device", "cuda:99"] for name in ("create", "arena")},
+    **{(f"feedback {name}", "token"): ["--token-variable", "NO_SUCH"] for name in ("serve", "arena")},
+    **{(f"feedback {name}", "public"): ["--host", "0.0.0.0"] for name in ("serve", "arena")},
+    **{(f"feedback {name}", "port"): ["--port", "99999"] for name in ("serve",)},
+    ("feedback serve", "lease"): ["--lease-minutes", "0"],
+    ("feedback serve", "order"): ["--order", "uncertain"],
+    ("feedback serve", "guidelines"): ["--guidelines", "gone.md"],
+    ("feedback export", "choice"): ["--by", "majority"],
     **{(name, "flag"): ["--no-such-flag"] for name in COMPLETE},
 }
 """Flags that are added to a complete command, and what is wrong with them."""
+
+
+def make_answers(path):
+    """A project with one answer."""
+    with Project.create(path, "ranking", {}) as project:
+        project.add_items([NewItem("one", "q", [Response("a"), Response("b")])])
+        queue = Queue(project)
+        with project.write() as database:
+            database.execute("INSERT OR IGNORE INTO sessions VALUES ('ann', 'annotator', NULL, 0)")
+        queue.join("ann", "Ann")
+        if lease := queue.next(1, "ann"):
+            queue.submit(lease.item.id, 1, "ann", {"ranking": [[0], [1]], "request": "request-1"})
 
 
 @pytest.fixture
@@ -70,7 +120,9 @@ def shell(tmp_path, monkeypatch, capsys):
     def call(name, extra=(), output="out"):
         plan = "environments: [textenv/Micro-v0], agents: [random], seeds: [0], total_episodes: 8"
         Path("experiment.yaml").write_text(f"run: {{output: {output}, {plan}}}")
-        return run(capsys, name, *(output if part == "OUT" else part for part in COMPLETE[name]), *extra)
+        if name.startswith("feedback"):
+            make_answers("answers.db")
+        return run(capsys, *name.split(), *(output if part == "OUT" else part for part in COMPLETE[name]), *extra)
 
     return call
 

@@ -1,0 +1,78 @@
+"""The model that learns while people rank, and the order that asks first where models disagree."""
+
+import numpy as np
+import pytest
+from scipy.special import expit
+
+from reward_models.feedback.live import LiveModel, split
+from reward_models.feedback.order import disagreement, order_by_disagreement
+from reward_models.feedback.project import NewItem, Response
+from reward_models.feedback.queue import Queue
+from reward_models.training.trainer import RewardConfig
+from tests.conftest import tiny_model
+
+CONFIG = RewardConfig(learning_rate=3e-3, epochs=8, batch_size=8)
+
+
+def rank(project, clock, count):
+    """Somebody likes blue better than red."""
+    queue = Queue(project, clock=clock)
+    with project.write() as database:
+        database.execute("INSERT OR IGNORE INTO sessions VALUES ('s', 'annotator', NULL, 0)")
+    queue.join("s", "Ann")
+    for _ in range(count):
+        lease = queue.next(1, "s")
+        blue = next(i for i, place in enumerate(lease.shown) if "blue" in lease.item.responses[place].text)
+        answer = {"ranking": [[blue], [1 - blue]], "request": f"request-{lease.item.id}"}
+        queue.submit(lease.item.id, 1, "s", answer)
+
+
+@pytest.fixture
+def project(make_project):
+    made = make_project(items=0)
+    words = ("sky", "grass", "what", "the")
+    prompts = [f"{a} {b} {c}" for a in words for b in words for c in words]
+    made.add_items([NewItem(p, p, [Response("is red"), Response("is blue")]) for p in prompts])
+    return made
+
+
+def test_it_learns_from_what_came_in_and_is_measured_on_what_it_never_saw(project, clock):
+    live = LiveModel(project, tiny_model(), CONFIG)
+    assert live.figures()[0].value == "not yet"
+    rank(project, clock, 3)
+    live.update()
+    assert live.agreement is None  # the first held-out prompt is the fourth
+    rank(project, clock, 37)
+    live.update()
+    assert live.trained == 30
+    assert live.agreement["prompts"] == 10
+    assert live.agreement["accuracy_per_pair"] == 1.0
+    assert live.figures()[0].value == "100.0 %"
+    assert "10 pairs of 10 held-out prompts, after 30 rankings" in live.figures()[0].note
+    rank(project, clock, 1)
+    live.update()
+    assert live.trained == 30  # too little is new
+
+
+def test_a_prompt_stays_on_its_side_as_more_come_in():
+    def rows(count):
+        return [{"prompt": f"p{i}", "chosen": "a", "rejected": "b"} for i in range(count)]
+
+    small, large = split(rows(9)), split(rows(30))
+    for few, many in zip(small, large, strict=True):
+        assert {ranking.prompt for ranking in few} <= {ranking.prompt for ranking in many}
+    assert [ranking.prompt for ranking in small[1]] == ["p3", "p7"]
+    assert split([]) == ([], [])
+
+
+def test_disagreement_by_hand():
+    assert disagreement(np.array([[1.0, 0.0], [3.0, 2.0]])) == 0  # the same difference
+    assert disagreement(np.array([[1.0, 0.0], [0.0, 1.0]])) == pytest.approx((expit(1) - expit(-1)) / 2)
+    # Three responses: the models agree on one pair of three.
+    scores = np.array([[0.0, 0.0, 5.0], [0.0, 0.0, -5.0]])
+    assert disagreement(scores) == pytest.approx(2 / 3 * (expit(5) - expit(-5)) / 2)
+
+
+def test_one_model_cannot_disagree(project):
+    with pytest.raises(ValueError, match="two or more reward models, got 1"):
+        order_by_disagreement(project, [lambda prompts, completions: [0.0] * len(prompts)])
