@@ -8,7 +8,7 @@ from reward_models.feedback.export import consensus, export, pairs_of, records
 from reward_models.feedback.project import Annotation, Item, Response
 from reward_models.feedback.queue import Queue
 from reward_models.preferences import load_rankings
-from textenv.data.records import read_jsonl
+from textenv.data.datasets import read_records
 
 
 def said(item, annotator, ranking, action="rank"):
@@ -79,7 +79,7 @@ def test_the_folder_has_rankings_pairs_raw_rows_and_a_card(ranked, tmp_path):
     assert counts == {"rankings": 3, "pairs": 9, "raw": 4}
     assert len(load_rankings(tmp_path / "out" / "rankings.jsonl")) == 3
     assert len(load_rankings(tmp_path / "out" / "pairs.jsonl")) == 9
-    raw = read_jsonl(tmp_path / "out" / "raw.jsonl")
+    raw = list(read_records(tmp_path / "out" / "raw.jsonl").values())
     assert [row["action"] for row in raw] == ["rank", "rank", "rank", "skip"]
     assert raw[0]["flags"] == {str(raw[0]["shown"][2]): "harmful"}
     card = (tmp_path / "out" / "README.md").read_text()
