@@ -12,7 +12,7 @@ from textenv.cli import COMMANDS, parse
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = {path.relative_to(ROOT).as_posix(): path for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
-_COMMAND = re.compile(r"(?:^|`)textenv (?P<name>[a-z][a-z-]*)(?P<rest> [^`\n#…]*)?", re.MULTILINE)
+_COMMAND = re.compile(r"(?:^|`)textenv (?P<name>(?:feedback )?[a-z][a-z-]*)(?P<rest> [^`\n#…]*)?", re.MULTILINE)
 
 
 def quoted_commands() -> list[tuple[str, str, str]]:

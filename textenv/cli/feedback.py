@@ -58,7 +58,7 @@ def demo(
     """
     check_value("prompts", prompts, PositiveInt)
     check_value("k", k, Several)
-    model = registry.language_model("assistant-sft")
+    model = replace(registry.language_model("assistant-sft"), name="assistant-sft")
     sampling, plan = Sampling(max_new_tokens=24), Plan(overlap=0.0)
     settings = {"prompts": prompts, "k": k, **asdict(sampling)}
     with Project.create(output / "demo.db", "ranking", settings, guidelines=ASSISTANT) as project:
