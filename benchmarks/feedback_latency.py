@@ -24,7 +24,7 @@ import tyro
 
 from benchmarks.record import write_result
 from reward_models.feedback.project import NewItem, Project, Response
-from reward_models.feedback.security import Role
+from reward_models.feedback.web.security import Role
 from textenv.pages.terminal import print_table
 
 TOKENS: dict[Role, str] = {"annotator": "annotators-token", "owner": "owners-token-too"}
@@ -33,8 +33,8 @@ K, DRAFTS = 4, 4
 
 def serve(path: Path, connection) -> None:
     """Run the server, and say where."""
-    from reward_models.feedback.app import App
-    from reward_models.feedback.serve import Server
+    from reward_models.feedback.web.app import App
+    from reward_models.feedback.web.serve import Server
 
     server = Server(App(Project(path), TOKENS))
     connection.send(server.url)

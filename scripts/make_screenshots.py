@@ -19,11 +19,11 @@ import httpx2
 import tyro
 from playwright.sync_api import sync_playwright
 
-from reward_models.feedback.app import App
 from reward_models.feedback.create import Plan, Sampling, add_battles, add_sampled
 from reward_models.feedback.guidelines import ASSISTANT
 from reward_models.feedback.project import Project
-from reward_models.feedback.serve import Server, tokens_from
+from reward_models.feedback.web.app import App
+from reward_models.feedback.web.serve import Server, tokens_from
 from textenv import registry
 from textenv.data.records import PromptSet
 from textenv.tasks import assistant

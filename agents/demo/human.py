@@ -23,12 +23,12 @@ def people_rank(
 
     What was ranked is in the project ``file``: an interrupted call goes on there.
     """
-    from reward_models.feedback.app import App
     from reward_models.feedback.export import records
     from reward_models.feedback.guidelines import ASSISTANT
-    from reward_models.feedback.lock import only_server
     from reward_models.feedback.project import NewItem, Project, Response
-    from reward_models.feedback.serve import Server, tokens_from
+    from reward_models.feedback.web.app import App
+    from reward_models.feedback.web.lock import only_server
+    from reward_models.feedback.web.serve import Server, tokens_from
 
     with Project.create(file, "ranking", {"prompts": len(prompts)}, guidelines=ASSISTANT) as project:
         items = []

@@ -4,9 +4,9 @@ import threading
 from collections.abc import Sequence
 
 from reward_models.evaluation import evaluate_reward_model
-from reward_models.feedback.dashboard import Figure
 from reward_models.feedback.export import records
 from reward_models.feedback.project import Project
+from reward_models.feedback.web.dashboard import Figure
 from reward_models.preferences import Ranking, load_rankings, prompt_key
 from reward_models.training.trainer import RewardConfig, train_reward_model
 from textenv.lm import LanguageModel

@@ -24,14 +24,14 @@ from textenv.settings import Positive, PositiveInt, check_value
 from textenv.training.progress import progress_bar
 
 try:
-    from reward_models.feedback.app import App
     from reward_models.feedback.arena import Battle, battles_of, judged, match_row, matches, rating_row, ratings
     from reward_models.feedback.export import By, export
     from reward_models.feedback.guidelines import ASSISTANT
     from reward_models.feedback.live import LiveModel
-    from reward_models.feedback.lock import only_server
     from reward_models.feedback.order import order_by_disagreement
-    from reward_models.feedback.serve import Server, tokens_from
+    from reward_models.feedback.web.app import App
+    from reward_models.feedback.web.lock import only_server
+    from reward_models.feedback.web.serve import Server, tokens_from
 except ImportError as error:
     raise ValueError(
         f"textenv feedback needs the packages of its extra, got none named {error.name!r}. Install them: "

@@ -5,9 +5,9 @@ import re
 import httpx2
 import pytest
 
-from reward_models.feedback.app import App
 from reward_models.feedback.project import NewItem, Project, Response
-from reward_models.feedback.serve import Server
+from reward_models.feedback.web.app import App
+from reward_models.feedback.web.serve import Server
 
 TOKENS = {"annotator": "annotators-token-of-the-tests", "owner": "owners-token-of-the-tests"}
 

@@ -158,6 +158,6 @@ def test_the_demo_makes_its_project_from_nothing_and_goes_on(capsys, folder, mon
 
 def test_a_missing_extra_is_named(capsys, monkeypatch):
     monkeypatch.delitem(sys.modules, "textenv.cli.feedback")
-    monkeypatch.setitem(sys.modules, "reward_models.feedback.app", None)
+    monkeypatch.setitem(sys.modules, "reward_models.feedback.web.app", None)
     assert main(["feedback", "export", "p.db", "--output", "out"]) == 2
     assert "pip install 'textenv[feedback]'" in capsys.readouterr().err

@@ -7,8 +7,8 @@ import threading
 
 import uvicorn
 
-from reward_models.feedback.app import App, build_app
-from reward_models.feedback.security import Role
+from reward_models.feedback.web.app import App, build_app
+from reward_models.feedback.web.security import Role
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 

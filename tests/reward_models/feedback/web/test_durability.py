@@ -16,8 +16,8 @@ ANNOTATORS = 8
 
 
 def serve_forever(path, port):
-    from reward_models.feedback.app import App
-    from reward_models.feedback.serve import Server
+    from reward_models.feedback.web.app import App
+    from reward_models.feedback.web.serve import Server
 
     Server(App(Project(path), TOKENS), port=port).run()
 
@@ -64,7 +64,7 @@ def test_a_server_killed_at_any_moment_loses_and_doubles_nothing(make_project):
     path = project.path
     project.close()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["reward_models.feedback.app", "reward_models.feedback.serve"])
+    context.set_forkserver_preload(["reward_models.feedback.web.app", "reward_models.feedback.web.serve"])
     port, stop = free_port(), threading.Event()
     lists = [[] for _ in range(ANNOTATORS)]
     people = [

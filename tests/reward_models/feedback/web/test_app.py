@@ -10,12 +10,12 @@ import sys
 import httpx2
 import pytest
 
-from reward_models.feedback import security
-from reward_models.feedback.app import BODY_LIMIT
-from reward_models.feedback.lock import only_server
 from reward_models.feedback.project import NewItem, Response
-from reward_models.feedback.security import HEADERS
-from reward_models.feedback.serve import Server, tokens_from
+from reward_models.feedback.web import security
+from reward_models.feedback.web.app import BODY_LIMIT
+from reward_models.feedback.web.lock import only_server
+from reward_models.feedback.web.security import HEADERS
+from reward_models.feedback.web.serve import Server, tokens_from
 from tests.reward_models.feedback.conftest import TOKENS
 
 
@@ -307,7 +307,7 @@ def test_a_file_that_breaks_while_it_is_served_is_status_500_with_a_message(make
 def test_a_file_has_one_server(tmp_path, make_project):
     project = make_project()
     code = (
-        "import sys\nfrom pathlib import Path\nfrom reward_models.feedback.lock import only_server\n"
+        "import sys\nfrom pathlib import Path\nfrom reward_models.feedback.web.lock import only_server\n"
         "with only_server(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()\n"
     )
     path = str(project.path)

@@ -1,0 +1,1 @@
+"""The pages where people rank, and the server behind them."""
