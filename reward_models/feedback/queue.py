@@ -30,6 +30,12 @@ Stars = Annotated[int, Ge(1), Le(5)]
 Action = Literal["rank", "skip"]
 
 
+_OTHERS = (  # that have an item and have not answered it yet; who only looks at an earlier answer does not count
+    "(SELECT COUNT(*) FROM leases WHERE item = items.id AND annotator <> :annotator AND expires > :now AND NOT "
+    "EXISTS (SELECT 1 FROM standing WHERE item = leases.item AND annotator = leases.annotator))"
+)
+
+
 class Refused(Exception):
     """A request that cannot be done, with its HTTP status and what to do."""
 
@@ -167,10 +173,6 @@ class Queue:
         elsewhere = (  # the same person at another page
             "NOT EXISTS (SELECT 1 FROM leases WHERE item = items.id AND annotator = :annotator AND expires > :now)"
         )
-        others = (
-            "(SELECT COUNT(*) FROM leases WHERE item = items.id AND annotator <> :annotator AND expires > :now AND NOT "
-            "EXISTS (SELECT 1 FROM standing WHERE item = leases.item AND annotator = leases.annotator))"
-        )
         values = {"annotator": annotator, "now": now}
         answered = database.execute("SELECT COUNT(*) FROM standing WHERE annotator = :annotator", values).fetchone()[0]
         is_check = f"needed = {EVERYONE}"
@@ -178,7 +180,7 @@ class Queue:
         for wanted in (is_check, f"NOT {is_check}", is_check)[0 if time_for_check else 1 :]:
             row = database.execute(
                 f"SELECT id FROM items INDEXED BY open_items WHERE done < needed AND {wanted} AND {mine} "
-                f"AND {elsewhere} AND done + {others} < needed ORDER BY priority DESC, id LIMIT 1",
+                f"AND {elsewhere} AND done + {_OTHERS} < needed ORDER BY priority DESC, id LIMIT 1",
                 values,
             ).fetchone()
             if row:
@@ -336,10 +338,11 @@ class Queue:
     def _is_open(self, database: Any, number: int, annotator: int, now: float) -> bool:
         """Whether an item whose lease has ended still waits for this annotator's answer, or has one to replace."""
         query = (
-            "SELECT done + (SELECT COUNT(*) FROM leases WHERE item = items.id AND annotator <> ? AND expires > ?) < "
-            "needed OR EXISTS (SELECT 1 FROM standing WHERE item = items.id AND annotator = ?) FROM items WHERE id = ?"
+            f"SELECT done + {_OTHERS} < needed OR EXISTS "
+            "(SELECT 1 FROM standing WHERE item = items.id AND annotator = :annotator) FROM items WHERE id = :item"
         )
-        return bool(database.execute(query, (annotator, now, annotator, number)).fetchone()[0])
+        values = {"annotator": annotator, "now": now, "item": number}
+        return bool(database.execute(query, values).fetchone()[0])
 
     def _stand(self, database: Any, number: int, annotator: int, annotation: int | None) -> None:
         """Let an annotation stand, or none, and count the item's rankings again."""

@@ -84,6 +84,16 @@ def test_an_ended_lease_of_an_item_that_is_done_is_refused(people, clock):
     assert len(queue.project.annotations()) == 1
 
 
+def test_an_ended_lease_is_good_while_another_only_looks_at_an_earlier_answer(people, clock):
+    queue, ann, bob, _ = people(items=1, needed=2)
+    lease = queue.next(*ann)
+    answer(queue, bob, queue.next(*bob))
+    clock.now += 301
+    queue.open(1, *bob)
+    assert answer(queue, ann, lease)  # the second of two
+    assert [said.annotator for said in queue.project.annotations()] == ["Bob", "Ann"]
+
+
 def test_a_draft_renews_the_lease(people, clock):
     queue, ann, bob, _ = people(items=1)
     queue.next(*ann)
