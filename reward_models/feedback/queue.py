@@ -154,7 +154,8 @@ class Queue:
         """An item that the annotator has answered or begun, to look at or change.
 
         Raises:
-            Refused: 404 for an item that is not theirs, 409 while another of their pages has it.
+            Refused: 404 for an item that is not theirs, 409 while another of their pages has it, 410 when its lease has
+                ended and others have ranked it since.
         """
         now = self.clock()
         with self.project.write() as database:
@@ -165,6 +166,8 @@ class Queue:
                 raise Refused(404, f"item {number} is not among those that you have answered.")
             if lease["session"] != session and lease["expires"] > now:
                 raise Refused(409, f"item {number} is open on another of your pages. Go on there, or close it.")
+            if lease["expires"] <= now and not self._is_open(database, number, annotator, now):
+                raise _gone(number)
             return self._lease(database, number, annotator, session, now)
 
     def _choose(self, database: Any, annotator: int, now: float) -> int | None:
@@ -221,17 +224,19 @@ class Queue:
         return order[shift:] + order[:shift]
 
     def save_draft(self, number: int, annotator: int, session: str, draft: Mapping[str, Any]) -> None:
-        """Keep what a page holds so far, and renew its lease.
+        """Keep what a page holds so far, and renew its lease, unless that has ended and somebody else has the item.
 
         Raises:
             Refused: 404 without a lease, 409 while another page of the annotator has it.
         """
         now = self.clock()
         with self.project.write() as database:
-            _own_lease(database, number, annotator, session)
+            lease = _own_lease(database, number, annotator, session)
+            renewed = lease["expires"] > now or self._is_open(database, number, annotator, now)
+            expires = now + self.lease_seconds if renewed else lease["expires"]
             database.execute(
                 "UPDATE leases SET draft = ?, expires = ? WHERE item = ? AND annotator = ?",
-                (json.dumps(draft), now + self.lease_seconds, number, annotator),
+                (json.dumps(draft), expires, number, annotator),
             )
 
     def submit(self, number: int, annotator: int, session: str, fields: Mapping[str, Any]) -> bool:
@@ -255,11 +260,7 @@ class Queue:
             shown = json.loads(lease["shown"])
             answer = Answer.checked(fields, len(shown))
             if lease["expires"] <= now and not self._is_open(database, number, annotator, now):
-                raise Refused(
-                    410,
-                    f"the time for item {number} ended, and somebody else has it now. Your draft is kept, but is not "
-                    "needed any more. Go on with the next item.",
-                )
+                raise _gone(number)
             added = database.execute(
                 "INSERT INTO annotations (item, annotator, action, ranking, flags, scores, comment, shown, seconds, "
                 "created, request) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -376,6 +377,14 @@ def _own_lease(database: Any, number: int, annotator: int, session: str) -> Any:
     if lease["session"] != session:
         raise Refused(409, f"item {number} is open on another of your pages. Go on there, or load this page again.")
     return lease
+
+
+def _gone(number: int) -> Refused:
+    return Refused(
+        410,
+        f"the time for item {number} ended, and somebody else has it now. Your draft is kept, but is not needed any "
+        "more. Go on with the next item.",
+    )
 
 
 def _is_ranking(value: Any, count: int) -> bool:

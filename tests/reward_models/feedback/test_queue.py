@@ -103,6 +103,30 @@ def test_a_draft_renews_the_lease(people, clock):
     assert queue.next(*bob) is None
 
 
+def test_a_draft_after_the_lease_ended_does_not_take_the_item_back_from_another(people, clock):
+    queue, ann, bob, _ = people(items=1)
+    lease = queue.next(*ann)
+    clock.now += 301
+    others = queue.next(*bob)
+    queue.save_draft(1, *ann, {"comment": "still typing"})
+    assert refusal(lambda: answer(queue, ann, lease))[0] == 410
+    assert refusal(lambda: queue.open(1, *ann))[0] == 410  # a reload does not either
+    assert answer(queue, bob, others)
+    assert refusal(lambda: answer(queue, ann, lease))[0] == 410
+    assert [said.annotator for said in queue.project.annotations()] == ["Bob"]
+
+
+def test_a_draft_after_the_lease_ended_renews_it_while_nobody_else_has_the_item(people, clock):
+    queue, ann, bob, _ = people(items=1)
+    queue.next(*ann)
+    clock.now += 301
+    queue.save_draft(1, *ann, {})
+    assert queue.next(*bob) is None
+    clock.now += 301
+    assert queue.open(1, *ann).item.id == 1
+    assert queue.next(*bob) is None
+
+
 def test_an_item_waits_for_as_many_annotators_as_it_needs(people):
     queue, ann, bob, cat = people(items=1, needed=2)
     leases = [queue.next(*person) for person in (ann, bob, cat)]
