@@ -82,9 +82,7 @@ class Answer(NamedTuple):
             return value
 
         def place(key: Any) -> bool:
-            return (
-                isinstance(key, str) and key.isascii() and key.isdigit() and int(key) < count and key == str(int(key))
-            )
+            return key in {str(number) for number in range(count)}
 
         if unknown := sorted(fields.keys() - {*cls._fields, "item"}):
             raise Refused(422, f"an answer must have the fields {', '.join(cls._fields)}, got {unknown[0][:40]!r} too.")

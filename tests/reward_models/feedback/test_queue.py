@@ -255,6 +255,7 @@ SURROGATE = "\ud800"
         ({"flags": {"3": "harmful"}}, 422, "flags"),
         ({"flags": {"0": "boring"}}, 422, "harmful or nonsense"),
         ({"flags": ["harmful"]}, 422, "flags"),
+        ({"flags": {"1" * 5_000: "harmful"}}, 422, "flags"),
         ({"scores": {"0": {"helpful": 6}}}, 422, "from 1 to 5"),
         ({"scores": {"0": {"nice": 3}}}, 422, "helpful, accurate, safe"),
         ({"scores": {"0": {"helpful": True}}}, 422, "scores"),
