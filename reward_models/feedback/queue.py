@@ -306,7 +306,7 @@ class Queue:
             database.execute(
                 "INSERT INTO annotations (item, annotator, action, ranking, flags, scores, comment, shown, seconds, "
                 "created, request) VALUES (?, ?, 'undo', NULL, '{}', '{}', '', ?, 0, ?, ?)",
-                (last["item"], annotator, last["shown"], now, f"undo-{last['id']}"),
+                (last["item"], annotator, last["shown"], now, f"undo {last['id']}"),  # a page sends none with a space
             )
             self._stand(database, last["item"], annotator, None)
             database.execute(  # at once, also while another item is open on this page

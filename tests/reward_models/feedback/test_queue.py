@@ -221,6 +221,15 @@ def test_undo_opens_the_last_answer_again_as_it_was(people):
     assert refusal(lambda: queue.undo(*ann))[0] == 404
 
 
+def test_no_name_of_a_request_is_in_the_way_of_an_undo(people):
+    queue, ann, bob, _ = people(items=2)
+    with queue.project.write() as database:  # numbers with three digits
+        database.execute("INSERT INTO sqlite_sequence VALUES ('annotations', 99)")
+    answer(queue, ann, queue.next(*ann))
+    answer(queue, bob, queue.next(*bob), request="undo-100")
+    assert queue.undo(*ann) == 1
+
+
 def test_each_response_is_shown_first_equally_often(people):
     queue, ann, bob, cat = people(items=30, k=3, needed=3)
     firsts = Counter()
