@@ -173,7 +173,7 @@ class App:
         return self.page("message.html.j2", None, status=status, heading="That did not work", text=_sentence(text))
 
 
-def build_app(app: App, *, hosts: Sequence[str] = ("*",)) -> Starlette:
+def build_app(app: App, *, hosts: Sequence[str] = ("*",)) -> "_SecureHeaders":
     """The ASGI application; it answers only requests to ``hosts``."""
 
     def answer(work: Work, change: bool) -> Callable[[Request], Any]:
@@ -217,6 +217,9 @@ def build_app(app: App, *, hosts: Sequence[str] = ("*",)) -> Starlette:
         status = error.status_code if isinstance(error, HTTPException) else 500
         return app.refuse(request, status, "there is no such page." if status == 404 else "this does not work here.")
 
+    async def failed(request: Request, error: Exception) -> Response:
+        return app.refuse(request, 500, "the server could not answer this. Its owner sees why in the terminal.")
+
     pages_of_people: dict[str, Work] = {
         "/items/{item:int}": App.open_item,
         "/answered": App.earlier,
@@ -236,8 +239,9 @@ def build_app(app: App, *, hosts: Sequence[str] = ("*",)) -> Starlette:
         *(Route(path, answer(work, False), methods=["GET"]) for path, work in pages_of_people.items()),
         *(Route(path, answer(work, True), methods=[method]) for (method, path), work in changes.items()),
     ]
-    middleware = [Middleware(_SecureHeaders), Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))]
-    return Starlette(routes=routes, middleware=middleware, exception_handlers={404: not_found, 405: not_found})
+    middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))]
+    handlers: dict[Any, Any] = {404: not_found, 405: not_found, Exception: failed}
+    return _SecureHeaders(Starlette(routes=routes, middleware=middleware, exception_handlers=handlers))
 
 
 class _SecureHeaders:

@@ -122,6 +122,23 @@ def test_every_answer_keeps_scripts_and_frames_out(make_project, serve, path):
     assert "default-src 'none'" in policy
 
 
+@pytest.mark.parametrize("path", ["/answered", "/api/next"])
+def test_an_unforeseen_error_has_a_message_and_the_headers_too(make_project, serve, monkeypatch, path):
+    project = make_project()
+    ann = serve(project)("Ann")
+
+    def broken(*_):
+        raise RuntimeError("a secret of the server")
+
+    monkeypatch.setattr(type(project), "rows" if path == "/answered" else "item", broken)
+    answer = ann.client.get(path)
+    assert answer.status_code == 500
+    assert "Its owner sees why in the terminal." in answer.text
+    assert "secret" not in answer.text
+    for name, value in HEADERS.items():
+        assert answer.headers[name] == value
+
+
 PAYLOADS = [
     "<script>alert(1)</script>",
     "<img src=x onerror=alert(1)>",
