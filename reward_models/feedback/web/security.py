@@ -7,6 +7,7 @@ carries a token of the session in a header, which another site cannot know or se
 import hashlib
 import hmac
 import secrets
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -113,26 +114,30 @@ class Gate:
 
 
 class Limit:
-    """At most so many events of a name within some seconds."""
+    """At most so many events of a name within some seconds. Threads may share it."""
 
     def __init__(self, count: int, seconds: float, clock: Callable[[], float]) -> None:
         self.count, self.seconds, self.clock = count, seconds, clock
         self._events: dict[str, deque[float]] = {}
+        self._lock = threading.Lock()
 
     def check(self, name: str, what: str) -> None:
         """Refuse (429) once there were too many."""
-        events = self._events.get(name, deque())
-        while events and events[0] <= self.clock() - self.seconds:
-            events.popleft()
-        if len(events) >= self.count:
+        with self._lock:
+            events = self._events.get(name, deque())
+            while events and events[0] <= self.clock() - self.seconds:
+                events.popleft()
+            many = len(events) >= self.count
+        if many:
             raise Refused(429, f"too many {what} in {self.seconds:g} seconds. Wait a moment.")
 
     def add(self, name: str) -> None:
         """Count an event."""
-        if len(self._events) > 10_000:  # names that are quiet are forgotten
-            now = self.clock()
-            self._events = {own: e for own, e in self._events.items() if e and e[-1] > now - self.seconds}
-        self._events.setdefault(name, deque()).append(self.clock())
+        with self._lock:
+            if len(self._events) > 10_000:  # names that are quiet are forgotten
+                now = self.clock()
+                self._events = {own: e for own, e in self._events.items() if e and e[-1] > now - self.seconds}
+            self._events.setdefault(name, deque()).append(self.clock())
 
 
 def _hash(cookie: str) -> str:

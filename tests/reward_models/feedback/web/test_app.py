@@ -6,6 +6,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+import threading
 
 import httpx2
 import pytest
@@ -291,6 +292,24 @@ def test_one_session_cannot_flood_the_server(make_project, serve, clock):
     assert codes.count(429) >= 10
     clock.now += 11
     assert ann.client.get("/answered").status_code == 200
+
+
+def test_of_two_requests_of_a_session_at_the_same_time_neither_fails():
+    now, others = 0.0, []
+
+    def clock():
+        if others and now:  # the other request comes while this one forgets what is old
+            other = others.pop()
+            other.start()
+            other.join(0.2)
+        return now
+
+    limit = security.Limit(3, 10.0, clock)
+    limit.add("session")
+    other = threading.Thread(target=limit.check, args=("session", "requests"))
+    now, others = 11.0, [other]
+    limit.check("session", "requests")
+    other.join()
 
 
 def test_a_full_disk_is_status_507_and_the_answer_can_be_sent_again(make_project, serve):
