@@ -17,4 +17,5 @@ def visible(text: str) -> str:
 def markdown(text: str) -> Markup:
     """Markdown as HTML: HTML in it is shown as text, links may only be http, https or mailto, images are left out."""
     renderer = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
+    renderer.validateLink = lambda url: url.lower().startswith(("http://", "https://", "mailto:"))
     return Markup(renderer.render(visible(text)))  # what renders it escapes every text

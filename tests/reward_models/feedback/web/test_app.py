@@ -17,6 +17,7 @@ from reward_models.feedback.web.app import BODY_LIMIT
 from reward_models.feedback.web.lock import only_server
 from reward_models.feedback.web.security import HEADERS
 from reward_models.feedback.web.serve import Server, tokens_from
+from reward_models.feedback.web.text import markdown
 from tests.reward_models.feedback.conftest import TOKENS
 
 
@@ -190,6 +191,11 @@ def test_guidelines_are_markdown_without_html_scripts_or_images(make_project, se
     assert '<a href="https://example.org">ok</a>' in page
     assert "<img" not in page
     assert 'href="data:text' not in page
+
+
+def test_links_of_guidelines_go_to_the_web_or_to_a_mailbox():
+    text = "[a](HTTPS://a.org) <mailto:b@b.org> [c](ms-settings:x) [d](ftp://d.org/x) [e](/api/next) [f](//f.org)"
+    assert re.findall('href="(.*?)"', markdown(text)) == ["HTTPS://a.org", "mailto:b@b.org"]
 
 
 @pytest.mark.parametrize(
