@@ -3,9 +3,10 @@
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-_HIDDEN = {*range(0x20), 0x7F, *range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFEFF}
-_HIDDEN -= {ord("\n"), ord("\t")}
-"""Control characters, and those that turn the direction of the text around them."""
+_HIDDEN = {*range(0x20), 0x7F, *range(0x80, 0xA0)} - {ord("\n"), ord("\t")}
+_HIDDEN |= {0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
+_HIDDEN |= {0x00AD, 0x200B, *range(0x2060, 0x2065), 0xFEFF, *range(0xE0000, 0xE0080)}
+"""Control characters, those that turn the direction of the text around them, and those that nobody sees."""
 _MARKS = {code: f"⟦U+{code:04X}⟧" for code in _HIDDEN} | {ord("\r"): ""}
 
 

@@ -17,7 +17,7 @@ from reward_models.feedback.web.app import BODY_LIMIT
 from reward_models.feedback.web.lock import only_server
 from reward_models.feedback.web.security import HEADERS
 from reward_models.feedback.web.serve import Server, tokens_from
-from reward_models.feedback.web.text import markdown
+from reward_models.feedback.web.text import markdown, visible
 from tests.reward_models.feedback.conftest import TOKENS
 
 
@@ -181,6 +181,13 @@ def test_characters_that_hide_or_turn_text_are_written_out(make_project, serve):
     assert "a⟦U+0000⟧b⟦U+2066⟧" in page
     assert "\u202e" not in page
     assert "tab\tline\nok" in page
+
+
+def test_marks_of_direction_and_characters_that_nobody_sees_are_written_out():
+    hidden = [0x061C, 0x200E, 0x200F, 0x202A, 0x202E, 0x2066, 0x2069, 0x00AD, 0x200B, 0x2060, 0xFEFF, 0xE0041]
+    assert visible("".join(map(chr, hidden))) == "".join(f"⟦U+{code:04X}⟧" for code in hidden)
+    seen = "naïve 👩‍💻 می‌خواهم 日本 \t\n"  # joiners belong to their letters
+    assert visible(seen) == seen
 
 
 def test_guidelines_are_markdown_without_html_scripts_or_images(make_project, serve):
