@@ -42,7 +42,7 @@ def people_rank(
             link = server.link("owner")
             console.print(f"Rank the answers of {len(items)} prompts in your browser:\n{link}", soft_wrap=True)
             webbrowser.open(link)
-            while (done := len(project.annotations())) < len(items):
+            while (done := len({said.item for said in project.annotations()})) < len(items):
                 advance(done, len(items))
                 time.sleep(POLL_SECONDS)
         return list(records(project.items(), project.annotations(), "annotator"))
