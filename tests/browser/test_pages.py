@@ -215,6 +215,27 @@ def test_a_lost_connection_is_said_and_nothing_is_lost(make_project, serve, open
     page.complaints.clear()
 
 
+def test_an_answer_changed_after_its_confirmation_was_lost_is_the_one_that_counts(make_project, serve, open_page):
+    project = make_project(items=1, k=2)
+    page = open_page(serve(project).server, "Ann")
+    path = "**/api/items/1"
+    page.route(path, lambda route: (route.fetch(), route.abort()))  # it arrives, and the page never hears so
+    for key in ("1", "2", "Enter"):
+        page.keyboard.press(key)
+    expect(page.locator("#message")).to_contain_text("still on this page")
+    page.keyboard.press("Enter")  # the same again
+    expect(page.locator("#message")).to_contain_text("still on this page")
+    assert len(project.history()) == 1
+    page.unroute(path)
+    for number, rank in ((0, 2), (1, 1)):
+        page.click(f'[data-number="{number}"] [data-rank="{rank}"]')
+    next_page(page, lambda: page.click("#submit"))
+    (said,) = project.annotations()
+    order = shown(project)
+    assert said.ranking == ((order[1],), (order[0],))
+    page.complaints.clear()  # the lost connections
+
+
 def test_the_address_bar_and_scripts_do_not_know_the_token(make_project, serve, open_page):
     page = open_page(serve(make_project()).server, "Ann")
     assert "token" not in page.url

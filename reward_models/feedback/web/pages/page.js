@@ -77,7 +77,6 @@ function rankItem(main) {
     scores: structuredClone(draft.scores || {}),
     comment: draft.comment || "",
   };
-  const request = [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
   let visible = 0; // milliseconds that the page was on the screen before `since`
   let since = document.hidden ? null : Date.now();
   const seconds = () => (visible + (since === null ? 0 : Date.now() - since)) / 1000;
@@ -153,6 +152,17 @@ function rankItem(main) {
 
   // Answers.
 
+  // An answer sent again keeps its name, so that it counts once; one that says something else gets another.
+  let sent = { text: "", request: "" };
+  function named(fields) {
+    const text = JSON.stringify(fields);
+    if (text !== sent.text) {
+      const bytes = [...crypto.getRandomValues(new Uint8Array(16))];
+      sent = { text, request: bytes.map((byte) => byte.toString(16).padStart(2, "0")).join("") };
+    }
+    return { ...fields, request: sent.request, seconds: seconds() };
+  }
+
   let sending = false;
   const answer = (fields) => act(async () => {
     if (sending) return;
@@ -161,7 +171,7 @@ function rankItem(main) {
     timer = null;
     try {
       const { ranks, ...rest } = state;
-      await send("POST", `/api/items/${item.id}`, { ranking: groups(), ...rest, seconds: seconds(), request, ...fields() });
+      await send("POST", `/api/items/${item.id}`, named({ ranking: groups(), ...rest, ...fields() }));
       location.assign(item.answered ? "/answered" : "/");
     } finally {
       sending = false;
