@@ -149,6 +149,19 @@ def test_a_reload_in_the_middle_undo_and_the_end(make_project, serve, open_page)
     assert len(project.history()) == 6  # four answers and two undone
 
 
+def test_a_second_press_does_not_take_back_one_more(make_project, serve, open_page):
+    project = make_project(items=3, k=2)
+    page = open_page(serve(project).server, "Ann")
+    for _ in range(2):
+        for key in "12":
+            page.keyboard.press(key)
+        next_page(page, lambda: page.keyboard.press("Enter"))
+    page.route("**/items/*", lambda route: page.wait_for_timeout(300) or route.continue_())  # a slow next page
+    with page.expect_navigation(url="**/items/2"):
+        page.evaluate("for (let i = 0; i < 2; i++) setTimeout(() => document.querySelector('#undo').click(), 60 * i)")
+    assert [row["action"] for row in project.history()] == ["rank", "rank", "undo"]
+
+
 def test_an_earlier_answer_is_changed(make_project, serve, open_page):
     project = make_project(items=2, k=2)
     page = open_page(serve(project).server, "Ann")

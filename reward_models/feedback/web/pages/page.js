@@ -37,9 +37,17 @@ function act(work) {
   };
 }
 
+let undoing = false; // until the next page is there: a second press would take back one more
 const undo = act(async () => {
-  const { item } = await send("POST", "/api/undo", {});
-  location.assign(`/items/${item}`);
+  if (undoing) return;
+  undoing = true;
+  try {
+    const { item } = await send("POST", "/api/undo", {});
+    location.assign(`/items/${item}`);
+  } catch (error) {
+    undoing = false;
+    throw error;
+  }
 });
 
 if (find("#join")) {
