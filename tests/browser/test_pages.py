@@ -162,6 +162,19 @@ def test_a_second_press_does_not_take_back_one_more(make_project, serve, open_pa
     assert [row["action"] for row in project.history()] == ["rank", "rank", "undo"]
 
 
+def test_a_key_that_is_held_down_answers_once(make_project, serve, open_page):
+    project = make_project(items=3, k=2, kind="arena")
+    page = open_page(serve(project).server, "Ann")
+    next_page(page, lambda: page.keyboard.down("t"))
+    page.wait_for_selector("main#item")
+    page.keyboard.down("t")  # the same press goes on
+    page.wait_for_timeout(300)
+    assert len(project.annotations()) == 1
+    page.keyboard.up("t")
+    next_page(page, lambda: page.keyboard.press("t"))
+    assert len(project.annotations()) == 2
+
+
 def test_an_earlier_answer_is_changed(make_project, serve, open_page):
     project = make_project(items=2, k=2)
     page = open_page(serve(project).server, "Ann")

@@ -311,6 +311,7 @@ function rankItem(main) {
     }
     if (commands[key]) {
       event.preventDefault();
+      if (event.repeat && !["arrowdown", "arrowup"].includes(key)) return; // held down, perhaps since the last page
       commands[key]();
     }
   });
