@@ -175,6 +175,21 @@ def test_a_key_that_is_held_down_answers_once(make_project, serve, open_page):
     assert len(project.annotations()) == 2
 
 
+def test_without_storage_the_page_works(make_project, serve, open_page):
+    project = make_project(items=1, k=2)
+    page = open_page(serve(project).server)
+    page.add_init_script("Object.defineProperty(window, 'localStorage', {get() { throw new Error('denied'); }})")
+    page.fill("#name", "Ann")
+    next_page(page, lambda: page.keyboard.press("Enter"))
+    page.uncheck("#keys")
+    page.check("#keys")
+    page.locator(".card").first.focus()
+    for key in "12":
+        page.keyboard.press(key)
+    next_page(page, lambda: page.keyboard.press("Enter"))
+    assert len(project.annotations()) == 1
+
+
 def test_an_earlier_answer_is_changed(make_project, serve, open_page):
     project = make_project(items=2, k=2)
     page = open_page(serve(project).server, "Ann")

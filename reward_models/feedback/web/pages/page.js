@@ -271,8 +271,15 @@ function rankItem(main) {
   // Keys.
 
   const keys = find("#keys");
-  keys.checked = localStorage.getItem("keys") !== "off";
-  keys.addEventListener("change", () => localStorage.setItem("keys", keys.checked ? "on" : "off"));
+  const stored = (work) => {
+    try {
+      return work();
+    } catch {
+      return null; // the browser keeps nothing: single keys work on each page anew
+    }
+  };
+  keys.checked = stored(() => localStorage.getItem("keys")) !== "off";
+  keys.addEventListener("change", () => stored(() => localStorage.setItem("keys", keys.checked ? "on" : "off")));
 
   function moveFocus(step) {
     const shown = [...list.children];
