@@ -190,6 +190,23 @@ def test_without_storage_the_page_works(make_project, serve, open_page):
     assert len(project.annotations()) == 1
 
 
+def test_an_answer_waits_for_a_draft_that_is_on_its_way(make_project, serve, open_page):
+    project = make_project(items=2, k=2)
+    page = open_page(serve(project).server, "Ann")
+    drafts, answers = [], []
+    page.route("**/api/items/1/draft", lambda route: drafts.append(route))  # held back
+    page.on("request", lambda request: request.method == "POST" and answers.append(request.url))
+    with page.expect_request("**/api/items/1/draft"):
+        page.keyboard.press("1")
+    page.keyboard.press("2")
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(200)
+    assert (len(drafts), answers) == (1, [])
+    next_page(page, lambda: drafts[0].continue_())
+    assert len(answers) == len(project.annotations()) == 1
+    assert project.rows("SELECT draft FROM leases WHERE item = 1")[0]["draft"] == "{}"
+
+
 def test_an_earlier_answer_is_changed(make_project, serve, open_page):
     project = make_project(items=2, k=2)
     page = open_page(serve(project).server, "Ann")

@@ -137,15 +137,16 @@ function rankItem(main) {
     timer = setTimeout(save, 500);
   }
 
-  async function save(options = {}) {
+  let saving = Promise.resolve(); // an answer waits for drafts on their way, which would else come after it and stay
+
+  function save(options = {}) {
     clearTimeout(timer);
     timer = null;
-    try {
-      await send("PUT", `/api/items/${item.id}/draft`, state, options);
-      find("#saved").textContent = "draft saved";
-    } catch (error) {
-      tell(error.message);
-    }
+    const own = send("PUT", `/api/items/${item.id}/draft`, state, options).then(
+      () => (find("#saved").textContent = "draft saved"),
+      (error) => tell(error.message),
+    );
+    saving = Promise.all([saving, own]);
   }
 
   document.addEventListener("visibilitychange", () => {
@@ -178,6 +179,7 @@ function rankItem(main) {
     clearTimeout(timer);
     timer = null;
     try {
+      await saving;
       const { ranks, ...rest } = state;
       await send("POST", `/api/items/${item.id}`, named({ ranking: groups(), ...rest, ...fields() }));
       location.assign(item.answered ? "/answered" : "/");
