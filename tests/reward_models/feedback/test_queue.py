@@ -66,6 +66,14 @@ def test_a_closed_laptop_gives_its_item_back_and_keeps_its_draft(people, clock):
     assert answer(queue, ann, lease)
 
 
+def test_a_page_whose_lease_ended_gets_what_nobody_else_has(people, clock):
+    queue, ann, bob, _ = people(items=2)
+    assert queue.next(*ann).item.id == 1
+    clock.now += 301
+    assert queue.next(*bob).item.id == 1
+    assert queue.next(*ann).item.id == 2
+
+
 def test_an_ended_lease_that_nobody_took_is_still_good(people, clock):
     queue, ann, bob, _ = people(items=1)
     lease = queue.next(*ann)

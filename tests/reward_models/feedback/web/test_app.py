@@ -62,6 +62,16 @@ def test_tokens_are_compared_in_constant_time(make_project, serve, monkeypatch):
     assert compared == [(b"wrong", token.encode()) for token in TOKENS.values()]
 
 
+def test_page_tokens_are_compared_in_constant_time(make_project, serve, monkeypatch):
+    ann = serve(make_project())("Ann")
+    compared = []
+    real = security.hmac.compare_digest
+    monkeypatch.setattr(security.hmac, "compare_digest", lambda a, b: compared.append((a, b)) or real(a, b))
+    right = ann.client.headers["X-CSRF-Token"]
+    ann.client.post("/api/undo", json={}, headers={"X-CSRF-Token": "wrong"})
+    assert compared == [(b"wrong", right.encode())]
+
+
 def test_the_project_file_holds_no_cookie(make_project, serve):
     project = make_project()
     ann = serve(project)("Ann")
