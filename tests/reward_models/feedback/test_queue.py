@@ -200,6 +200,31 @@ def test_time_is_not_longer_than_the_page_was_open(people, clock):
     assert queue.project.annotations()[0].seconds == 7
 
 
+def test_a_reload_does_not_shorten_the_time_and_an_ended_lease_does_not_lengthen_it(people, clock):
+    queue, ann, *_ = people(items=2)
+    queue.next(*ann)
+    clock.now += 50
+    lease = queue.next(*ann)
+    clock.now += 50
+    answer(queue, ann, lease, seconds=1e9)
+    queue.next(*ann)
+    clock.now += 400  # the lease ended
+    lease = queue.next(*ann)
+    clock.now += 5
+    answer(queue, ann, lease, seconds=1e9)
+    assert [said.seconds for said in queue.project.annotations()] == [100, 5]
+
+
+def test_an_answer_ends_its_lease_and_its_draft(people):
+    queue, ann, *_ = people(items=1)
+    lease = queue.next(*ann)
+    queue.save_draft(1, *ann, {"comment": "half done"})
+    answer(queue, ann, lease)
+    opened = queue.open(1, 1, "ann-2")  # at once, on another page
+    assert opened.draft == {}
+    assert opened.standing.ranking == tuple((place,) for place in lease.shown)
+
+
 def test_a_correction_is_a_new_row_and_the_last_one_counts(people):
     queue, ann, _, _ = people(items=2, k=2)
     lease = queue.next(*ann)
