@@ -91,3 +91,10 @@ def test_each_annotators_figures_by_hand():
     assert math.isnan(bob.checks)
     assert found.overlapping == 1
     assert found.kendall_w.mean == pytest.approx(0.75)  # sums 2, 5, 5 around 4: S = 6, and 12 · 6 / (4 · 24)
+
+
+def test_equals_of_a_known_ranking_say_nothing_about_who_is_right():
+    known = ((0,), (1, 2))
+    annotations = [said(0, "Ann", ((0,), (1,), (2,))), said(0, "Bob", ((1,), (0,), (2,)))]
+    ann, bob = agreement(items(1, 3, known), annotations, resamples=10).annotators
+    assert (ann.checks, bob.checks) == (1.0, 0.5)  # of two pairs, not three
