@@ -45,6 +45,12 @@ def test_two_models_are_rated_by_the_log_odds():
     assert strong.battles == weak.battles == 40
 
 
+def test_a_tie_is_half_a_win_for_either_side():
+    # 30 wins and 40 ties are 50 points, 10 losses and 40 ties are 30
+    strong, weak = ratings(battles(30, 40, 10), resamples=2)
+    assert strong.rating - weak.rating == pytest.approx(400 * math.log10(50 / 30), rel=0.01)
+
+
 def test_three_models_are_rated_through_the_one_they_met():
     found = ratings([*battles(30, 0, 10), *battles(30, 0, 10, "b", "c")], resamples=20)
     points = {own.model: own.rating for own in found}

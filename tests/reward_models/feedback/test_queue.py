@@ -254,6 +254,14 @@ def test_undo_opens_the_last_answer_again_as_it_was(people):
     assert refusal(lambda: queue.undo(*ann))[0] == 404
 
 
+def test_an_item_whose_answer_was_taken_back_waits_for_somebody_again(people, clock):
+    queue, ann, bob, _ = people(items=1)
+    answer(queue, ann, queue.next(*ann))
+    queue.undo(*ann)
+    clock.now += 301
+    assert queue.next(*bob).item.id == 1
+
+
 def test_no_name_of_a_request_is_in_the_way_of_an_undo(people):
     queue, ann, bob, _ = people(items=2)
     with queue.project.write() as database:  # numbers with three digits
