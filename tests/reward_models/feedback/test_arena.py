@@ -62,6 +62,14 @@ def test_strengths_stay_finite_where_one_wins_all():
     assert 1 < strengths[0] - strengths[1] < 20
 
 
+def test_the_interval_resamples_prompts_whose_battles_belong_together():
+    # One prompt that a always wins, one that b always wins: a half of the draws hold one of them alone.
+    one_sided = [Battle(f"prompt {i}", "a", "b", float(i)) for i in range(2) for _ in range(20)]
+    for rating in ratings(one_sided, resamples=100):
+        assert rating.ci95[0] < 800
+        assert rating.ci95[1] > 1200
+
+
 def test_a_single_prompt_has_no_interval():
     (first, _) = ratings(battles(1, 0, 0))
     assert all(map(math.isnan, first.ci95))

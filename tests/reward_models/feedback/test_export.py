@@ -40,6 +40,10 @@ def test_endings_are_there_where_they_are_known():
     assert record["finish_reasons"] == ["eos"] * 3
 
 
+def test_responses_that_are_all_the_same_teach_nothing():
+    assert list(records([item(texts=("a", "a", "a"))], [said(0, "Ann", ((0,), (1,), (2,)))], "annotator")) == []
+
+
 def test_the_consensus_of_three_by_hand():
     a_first, b_first = ((0,), (1,), (2,)), ((1,), (0,), (2,))
     votes = [said(0, name, ranking) for name, ranking in (("A", a_first), ("B", b_first), ("C", a_first))]

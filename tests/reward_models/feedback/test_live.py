@@ -1,5 +1,7 @@
 """The model that learns while people rank, and the order that asks first where models disagree."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from scipy.special import expit
@@ -63,6 +65,32 @@ def test_a_prompt_stays_on_its_side_as_more_come_in():
         assert {ranking.prompt for ranking in few} <= {ranking.prompt for ranking in many}
     assert [ranking.prompt for ranking in small[1]] == ["p3", "p7"]
     assert split([]) == ([], [])
+
+
+def test_all_rankings_of_a_prompt_are_on_one_side():
+    rows = [{"prompt": f"p{i // 2}", "chosen": "a", "rejected": "b"} for i in range(8)]
+    train, held_out = split(rows)
+    assert [ranking.prompt for ranking in train] == ["p0", "p0", "p1", "p1", "p2", "p2"]
+    assert [ranking.prompt for ranking in held_out] == ["p3", "p3"]
+
+
+def test_it_never_trains_on_what_it_is_measured_on(project, clock, monkeypatch):
+    seen = {}
+
+    def train(model, rankings, config):
+        seen["train"] = {ranking.prompt for ranking in rankings}
+        return SimpleNamespace(model=model)
+
+    def evaluate(model, rankings):
+        seen["held out"] = {ranking.prompt for ranking in rankings}
+        return {}
+
+    monkeypatch.setattr("reward_models.feedback.live.train_reward_model", train)
+    monkeypatch.setattr("reward_models.feedback.live.evaluate_reward_model", evaluate)
+    rank(project, clock, 8)
+    LiveModel(project, None, CONFIG).update()
+    assert (len(seen["train"]), len(seen["held out"])) == (6, 2)
+    assert seen["train"].isdisjoint(seen["held out"])
 
 
 def test_disagreement_by_hand():

@@ -168,6 +168,17 @@ def test_check_items_go_to_everyone_one_in_so_many(people):
         assert order == [False, False, True, False, False, False, True, False]
 
 
+def test_check_items_that_are_left_come_when_nothing_else_is(people):
+    queue, ann, *_ = people(items=1)
+    checks = [NewItem(f"c{i}", f"check {i}", [Response("x"), Response("y")], needed=EVERYONE) for i in range(2)]
+    queue.project.add_items(checks)
+    order = []
+    while lease := queue.next(*ann):
+        order.append(lease.item.id)
+        answer(queue, ann, lease)
+    assert order == [1, 2, 3]
+
+
 def test_the_same_request_again_adds_nothing(people):
     queue, ann, bob, _ = people(items=2)
     lease = queue.next(*ann)
@@ -280,6 +291,23 @@ def test_each_response_is_shown_first_equally_often(people):
             answer(queue, person, lease)
     assert set(firsts.values()) == {1}  # of three annotators each saw another one first
     assert len(firsts) == 90
+
+
+def orders(queue, person):
+    while lease := queue.next(*person):
+        yield lease.shown
+        answer(queue, person, lease)
+
+
+def test_two_responses_are_swapped_from_item_to_item_as_their_turn_says(people):
+    queue, ann, *_ = people(items=4, k=2)
+    assert list(orders(queue, ann)) == [(0, 1), (1, 0), (0, 1), (1, 0)]
+
+
+def test_who_follows_whom_is_random_too(people):
+    queue, ann, *_ = people(items=30, k=3)
+    steps = Counter((second - first) % 3 for first, second, _ in orders(queue, ann))
+    assert steps.keys() == {1, 2}  # both ways round
 
 
 GOOD = {"ranking": [[0], [1], [2]], "request": "request-1"}
