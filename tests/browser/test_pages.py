@@ -190,6 +190,16 @@ def test_without_storage_the_page_works(make_project, serve, open_page):
     assert len(project.annotations()) == 1
 
 
+def test_leaving_the_page_saves_what_was_just_written(make_project, serve, open_page):
+    project = make_project(items=1, k=2)
+    server = serve(project).server
+    page = open_page(server, "Ann")
+    page.fill("#comment", "in a hurry")
+    page.goto(server.url + "answered")
+    page.wait_for_timeout(200)
+    assert "in a hurry" in project.rows("SELECT draft FROM leases")[0]["draft"]
+
+
 def test_an_answer_waits_for_a_draft_that_is_on_its_way(make_project, serve, open_page):
     project = make_project(items=2, k=2)
     page = open_page(serve(project).server, "Ann")

@@ -118,6 +118,28 @@ def test_battles_are_balanced_between_the_sides_at_random():
     assert 200 < sum(turns[::2]) < 300
 
 
+def test_each_seed_and_each_two_models_have_turns_of_their_own():
+    rows = [[turn(place, group, seed) for place in range(64)] for group, seed in (("0 1", 0), ("0 2", 0), ("0 1", 1))]
+    assert rows[0] != rows[1] != rows[2] != rows[0]
+
+
+def test_of_two_items_one_after_the_other_each_has_another_turn(tmp_path, models):
+    def turns(name, kind, add):
+        with Project.create(tmp_path / name, kind, {"seed": 0}) as project:
+            add(project)
+            return [row["turn"] for row in project.rows("SELECT turn FROM items ORDER BY id")]
+
+    records = [{"prompt": f"p{i}", "chosen": "a", "rejected": "b"} for i in range(4)]
+    plan = Plan(overlap=0.0)
+    made = (
+        turns("s.db", "ranking", lambda project: add_sampled(project, PROMPT_SET, models, 2, SAMPLING, plan, ignore)),
+        turns("b.db", "arena", lambda project: add_battles(project, PROMPT_SET, models, SAMPLING, plan, ignore)),
+        turns("r.db", "ranking", lambda project: add_rankings(project, load_rankings(records), plan, 0)),
+    )
+    for own in made:
+        assert (len(own), own[0] + own[1], own[2] + own[3]) == (4, 1, 1)
+
+
 def test_an_arena_has_a_battle_for_each_prompt_and_two_models(tmp_path, models):
     three = [*models, tiny_model("qwen2")]
     project = Project.create(tmp_path / "p.db", "arena", {"seed": 0})

@@ -101,6 +101,21 @@ def test_disagreement_by_hand():
     assert disagreement(scores) == pytest.approx(2 / 3 * (expit(5) - expit(-5)) / 2)
 
 
+def test_the_item_on_which_models_disagree_is_asked_first(make_project, clock):
+    project = make_project(items=0)
+    project.add_items([NewItem(p, p, [Response("is red"), Response("is blue")]) for p in ("agreed", "disputed")])
+
+    def model(sign):
+        return lambda prompts, texts: [sign * (p == "disputed") * ("red" in t) for p, t in zip(prompts, texts)]
+
+    order_by_disagreement(project, [model(1.0), model(-1.0)])
+    queue = Queue(project, clock=clock)
+    with project.write() as database:
+        database.execute("INSERT INTO sessions VALUES ('s', 'annotator', NULL, 0)")
+    queue.join("s", "Ann")
+    assert queue.next(1, "s").item.prompt == "disputed"
+
+
 def test_one_model_cannot_disagree(project):
     with pytest.raises(ValueError, match="two or more reward models, got 1"):
         order_by_disagreement(project, [lambda prompts, completions: [0.0] * len(prompts)])
