@@ -265,6 +265,15 @@ def test_undo_opens_the_last_answer_again_as_it_was(people):
     assert refusal(lambda: queue.undo(*ann))[0] == 404
 
 
+def test_who_takes_an_answer_back_goes_on_at_the_page_where_that_was(people):
+    queue, ann, *_ = people(items=1)
+    lease = queue.next(*ann)
+    answer(queue, ann, lease)
+    assert queue.undo(1, "ann-2") == 1
+    assert queue.next(1, "ann-2").item.id == 1
+    assert answer(queue, (1, "ann-2"), lease)
+
+
 def test_an_item_whose_answer_was_taken_back_waits_for_somebody_again(people, clock):
     queue, ann, bob, _ = people(items=1)
     answer(queue, ann, queue.next(*ann))
