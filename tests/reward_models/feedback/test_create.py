@@ -112,6 +112,33 @@ def test_a_share_of_the_items_goes_to_several_annotators():
     assert [plan.needed(f"prompt {i}", 1) for i in range(50)] != [plan.needed(f"prompt {i}", 2) for i in range(50)]
 
 
+def test_items_of_every_kind_go_to_as_many_annotators_as_the_plan_says(tmp_path, models):
+    def needed(name, kind, add):
+        with Project.create(tmp_path / name, kind, {"seed": 0}) as project:
+            add(project)
+            return {row["needed"] for row in project.rows("SELECT needed FROM items")}
+
+    plan = Plan(overlap=1.0, annotators=3)
+    records = [{"prompt": "p", "chosen": "a", "rejected": "b"}]
+    made = [
+        needed("s.db", "ranking", lambda project: add_sampled(project, PROMPT_SET, models, 2, SAMPLING, plan, ignore)),
+        needed("b.db", "arena", lambda project: add_battles(project, PROMPT_SET, models, SAMPLING, plan, ignore)),
+        needed("r.db", "ranking", lambda project: add_rankings(project, load_rankings(records), plan, 0)),
+    ]
+    assert made == [{3}, {3}, {3}]
+
+
+def test_each_chunk_and_each_seed_draws_for_itself(models):
+    def draw(seed, chunk):
+        sampling = Sampling(max_new_tokens=6, seed=seed)
+        (found,) = distinct_responses(["the sky"], models[:1], [[0, 0, 0]], sampling, chunk)
+        return [response.text for response in found]
+
+    assert draw(0, 0) == draw(0, 0)
+    assert draw(0, 0) != draw(0, 4)
+    assert draw(0, 0) != draw(1, 0)
+
+
 def test_battles_are_balanced_between_the_sides_at_random():
     turns = [turn(place, "0 1", seed=0) for place in range(1000)]
     assert all(turns[i] + turns[i + 1] == 1 for i in range(0, 1000, 2))
