@@ -54,6 +54,8 @@ bench: $(READY)       ## benchmarks that need no data -> benchmarks/results/*.js
 	$(BIN)/python -m benchmarks.sb3_rollout
 	$(BIN)/python -m benchmarks.rm_throughput
 	$(BIN)/python -m benchmarks.demo_seeds
+	$(BIN)/python -m benchmarks.feedback_latency
+	$(BIN)/python -m benchmarks.active_learning
 	$(BIN)/python -m benchmarks.bayes_gap
 	$(BIN)/python -m benchmarks.overoptimisation
 
