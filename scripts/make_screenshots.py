@@ -69,6 +69,15 @@ def annotate(server: Server, name: str, seed: int) -> None:
             client.post(f"/api/items/{lease['item']}", json=answer | {"seconds": rng.uniform(5, 20)})
 
 
+def rank_three(page: Any) -> None:
+    """Rank the first three responses by gold, with keys."""
+    prompt = page.inner_text(".conversation .text")
+    texts = page.locator(".card .text").all_inner_texts()
+    (record,) = assistant.sample_rankings([prompt], [texts], 0, temperature=0.01)
+    for number in range(3):
+        page.keyboard.press(str(record["ranking"].index(number) + 1))
+
+
 def main(output: Path = Path("runs/screenshots"), readme: bool = False) -> None:
     """Make the pictures.
 
@@ -92,14 +101,16 @@ def main(output: Path = Path("runs/screenshots"), readme: bool = False) -> None:
                         page = context.new_page()
                         page.goto(server.link("owner"))
                         page.wait_for_url(server.url)
-                        page.fill("#name", f"{view} {scheme}")
+                        page.fill("#name", "Ann" if readme else f"{view} {scheme}")
                         page.keyboard.press("Enter")
                         page.wait_for_selector("#item")
+                        while readme and "(an empty response)" in page.inner_text("#cards"):
+                            with page.expect_navigation():
+                                page.keyboard.press("s")
                         if kind == "ranking":
-                            for key in "213":
-                                page.keyboard.press(key)
+                            rank_three(page)
                         if readme:
-                            page.screenshot(path="docs/feedback.png")
+                            page.screenshot(path="docs/feedback.png", full_page=True)
                             continue
                         page.screenshot(path=output / f"{kind}-{view}-{scheme}.png", full_page=True)
                         page.goto(server.url + "dashboard")

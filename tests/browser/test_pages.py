@@ -127,7 +127,7 @@ def test_a_reload_in_the_middle_undo_and_the_end(make_project, serve, open_page)
     before = page.locator(".card .text").all_inner_texts()
     page.reload()
     assert page.locator(".card .text").all_inner_texts() == before
-    assert ranks(page) == {"0": "2nd", "1": "1st", "2": ""}
+    assert ranks(page) == {"0": "3rd", "1": "1st", "2": ""}
     assert page.input_value("#comment") == "half"
     page.locator('[data-number="2"]').focus()
     page.keyboard.press("3")

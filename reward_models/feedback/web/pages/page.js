@@ -114,8 +114,9 @@ function rankItem(main) {
     cards.forEach((card, i) => {
       const place = order.findIndex((group) => group.includes(i));
       const tied = place >= 0 && order[place].length > 1;
-      const before = order.slice(0, Math.max(place, 0)).flat().length;
-      if (!arena) find(".rank", card).textContent = place < 0 ? "" : `${tied ? "tied " : ""}${ordinal(before + 1)}`;
+      // Once all are ranked, gaps close: 1, 2, 2, 5 is 1st, tied 2nd, tied 2nd, 4th.
+      const rank = complete() ? order.slice(0, place).flat().length + 1 : state.ranks[i];
+      if (!arena) find(".rank", card).textContent = rank ? `${tied ? "tied " : ""}${ordinal(rank)}` : "";
       findAll("[data-rank]", card).forEach((button) =>
         button.setAttribute("aria-pressed", String(state.ranks[i] === Number(button.dataset.rank))));
       findAll("[data-flag]", card).forEach((button) =>
