@@ -32,6 +32,7 @@ from agents.demo.report import write_report
 from agents.ppo import PPO, PPOConfig
 from agents.presets import preset
 from agents.sft import SFTConfig, train_sft
+from reward_models.feedback import check_extra
 from reward_models.preferences import load_rankings
 from reward_models.training.trainer import RewardConfig, train_reward_model
 from textenv.data.folders import check_writable
@@ -142,6 +143,8 @@ class DemoRun:
 def run_demo(config: DemoConfig, console: Console | None = None) -> dict[str, Any]:
     """Run what is not done yet; write ``summary.json`` and ``report.html``; return the summary."""
     quiet_libraries()
+    if config.human:
+        check_extra()
     console = console or Console(stderr=True)
     run = DemoRun(config, console)
     run.step("base", lambda advance: train_base(run, advance))

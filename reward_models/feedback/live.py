@@ -1,5 +1,6 @@
 """A reward model that learns while people rank: trained again every few answers, measured on rankings it never saw."""
 
+import sqlite3
 import threading
 from collections.abc import Sequence
 
@@ -34,7 +35,7 @@ class LiveModel:
         threading.Thread(target=self.update, daemon=True).start()
 
     def update(self) -> None:
-        """Train and measure, unless another thread does."""
+        """Train and measure, unless another thread does or the project is closed."""
         if not self._lock.acquire(blocking=False):
             return
         try:
@@ -43,6 +44,8 @@ class LiveModel:
                 trained = train_reward_model(self.model, train, self.config).model
                 self.agreement = evaluate_reward_model(trained, held_out)
                 self.trained = len(train)
+        except sqlite3.ProgrammingError:  # closed: the server has ended
+            pass
         finally:
             self._lock.release()
 

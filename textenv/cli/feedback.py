@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import tyro
 from annotated_types import Ge
 
+from reward_models.feedback import check_extra
 from reward_models.feedback.create import Plan, Sampling, add_battles, add_rankings, add_sampled
 from reward_models.feedback.project import Project
 from reward_models.preferences import load_rankings
@@ -32,11 +33,9 @@ try:
     from reward_models.feedback.web.app import App
     from reward_models.feedback.web.lock import only_server
     from reward_models.feedback.web.serve import Server, tokens_from
-except ImportError as error:
-    raise ValueError(
-        f"textenv feedback needs the packages of its extra, got none named {error.name!r}. Install them: "
-        "pip install 'textenv[feedback]'."
-    ) from error
+except ImportError:
+    check_extra()
+    raise
 
 Several = Annotated[int, Ge(2), "A ranking needs two responses."]
 SAMPLING, PLAN = Sampling(), Plan()

@@ -56,6 +56,13 @@ def test_it_learns_from_what_came_in_and_is_measured_on_what_it_never_saw(projec
     assert live.trained == 30  # too little is new
 
 
+def test_an_answer_at_the_very_end_finds_the_project_closed_and_says_nothing(project, clock):
+    live = LiveModel(project, tiny_model(), CONFIG)
+    project.close()
+    live.update()
+    assert live.agreement is None
+
+
 def test_a_prompt_stays_on_its_side_as_more_come_in():
     def rows(count):
         return [{"prompt": f"p{i}", "chosen": "a", "rejected": "b"} for i in range(count)]

@@ -156,8 +156,14 @@ def test_the_demo_makes_its_project_from_nothing_and_goes_on(capsys, folder, mon
         assert "helpful" in project.guidelines
 
 
-def test_a_missing_extra_is_named(capsys, monkeypatch):
-    monkeypatch.delitem(sys.modules, "textenv.cli.feedback")
-    monkeypatch.setitem(sys.modules, "reward_models.feedback.web.app", None)
-    assert main(["feedback", "export", "p.db", "--output", "out"]) == 2
-    assert "pip install 'textenv[feedback]'" in capsys.readouterr().err
+def test_a_missing_extra_is_named_before_any_work(capsys, folder, monkeypatch):
+    for name in list(sys.modules):
+        if name.startswith(("reward_models.feedback.web", "textenv.cli.feedback")):
+            monkeypatch.delitem(sys.modules, name)
+        if name.partition(".")[0] == "starlette":
+            monkeypatch.setitem(sys.modules, name, None)
+    for command in (["feedback", "export", "p.db", "--output", "out"], ["demo", "--human", "3", "--output", "out"]):
+        assert main(command) == 2
+        said = capsys.readouterr().err
+        assert "none named starlette. Install them: pip install 'textenv[feedback]'." in said
+    assert not Path("out").exists()
