@@ -5,8 +5,11 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int
 
+from textenv.optimum import Optimum, optimum
 from textenv.stats import Mean, mean_ci95
 from textenv.vector import TextVectorEnv, make_vec
+
+__all__ = ["Agent", "Evaluation", "Optimum", "evaluate", "optimum"]
 
 
 @runtime_checkable

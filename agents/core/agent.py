@@ -14,6 +14,9 @@ from textenv.task import Task
 class LanguageModelAgent:
     """A language model that answers the observations of a task."""
 
+    knows_logprobs: bool = True
+    """Whether its responses come with the log-probabilities that their KL is computed from."""
+
     def __init__(self, policy: LanguageModel, task: Task, *, seed: int = 0) -> None:
         if policy.vocab_size != task.reference.vocab_size:
             raise ValueError(

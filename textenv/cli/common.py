@@ -91,6 +91,8 @@ def show(figures: Mapping[str, Any], as_json: bool) -> None:
 def _short(value: Any) -> str:
     if hasattr(value, "mean"):
         return f"{_short(value.mean)} ± {value.ci95:.2g}"
+    if isinstance(value, list):
+        return " … ".join(map(_short, value))
     if not isinstance(value, int | float):
         return "–" if value is None else str(value)
     return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 1e4 else f"{value:.4g}"

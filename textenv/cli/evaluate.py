@@ -13,7 +13,8 @@ from textenv.cli.common import EnvArgs, Json, show
 from textenv.data.folders import check_writable
 from textenv.data.records import write_jsonl
 from textenv.evaluation import evaluate as evaluate_agent
-from textenv.settings import PositiveInt, check_value
+from textenv.evaluation import optimum
+from textenv.settings import Count, PositiveInt, check_value
 from textenv.training.progress import progress_bar
 
 
@@ -22,6 +23,7 @@ def evaluate(
     env: Annotated[EnvArgs, tyro.conf.arg(name="")],
     *,
     best_of: int = 1,
+    optimum_samples: int = 0,
     deterministic: bool = False,
     num_envs: int = 128,
     seed: int = 0,
@@ -33,13 +35,17 @@ def evaluate(
     Args:
         model: language model that answers: a registered name, a folder (also a checkpoint of `ppo`, …) or a hub id.
         env: the environment.
-        best_of: draw this many answers per prompt and keep the one with the highest reward-model score.
+        best_of: draw this many answers per prompt and keep the one with the highest reward-model score. Their KL is
+            unknown, so the reward is without it.
+        optimum_samples: estimate from this many answers of the reference per prompt what the best policy would earn,
+            and how far the model has come; 0 does not.
         deterministic: take the most likely token instead of sampling.
         num_envs: prompts answered at once.
         seed: seed of the sampling.
         output: write prompts, answers and scores to this JSONL file.
     """
     check_value("best_of", best_of, PositiveInt)
+    check_value("optimum_samples", optimum_samples, Count)
     if output is not None:
         check_writable(output.parent)
         if output.is_dir():
@@ -48,6 +54,8 @@ def evaluate(
     folder = Path(model) / "policy"
     policy = textenv.fresh_language_model(str(folder) if folder.is_dir() else model, *vector.task.config.loading)
     agent = LanguageModelAgent(policy, vector.task, seed=seed)
+    agent.knows_logprobs = best_of == 1  # being chosen is likelier than being drawn
+    best = optimum(vector, optimum_samples, seed=seed) if optimum_samples else None
     samples = []
     with progress_bar("evaluation") as advance:
         for k in range(best_of):
@@ -58,4 +66,10 @@ def evaluate(
         names = ("prompts", "responses", "rm_scores", "rewards", "finish_reasons")
         columns = [list(getattr(result, name)) for name in names]
         write_jsonl(output, [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)])
-    show(result.summary() | ({"kl_bound": kl_bound(best_of)} if best_of > 1 else {}), as_json)
+    figures = result.summary() | ({"kl_bound": kl_bound(best_of)} if best_of > 1 else {})
+    if best is not None:
+        figures |= {"reference_reward": best.reference, "optimum": best.value, "optimum_ci95": list(best.ci95)}
+        figures |= {"unclear_prompts": best.unclear_prompts}
+        if best_of == 1:
+            figures |= {"share_of_the_way": best.share(float(result.rewards.mean()))}
+    show(figures, as_json)

@@ -158,6 +158,22 @@ def test_sft_reward_ppo_and_evaluate_work_on_files(capsys, tmp_path, model_folde
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 2
 
 
+def test_evaluate_says_how_far_a_model_has_come(capsys):
+    reference = ["evaluate", "--model", "micro-reference", "--env-id", "textenv/Micro-v0", "--json"]
+    code, printed = run(capsys, *reference, "--optimum-samples", 200)
+    found = json.loads(printed.out)
+    assert code == 0
+    assert found["optimum_ci95"][0] < found["optimum"] < found["optimum_ci95"][1]
+    way = found["optimum"] - found["reference_reward"]["mean"]
+    assert found["share_of_the_way"] == pytest.approx(
+        (found["reward"]["mean"] - found["reference_reward"]["mean"]) / way
+    )
+    _, printed = run(capsys, *reference, "--best-of", 4)
+    found = json.loads(printed.out)
+    assert found["reward"] == found["rm_score"]  # the KL of chosen answers is unknown: none is charged
+    assert "kl" not in found
+
+
 @pytest.mark.parametrize("kind", ["csv", "json", "parquet", "folder"])
 def test_sft_and_prompts_read_every_kind_of_file(capsys, tmp_path, model_folder, kind):
     rows = [{"prompt": "what is the sky ?", "completion": "the sky is blue"}] * 4
