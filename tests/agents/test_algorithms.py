@@ -62,7 +62,7 @@ def test_every_learner_is_a_command_with_a_line_of_help(capsys):
     printed = capsys.readouterr().out
     for name in LEARNERS:
         assert name in COMMANDS
-        assert f"  {name:<9} {summary(name)}\n" in printed
+        assert f"  {name:<16} {summary(name)}\n" in printed
 
 
 @pytest.mark.parametrize("name", LEARNERS)
