@@ -39,7 +39,9 @@ class LiveModel:
         if not self._lock.acquire(blocking=False):
             return
         try:
-            train, held_out = split(list(records(self.project.items(), self.project.annotations(), "annotator")))
+            items = {item.id: item for item in self.project.items()}
+            rows = [row for own in self.project.annotations() for row in records([items[own.item]], [own], "annotator")]
+            train, held_out = split(rows)
             if len(train) - self.trained >= EVERY and any(len(set(ranking.levels)) > 1 for ranking in held_out):
                 trained = train_reward_model(self.model, train, self.config).model
                 self.agreement = evaluate_reward_model(trained, held_out)

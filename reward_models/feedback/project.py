@@ -185,8 +185,8 @@ class Project:
 
     def _open(self) -> None:
         self._lock = threading.RLock()
+        self._database = sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
         try:
-            self._database = sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
             self._database.row_factory = sqlite3.Row
             fresh = not self._database.execute("SELECT 1 FROM sqlite_master").fetchone()
             if not fresh and self._pragma("application_id") != APPLICATION_ID:
@@ -200,10 +200,14 @@ class Project:
                 self._database.execute(f"PRAGMA {setting}")
             self._migrate()
         except (sqlite3.DatabaseError, OSError) as error:
+            self._database.close()
             raise ValueError(
                 f"a project must be a whole SQLite file, got {str(self.path)!r}: {error}. Restore a copy; "
                 "`sqlite3 FILE .recover` saves what can be read."
             ) from error
+        except ValueError:
+            self._database.close()
+            raise
 
     def _pragma(self, name: str) -> Any:
         return self._database.execute(f"PRAGMA {name}").fetchone()[0]

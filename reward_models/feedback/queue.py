@@ -271,7 +271,7 @@ class Queue:
                     json.dumps({str(shown[int(i)]): scores for i, scores in answer.scores.items()}),
                     answer.comment,
                     lease["shown"],
-                    min(answer.seconds, now - lease["opened"]),
+                    max(0.0, min(answer.seconds, now - lease["opened"])),
                     now,
                     answer.request,
                 ),

@@ -1,9 +1,11 @@
 """``textenv feedback demo``, ``create``, ``serve``, ``arena`` and ``export``."""
 
+import hashlib
 import json
 import random
 import sys
 import webbrowser
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -119,7 +121,9 @@ def create(
     known = load_rankings(checks, format=format) if checks else []
     if data is not None:
         records = load_rankings(data, split=split, format=format)[:limit]
-        with Project.create(project, "ranking", {"data": data, **_plan(plan, sampling)}, guidelines=text) as made:
+        with Project.create(
+            project, "ranking", {"data": data, "records": _digest(records), **_plan(plan, sampling)}, guidelines=text
+        ) as made:
             add_rankings(made, records, plan, sampling.seed)
             add_rankings(made, known, plan, sampling.seed, checks=True)
             _say_made(made)
@@ -127,7 +131,7 @@ def create(
     assert prompts is not None
     found = _prompts(prompts, split, limit)
     models = [replace(registry.language_model(name, device, dtype), name=name) for name in model]
-    settings = {"prompts": prompts, "models": model, "k": k, "count": len(found.prompts)}
+    settings = {"prompts": prompts, "models": model, "k": k, "records": _digest(found.prompts)}
     settings |= {**asdict(sampling), **_plan(plan, sampling)}
     with Project.create(project, "ranking", settings, guidelines=text) as made:
         with progress_bar("responses") as advance:
@@ -226,7 +230,7 @@ def arena(
     judging = None if judge is None else registry.reward_model(judge, device)
     found = _prompts(prompts, split, limit)
     models = [replace(registry.language_model(name, device, dtype), name=name) for name in model]
-    settings = {"prompts": prompts, "models": model, "count": len(found.prompts)}
+    settings = {"prompts": prompts, "models": model, "records": _digest(found.prompts)}
     settings |= {**asdict(sampling), **_plan(plan, sampling)}
     with Project.create(project, "arena", settings, guidelines=_read(guidelines)) as made:
         with progress_bar("responses") as advance:
@@ -291,6 +295,11 @@ def _read(file: Path | None) -> str:
 
 def _plan(plan: Plan, sampling: Sampling) -> dict[str, object]:
     return {**asdict(plan), "seed": sampling.seed}
+
+
+def _digest(records: Sequence[object]) -> str:
+    """Tells other prompts or records behind the same path."""
+    return hashlib.sha256(repr(records).encode()).hexdigest()[:16]
 
 
 def _say_made(project: Project) -> None:

@@ -75,7 +75,8 @@ class App:
         address = request.client.host if request.client else ""
         cookie = self.gate.enter(request.query_params["token"], address)
         page = self.page("message.html.j2", None, heading="Welcome", text="One moment.", forward=True)
-        page.set_cookie(self.cookie, cookie, max_age=SESSION_SECONDS, httponly=True, samesite="strict")
+        secure = request.url.scheme == "https"  # behind a proxy with TLS
+        page.set_cookie(self.cookie, cookie, max_age=SESSION_SECONDS, httponly=True, samesite="strict", secure=secure)
         return page
 
     def index(self, request: Request, session: Session, body: dict[str, Any]) -> Response:
@@ -94,6 +95,7 @@ class App:
 
     def item_page(self, session: Session, annotator: int, lease: Lease) -> Response:
         item, prompt = lease.item, lease.item.prompt
+        renew = min(60.0, self.queue.lease_seconds / 3)
         draft = lease.draft or (as_draft(lease.standing) if lease.standing else {})
         return self.page(
             "item.html.j2",
@@ -101,7 +103,7 @@ class App:
             arena=self.kind == "arena",
             messages=[{"role": "prompt", "content": prompt}] if isinstance(prompt, str) else prompt,
             responses=[item.responses[place].text for place in lease.shown],
-            data=json.dumps({"id": item.id, "draft": draft, "answered": lease.standing is not None}),
+            data=json.dumps({"id": item.id, "draft": draft, "answered": lease.standing is not None, "renew": renew}),
             progress=self.queue.progress(annotator),
             guidelines=self.project.guidelines,
             flags=FLAGS,
@@ -268,12 +270,17 @@ async def _json_body(request: Request) -> dict[str, Any]:
         if len(body) > BODY_LIMIT:
             raise Refused(413, f"a request must have {BODY_LIMIT} bytes or less. Shorten the comment.")
     try:
-        value = json.loads(body)
+        value = json.loads(body, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         raise Refused(400, "a change must be valid JSON.") from None
     if not isinstance(value, dict):
         raise Refused(400, "a change must be a JSON object.")
     return value
+
+
+def _refuse_constant(name: str) -> None:
+    """NaN and infinities are not JSON, and a page could not read them again."""
+    raise ValueError(name)
 
 
 def _short(prompt: Any, limit: int = 120) -> str:

@@ -17,9 +17,11 @@ def only_server(path: Path) -> Iterator[None]:
     lock = FileLock(f"{path}.lock", timeout=0)
     try:
         with lock:
-            yield
+            try:
+                yield
+            finally:
+                Path(lock.lock_file).unlink(missing_ok=True)
     except Timeout:
         raise ValueError(
             f"a project must have one server, got {str(path)!r}, which another process serves. Stop that one first."
         ) from None
-    Path(lock.lock_file).unlink(missing_ok=True)

@@ -236,6 +236,14 @@ def test_an_answer_ends_its_lease_and_its_draft(people):
     assert opened.standing.ranking == tuple((place,) for place in lease.shown)
 
 
+def test_a_clock_that_is_set_back_makes_no_negative_time(people, clock):
+    queue, ann, _, _ = people(items=1)
+    lease = queue.next(*ann)
+    clock.now -= 3600
+    answer(queue, ann, lease, seconds=5)
+    assert queue.project.annotations()[0].seconds == 0
+
+
 def test_a_correction_is_a_new_row_and_the_last_one_counts(people):
     queue, ann, _, _ = people(items=2, k=2)
     lease = queue.next(*ann)

@@ -20,6 +20,7 @@ PROMPTS = [record["prompt"] for record in assistant.train_prompts()[:6]]
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    textenv.registry.clear_cache()  # each command is a process of its own: no prompts of an earlier one
     write_jsonl("prompts.jsonl", [{"prompt": prompt} for prompt in PROMPTS])
     pairs = [{"prompt": f"p{i}", "chosen": "good", "rejected": "bad", "category": "c"} for i in range(3)]
     write_jsonl("pairs.jsonl", pairs)
@@ -82,6 +83,17 @@ def test_other_settings_need_another_file(capsys, folder):
     run(capsys, *CREATE)
     assert main(["feedback", *CREATE, "--temperature", "0.5"]) == 2
     assert "which has 1.0. Name another file." in capsys.readouterr().err
+
+
+def test_other_records_behind_the_same_path_need_another_file(capsys, folder):
+    for command in (CREATE, ["create", "d.db", "--data", "pairs.jsonl"]):
+        run(capsys, *command)
+    write_jsonl("prompts.jsonl", [{"prompt": PROMPTS[0]}])
+    write_jsonl("pairs.jsonl", [{"prompt": "other", "chosen": "good", "rejected": "bad"}])
+    textenv.registry.clear_cache()  # as in another process
+    for command in (CREATE, ["create", "d.db", "--data", "pairs.jsonl"]):
+        assert main(["feedback", *command]) == 2
+        assert "got records" in capsys.readouterr().err
 
 
 def test_what_people_said_is_exported_for_reward(capsys, folder):

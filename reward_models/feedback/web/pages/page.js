@@ -128,7 +128,7 @@ function rankItem(main) {
     if (find("#submit")) find("#submit").disabled = !complete();
   }
 
-  // Drafts: saved half a second after a change, and once a minute to keep the item.
+  // Drafts: saved half a second after a change, and now and then to keep the item.
 
   function changed() {
     lastInput = Date.now();
@@ -156,7 +156,7 @@ function rankItem(main) {
   });
   setInterval(() => {
     if (!document.hidden && Date.now() - lastInput < 300_000) save();
-  }, 60_000);
+  }, 1000 * item.renew);
   addEventListener("pagehide", () => timer && save({ keepalive: true }));
   addEventListener("scroll", () => (lastInput = Date.now()), { passive: true });
 

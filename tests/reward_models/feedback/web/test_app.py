@@ -31,6 +31,20 @@ def test_the_token_becomes_a_cookie_that_scripts_and_other_sites_cannot_use(make
     assert ann.client.get("/").status_code == 200
 
 
+def test_behind_a_proxy_with_tls_the_cookie_is_for_tls_alone(make_project, serve):
+    url = serve(make_project()).server.url
+    for scheme in ("http", "https"):
+        headers = {"X-Forwarded-Proto": scheme}
+        answer = httpx2.get(url, params={"token": TOKENS["annotator"]}, headers=headers)
+        assert ("Secure" in answer.headers["set-cookie"]) is (scheme == "https")
+
+
+def test_a_page_renews_its_lease_well_before_it_ends(make_project, serve):
+    for name, lease, renew in (("short.db", 30.0, 10.0), ("long.db", 600.0, 60.0)):
+        page = serve(make_project(name=name), lease_seconds=lease)("Ann").client.get("/").text
+        assert f"&#34;renew&#34;: {renew}" in page
+
+
 @pytest.mark.parametrize("path", ["/", "/answered", "/items/1", "/api/next", "/dashboard"])
 def test_without_a_token_nothing_is_shown(make_project, serve, path):
     person = serve(make_project())
@@ -272,6 +286,7 @@ def test_an_arena_shows_ratings(make_project, serve):
     [
         ("POST", "/api/items/1", "{", 400),
         ("POST", "/api/items/1", "[]", 400),
+        ("PUT", "/api/items/1/draft", '{"comment": NaN}', 400),
         ("POST", "/api/items/1", "[" * 60_000, 400),
         ("POST", "/api/items/1", json.dumps({"comment": "x" * BODY_LIMIT}), 413),
         ("POST", "/api/items/1", json.dumps({"comment": "x" * 5000, "request": "request-1"}), 413),
