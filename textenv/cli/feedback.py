@@ -289,8 +289,10 @@ def _read(file: Path | None) -> str:
         return ""
     try:
         return file.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"guidelines must be UTF-8 text, got {str(file)!r}: {error}. Save it as UTF-8.") from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise ValueError(
+            f"guidelines must be a file of UTF-8 text, got {str(file)!r}: {error}. Check the path, or save it as UTF-8."
+        ) from None
 
 
 def _plan(plan: Plan, sampling: Sampling) -> dict[str, object]:

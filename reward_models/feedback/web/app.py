@@ -18,8 +18,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from reward_models.feedback.answers import COMMENT_LIMIT, FLAGS, NAME_LIMIT, SCALES, Refused
 from reward_models.feedback.project import Project
-from reward_models.feedback.queue import COMMENT_LIMIT, FLAGS, NAME_LIMIT, SCALES, Lease, Queue, Refused, as_draft
+from reward_models.feedback.queue import Lease, Queue, as_draft
 from reward_models.feedback.web.dashboard import Dashboard, Figure
 from reward_models.feedback.web.security import HEADERS, SESSION_SECONDS, Gate, Role, Session
 from reward_models.feedback.web.text import markdown, visible

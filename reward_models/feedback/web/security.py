@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
+from reward_models.feedback.answers import Refused
 from reward_models.feedback.project import Project
-from reward_models.feedback.queue import Refused
 
 Role = Literal["annotator", "owner"]
 

@@ -5,7 +5,7 @@ import sqlite3
 
 import pytest
 
-from reward_models.feedback import project as module
+from reward_models.feedback import schema as module
 from reward_models.feedback.project import NewItem, Project, Response
 from reward_models.feedback.queue import Queue
 

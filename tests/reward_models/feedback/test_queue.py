@@ -4,8 +4,9 @@ from collections import Counter
 
 import pytest
 
+from reward_models.feedback.answers import Refused
 from reward_models.feedback.project import NewItem, Response
-from reward_models.feedback.queue import EVERYONE, Queue, Refused
+from reward_models.feedback.queue import EVERYONE, Queue
 
 
 @pytest.fixture
