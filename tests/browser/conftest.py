@@ -43,6 +43,7 @@ def open_page(chromium):
             page.fill("#name", name)
             page.keyboard.press("Enter")
             page.wait_for_selector("main#item, h1:has-text('Nothing left')")
+        page.wait_for_load_state()  # its script runs before a key is pressed
         page.complaints = complaints
         return page
 

@@ -132,19 +132,22 @@ function rankItem(main) {
 
   function changed() {
     lastInput = Date.now();
+    changes++;
     show();
     find("#saved").textContent = "";
     clearTimeout(timer);
     timer = setTimeout(save, 500);
   }
 
+  let changes = 0; // so that a draft of an earlier state is not called saved
   let saving = Promise.resolve(); // an answer waits for drafts on their way, which would else come after it and stay
 
   function save(options = {}) {
     clearTimeout(timer);
     timer = null;
+    const saved = changes;
     const own = send("PUT", `/api/items/${item.id}/draft`, state, options).then(
-      () => (find("#saved").textContent = "draft saved"),
+      () => saved === changes && (find("#saved").textContent = "draft saved"),
       (error) => tell(error.message),
     );
     saving = Promise.all([saving, own]);
