@@ -6,13 +6,15 @@ the reward, KL included, comes from the environment at the last token.
 How this differs from the papers:
 
 1. Log-probabilities and values are captured while decoding; no second pass of the policy over its own samples.
-2. γ = 1 and the reward is terminal: GAE only spreads the value function's errors over the tokens.
-3. The KL is the environment's (k1, summed over the response). ``per_token_kl`` charges each token its own share, as
-   Ziegler et al. (2019) do: the return is the same, the credit assignment is not.
+2. γ = 1, and the score is paid at the last token.
+3. The KL is the environment's (k1), charged token by token as in Ziegler et al. (2019). Without ``per_token_kl`` the
+   last token pays the sum: the return is the same, the credit assignment is not.
 4. Losses are sums over real tokens divided by the minibatch's token count, so splitting it changes nothing.
 5. Advantages are whitened over the real tokens of the batch. Scores never are, since that would rescale β.
 6. Dropout is off, so the first ratio is 1.
-7. The value head starts at zero, on the policy's trunk; ``separate_critic`` gives it a trunk of its own.
+7. The value function is a small network on the policy's hidden states. It starts at zero, has its own learning rate,
+   and its loss does not train the policy's trunk (``value_function`` offers that, and a trunk of its own).
+8. λ = 1: a value function that is still learning adds variance but no bias.
 
 References: Schulman et al. 2017 (PPO); Ziegler et al. 2019 and Ouyang et al. 2022 (RLHF); Huang et al. 2024 (details).
 
@@ -46,7 +48,7 @@ class PPOConfig(CriticConfig):
     """Keeps the new value within this distance of the old one; None does not clip."""
     gamma: Fraction = 1.0
     """Discount per token."""
-    lam: Fraction = 0.95
+    lam: Fraction = 1.0
     """λ of GAE: 1 trusts the returns, 0 the value function."""
     whiten_advantages: bool = True
     """Shift and scale the advantages to mean 0 and variance 1 over the real tokens of a batch."""

@@ -17,7 +17,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "reinforce": {"learning_rate": 2e-3},
     },
     "assistant": {
-        "ppo": {"learning_rate": 3e-4, "per_token_kl": True},
+        "ppo": {"learning_rate": 3e-4},
         "rloo": {**_GROUP, "learning_rate": 3e-4},
         "grpo": {**_GROUP, "learning_rate": 3e-4},
         "reinforce": {"learning_rate": 1e-3},

@@ -4,7 +4,7 @@ Objective: that of PPO, ``max_π E[r(x, y)] − β KL(π ‖ π_ref)``, by one o
 
 How this differs from the paper:
 
-1. The baseline is a value head on the policy's trunk (or a trunk of its own), learned from the same episodes.
+1. The baseline is a value function, learned from the same episodes: PPO's.
 2. Actions are tokens and the reward is terminal, KL included; γ = 1.
 3. The policy loss is divided by episodes × length budget, a constant, so that long responses weigh no less.
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from textenv.episode import observation_tokens
-from textenv.lm import Responses, Sampled, ScalarHead, gather_predictions, response_outputs, rows
+from textenv.lm import LanguageModel, Responses, Sampled, ValueHead, gather_predictions, response_outputs, rows
 from textenv.lm.logprobs import token_logprobs
 from textenv.task import Task
 
@@ -23,20 +23,37 @@ class Evaluated(NamedTuple):
 
 
 class ActorCritic(nn.Module):
-    """A policy and a value function: a scalar head on the policy's trunk, or on a trunk of its own."""
+    """A policy and a value function: a head on the policy's trunk, or on a trunk of its own."""
 
-    def __init__(self, model: PreTrainedModel, hidden_size: int, critic: PreTrainedModel | None = None) -> None:
-        """The trunk of ``critic``, without its LM head, becomes that of the value function."""
+    def __init__(
+        self,
+        policy: LanguageModel,
+        critic: PreTrainedModel | None = None,
+        *,
+        shared: bool = False,
+        seed: int = 0,
+    ) -> None:
+        """The trunk of ``critic``, without its LM head, becomes that of the value function. On the policy's own trunk,
+        the value function trains it only if ``shared``."""
         super().__init__()
-        self.model = model
-        self.value_head = ScalarHead(hidden_size)
+        self.model = policy.model
+        self.value_head = ValueHead(policy.hidden_size, seed)
         self.critic = None if critic is None else critic.base_model
+        self.shared = shared
+
+    def trunk_parameters(self) -> list[nn.Parameter]:
+        """What is trained apart from the value head."""
+        named = self.named_parameters()
+        return [weight for name, weight in named if weight.requires_grad and not name.startswith("value_head.")]
 
     def evaluate(self, batch: Responses, task: Task, *, entropy: bool = False) -> Evaluated:
         """Log-probabilities and values of given responses by teacher forcing, with gradient."""
         with task.precision():
             logprobs, hidden = response_outputs(self.model, batch, task.rule)
-            hidden = hidden if self.critic is None else critic_hidden(self.critic, batch)
+            if self.critic is not None:
+                hidden = critic_hidden(self.critic, batch)
+            elif not self.shared:
+                hidden = hidden.detach()
         chosen = gather_predictions(token_logprobs(logprobs, batch), batch)
         entropies = None
         if entropy:

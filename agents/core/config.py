@@ -41,23 +41,17 @@ class LearnerConfig:
             rule = f"minibatches must be batch_size ({self.batch_size}) or less"
             raise ValueError(f"{rule}, got {self.minibatches}. Each needs an episode.")
 
-    @property
-    def critic(self) -> Literal["none", "head", "trunk"]:
-        """The value function: none, a head on the policy's trunk, or a trunk of its own."""
-        return "none"
-
 
 @dataclass(frozen=True, kw_only=True)
 class CriticConfig(LearnerConfig):
     """Settings of algorithms that learn a value function."""
 
+    value_function: Literal["head", "shared", "trunk"] = "head"
+    """"head": a small network on the policy's hidden states, which it leaves alone. "shared": its loss trains the
+    policy's trunk too. "trunk": another model, which learns fastest and costs its memory and forward passes."""
+    value_learning_rate: Positive | None = None
+    """Learning rate of the value head; None: ten times ``learning_rate``. It falls with that one."""
     value_coef: NonNegative = 0.1
-    """Weight of the value loss relative to the policy loss; it matters while they share a trunk."""
-    per_token_kl: bool = False
+    """Weight of the value loss relative to the policy loss; it matters where they share a trunk."""
+    per_token_kl: bool = True
     """Charge each token its own KL instead of charging the sum at the last token."""
-    separate_critic: bool = False
-    """Give the value function its own trunk, which costs another model in memory and another forward pass."""
-
-    @property
-    def critic(self) -> Literal["none", "head", "trunk"]:
-        return "trunk" if self.separate_critic else "head"

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from agents.core.actor import ActorCritic, Evaluated
 from agents.core.agent import LanguageModelAgent
-from agents.core.config import LearnerConfig
+from agents.core.config import CriticConfig, LearnerConfig
 from agents.core.losses import Loss
 from agents.core.returns import Advantages
 from agents.core.rollout import Rollout, Stream, rollout_log
@@ -62,11 +62,14 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
         super().__init__(policy or registry.fresh_language_model(task.reference, *trained), env.task, seed=config.seed)
         check_trainable(self.policy.model)
         self.env, self.config = env, config
-        critic = registry.fresh_language_model(task.reference, *trained).model if config.critic == "trunk" else None
-        self.actor = ActorCritic(self.policy.model, self.policy.hidden_size, critic).to(task.device)
-        self.actor.value_head.requires_grad_(config.critic != "none")  # without a critic it stays at 0
-        parameters = [parameter for parameter in self.actor.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.Adam(parameters, lr=config.learning_rate, fused=True)
+        place = config.value_function if isinstance(config, CriticConfig) else None
+        critic = registry.fresh_language_model(task.reference, *trained).model if place == "trunk" else None
+        self.actor = ActorCritic(self.policy, critic, shared=place == "shared", seed=config.seed).to(task.device)
+        groups = [{"params": self.actor.trunk_parameters(), "peak": config.learning_rate}]
+        if isinstance(config, CriticConfig):
+            peak = config.value_learning_rate or 10 * config.learning_rate
+            groups.append({"params": list(self.actor.value_head.parameters()), "peak": peak})
+        self.optimizer = torch.optim.Adam(groups, fused=True)
         self.controller: KLController = FixedKL(env.kl_coef)
         if config.kl_target is not None:
             self.controller = AdaptiveKL(env.kl_coef, config.kl_target, config.kl_horizon)
@@ -108,23 +111,24 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
         """Improve the policy on a batch; returns means over its optimiser steps."""
         targets = self.advantages(rollout)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
+            group["lr"] = group["peak"] * self.decay
         logs = []
         for _ in range(self.config.epochs):
             order = torch.randperm(len(rollout.rewards), generator=self.generator)
             logs += [self.step(rollout, targets, index) for index in order.tensor_split(self.config.minibatches)]
         means = {key: float(np.mean([log[key] for log in logs])) for key in logs[0]}
-        if self.config.critic != "none":
+        if isinstance(self.config, CriticConfig):
             mask, returns = rollout.tokens.response_mask, targets.returns
             residual, variance = (x[mask].var(unbiased=False) for x in (returns - rollout.values, returns))
             means["explained_variance"] = float(1.0 - residual / variance.clamp(min=1e-12))
-        means["learning_rate"] = self.learning_rate
+        means["learning_rate"] = self.config.learning_rate * self.decay
         return means
 
     @property
-    def learning_rate(self) -> float:
+    def decay(self) -> float:
+        """The learning rates, relative to those at the start."""
         decay = self.config.lr_decay_episodes
-        return self.config.learning_rate * (1.0 if decay is None else max(0.0, 1.0 - self.episodes / decay))
+        return 1.0 if decay is None else max(0.0, 1.0 - self.episodes / decay)
 
     def step(self, rollout: Rollout, targets: Advantages, index: Int[Tensor, " n"]) -> dict[str, float]:
         """One optimiser step on the episodes of ``index``, micro-batch by micro-batch."""
@@ -146,6 +150,9 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
             loss.backward()
             for name, figure in figures.items():
                 log[name] = log.get(name, 0.0) + figure.item()
-        norm = torch.nn.utils.clip_grad_norm_(self.actor.parameters(), config.max_grad_norm or math.inf)
+        norms = [
+            torch.nn.utils.clip_grad_norm_(group["params"], config.max_grad_norm or math.inf).item()
+            for group in self.optimizer.param_groups
+        ]
         self.optimizer.step()
-        return {**log, "grad_norm": norm.item()}
+        return {**log, "grad_norm": norms[0]}

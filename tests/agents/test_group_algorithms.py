@@ -128,7 +128,7 @@ def test_the_gradient_is_that_of_advantages_times_plain_log_probabilities(learne
 
 
 def test_reinforce_weighs_log_probabilities_by_return_minus_value(learner):
-    agent = learner(Reinforce, tiny_model(seed=5), max_grad_norm=1e9, value_coef=0.0)
+    agent = learner(Reinforce, tiny_model(seed=5), max_grad_norm=1e9, per_token_kl=False)
     rollout = agent.collect()  # values start at 0: the advantage of every token is the return
     agent.update(rollout)
     model = tiny_model(seed=5).model
@@ -173,7 +173,7 @@ def test_reinforce_charges_the_last_token_with_all_of_the_kl_or_its_own(learner,
 @pytest.mark.parametrize(("kind", "config"), LEARNERS)
 def test_only_an_algorithm_with_a_critic_trains_a_value_function(learner, kind, config):
     agent = learner(kind, **config).learn(64)
-    head = agent.actor.value_head.linear
+    head = agent.actor.value_head.output.linear
     trained = any(parameter is head.weight for group in agent.optimizer.param_groups for parameter in group["params"])
     assert trained == bool(head.weight.any()) == (kind is Reinforce)
     assert ("explained_variance" in agent.history[0]) == (kind is Reinforce)

@@ -239,7 +239,7 @@ def test_the_entropy_bonus_raises_the_mean_entropy_of_the_allowed_tokens(agent, 
 
 
 def test_the_explained_variance_is_that_of_the_values_that_were_held_while_playing(agent):
-    learner = agent(tiny_model(seed=5), learning_rate=0.0, lam=1.0)
+    learner = agent(tiny_model(seed=5), learning_rate=0.0, per_token_kl=False)
     rollout = learner.collect()
     assert learner.update(rollout)["explained_variance"] == pytest.approx(0.0, abs=1e-6)  # values of 0
     half = torch.where(rollout.tokens.response_mask, 0.5 * rollout.rewards[:, None], 0.0)
@@ -258,7 +258,7 @@ def test_every_pass_has_an_order_of_its_own(agent):
 
 
 def test_losses_are_means_over_the_real_tokens_of_the_minibatch(agent):
-    learner = agent(tiny_model(seed=5), learning_rate=0.0, epochs=1, minibatches=1, lam=1.0)
+    learner = agent(tiny_model(seed=5), learning_rate=0.0, epochs=1, minibatches=1, per_token_kl=False)
     rollout = learner.collect()
     # Values start at 0 and the reward stands at the end, so the target of every token is its episode's reward.
     squares = sum(n * r**2 for n, r in zip(rollout.tokens.response_lengths.tolist(), rollout.rewards.tolist()))
@@ -267,10 +267,10 @@ def test_losses_are_means_over_the_real_tokens_of_the_minibatch(agent):
 
 
 def test_a_critic_of_its_own_values_the_state_before_each_token(agent):
-    learner = agent(tiny_model(seed=5), separate_critic=True)
+    learner = agent(tiny_model(seed=5), value_function="trunk")
     head = learner.actor.value_head
     with torch.no_grad():
-        head.linear.weight.normal_(generator=torch.Generator().manual_seed(0))
+        head.output.linear.weight.normal_(generator=torch.Generator().manual_seed(0))
     rollout = learner.collect()
     tokens = rollout.tokens
     for b in range(4):
@@ -280,6 +280,45 @@ def test_a_critic_of_its_own_values_the_state_before_each_token(agent):
             with torch.no_grad():
                 value = head(learner.actor.critic(input_ids=before).last_hidden_state[0, -1])
             assert rollout.values[b, t].item() == pytest.approx(value.item(), abs=1e-5)
+
+
+def after_a_value_loss_alone(agent, **config):
+    """Which weights a batch without advantages has moved: ``(policy, critic of its own, value head)``."""
+    learner = agent(tiny_model(seed=5), learning_rate=1e-2, minibatches=1, **config)
+    nets = learner.actor.model, learner.actor.critic or torch.nn.Module(), learner.actor.value_head
+    before = [[weight.detach().clone() for weight in net.parameters()] for net in nets]
+    rollout = learner.collect()
+    targets = learner.advantages(rollout)
+    for _ in range(2):  # the first step moves the output of the head, which starts at 0
+        learner.step(rollout, targets._replace(advantages=torch.zeros_like(rollout.values)), torch.arange(32))
+    after = [list(net.parameters()) for net in nets]
+    return [any(not torch.equal(*pair) for pair in zip(*both, strict=True)) for both in zip(before, after, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("value_function", "moved"), [("head", [0, 0, 1]), ("shared", [1, 0, 1]), ("trunk", [0, 1, 1])]
+)
+def test_the_value_loss_trains_the_policy_only_where_they_share_a_trunk(agent, value_function, moved):
+    assert after_a_value_loss_alone(agent, value_function=value_function, entropy_coef=0.0) == moved
+
+
+def test_the_value_head_learns_at_its_own_rate_which_falls_with_that_of_the_policy(agent):
+    for config, expected in (({}, 0.01), ({"value_learning_rate": 0.5}, 0.5)):
+        learner = agent(learning_rate=0.001, lr_decay_episodes=64, **config)
+        rates = []
+        for _ in range(2):
+            learner.learn(32)
+            rates.append([group["lr"] for group in learner.optimizer.param_groups])
+        assert rates == [pytest.approx([0.001, expected]), pytest.approx([0.0005, expected / 2])]
+
+
+def test_the_gradient_of_the_values_does_not_shrink_that_of_the_policy(agent):
+    gradients = []
+    for value_coef in (0.0, 1e6):
+        learner = agent(tiny_model(seed=5), learning_rate=0.0, value_coef=value_coef, max_grad_norm=0.1, seed=3)
+        learner.update(learner.collect())
+        gradients.append(torch.cat([weight.grad.flatten() for weight in learner.policy.model.parameters()]))
+    torch.testing.assert_close(*gradients)
 
 
 def test_the_rewards_a_learner_sees_are_score_minus_beta_kl_on_the_last_token(agent):
@@ -303,7 +342,7 @@ def test_the_rewards_a_learner_sees_are_score_minus_beta_kl_on_the_last_token(ag
 
 
 def test_n_updates_saved_loaded_and_n_more_equal_two_n(agent, make_vector, tmp_path):
-    config = {"kl_target": 0.5, "kl_horizon": 100.0, "lr_decay_episodes": 500, "separate_critic": True}
+    config = {"kl_target": 0.5, "kl_horizon": 100.0, "lr_decay_episodes": 500, "value_function": "trunk"}
     whole = agent(**config)
     whole.learn(128)
     half = agent(**config)
@@ -359,7 +398,10 @@ def test_the_reference_is_not_trained(agent):
     assert all(p.grad is None for p in learner.env.reference.model.parameters())
 
 
-@pytest.mark.parametrize("config", [{}, {"per_token_kl": True}, {"separate_critic": True}, {"entropy_coef": 0.01}])
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"per_token_kl": False}, {"value_function": "trunk"}, {"value_function": "shared"}, {"entropy_coef": 0.01}],
+)
 def test_a_few_updates_raise_the_reward(agent, config):
     learner = agent(batch_size=128, learning_rate=1e-2, **config)
     learner.learn(128 * 12)

@@ -6,7 +6,7 @@ distribution that is scored, and padding is decided in one place (:mod:`textenv.
 
 from textenv.lm.batch import Responses, Rows, length_buckets, pad_left, pad_right, rows
 from textenv.lm.distribution import TokenRule
-from textenv.lm.heads import ScalarHead
+from textenv.lm.heads import ScalarHead, ValueHead
 from textenv.lm.load import LanguageModel, disable_dropout, load_language_model
 from textenv.lm.logprobs import gather_predictions, response_logprobs, response_outputs
 from textenv.lm.sample import Sampled, sample_responses
@@ -18,6 +18,7 @@ __all__ = [
     "Sampled",
     "ScalarHead",
     "TokenRule",
+    "ValueHead",
     "disable_dropout",
     "gather_predictions",
     "length_buckets",

@@ -1,12 +1,13 @@
-"""Scalar heads on a transformer's hidden states."""
+"""Heads on a transformer's hidden states that say one number per position."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import gelu
 
 
 class ScalarHead(nn.Module):
-    """One number per position, ``w · h + b``: a value function on a policy's trunk.
+    """``w · h + b``.
 
     Starts at exactly zero, so that the first advantages are the rewards themselves.
     """
@@ -21,3 +22,18 @@ class ScalarHead(nn.Module):
     def forward(self, hidden: Float[Tensor, "*B H"]) -> Float[Tensor, "*B"]:
         with torch.autocast(hidden.device.type, enabled=False):
             return self.linear(hidden.to(self.linear.weight.dtype)).squeeze(-1)
+
+
+class ValueHead(nn.Module):
+    """A value function with a hidden layer of four times the size of a hidden state. Starts at exactly zero too."""
+
+    def __init__(self, hidden_size: int, seed: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.features = nn.Linear(hidden_size, 4 * hidden_size)
+        self.output = ScalarHead(4 * hidden_size)
+
+    def forward(self, hidden: Float[Tensor, "*B H"]) -> Float[Tensor, "*B"]:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.output(gelu(self.features(hidden.to(self.features.weight.dtype))))

@@ -24,7 +24,7 @@ def learner(make_vector):
 
 
 def flat_gradient(agent):
-    return torch.cat([p.grad.flatten() for p in agent.actor.parameters() if p.grad is not None])
+    return torch.cat([p.grad.flatten() for p in agent.policy.model.parameters() if p.grad is not None])
 
 
 def flat_weights(agent):

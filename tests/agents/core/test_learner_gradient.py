@@ -117,7 +117,7 @@ def test_group_baselines_leave_the_exact_gradient(learner, world, policy, gradie
 @pytest.mark.parametrize("per_token_kl", [False, True], ids=["terminal KL", "KL per token"])
 def test_reinforce_has_the_exact_gradient_with_any_values(learner, world, policy, gradient, per_token_kl):
     agent = learner(Reinforce, ReinforceConfig(per_token_kl=per_token_kl, value_coef=0.0))
-    torch.nn.init.normal_(agent.actor.value_head.linear.weight, generator=torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(agent.actor.value_head.output.linear.weight, generator=torch.Generator().manual_seed(0))
     got = expected_gradient(agent, world, policy)
     assert relative_error(got * 2, gradient) < 1e-9
 
