@@ -28,8 +28,7 @@ from transformers import PreTrainedModel
 import textenv
 from textenv.data.datasets import read_records
 from textenv.data.records import messages_of
-from textenv.lm import LanguageModel, Responses, TokenRule, length_buckets, response_outputs
-from textenv.lm.logprobs import token_logprobs
+from textenv.lm import LanguageModel, Responses, TokenRule, length_buckets, response_scores
 from textenv.training.batches import Ragged, encode_texts
 from textenv.training.checkpoint import RunFolder
 from textenv.training.config import TrainingConfig
@@ -227,8 +226,7 @@ def tokenise(model: LanguageModel, demonstrations: list[Demonstration], config: 
 
 def summed_nll(model: PreTrainedModel, batch: Responses) -> Float[Tensor, ""]:
     """Negative log-likelihood (nats) of the response tokens of a batch, with gradient."""
-    logprobs, _ = response_outputs(model, batch, _PLAIN)
-    return -token_logprobs(logprobs, batch).sum()
+    return -response_scores(model, batch, _PLAIN).logprobs.sum()
 
 
 def _summed_loss(model: PreTrainedModel, **fields: Tensor) -> Float[Tensor, ""]:

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from textenv.episode import observation_tokens
-from textenv.lm import LanguageModel, Responses, Sampled, ValueHead, gather_predictions, response_outputs, rows
-from textenv.lm.logprobs import token_logprobs
+from textenv.lm import LanguageModel, Responses, Sampled, ValueHead, gather_predictions, response_scores
+from textenv.lm.packing import run_rows
 from textenv.task import Task
 
 
@@ -38,7 +38,7 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.model = policy.model
         self.value_head = ValueHead(policy.hidden_size, seed)
-        self.critic = None if critic is None else critic.base_model
+        self.critic: PreTrainedModel | None = None if critic is None else critic.base_model  # type: ignore[assignment]
         self.shared = shared
 
     def trunk_parameters(self) -> list[nn.Parameter]:
@@ -49,17 +49,13 @@ class ActorCritic(nn.Module):
     def evaluate(self, batch: Responses, task: Task, *, entropy: bool = False) -> Evaluated:
         """Log-probabilities and values of given responses by teacher forcing, with gradient."""
         with task.precision():
-            logprobs, hidden = response_outputs(self.model, batch, task.rule)
+            scores = response_scores(self.model, batch, task.rule, entropy=entropy)
+            hidden = scores.hidden if self.shared else scores.hidden.detach()
             if self.critic is not None:
                 hidden = critic_hidden(self.critic, batch)
-            elif not self.shared:
-                hidden = hidden.detach()
-        chosen = gather_predictions(token_logprobs(logprobs, batch), batch)
-        entropies = None
-        if entropy:
-            finite = torch.where(logprobs.isfinite(), logprobs, 0.0)
-            entropies = gather_predictions(-(finite.exp() * finite).sum(-1), batch)
-        return Evaluated(chosen, gather_predictions(self.value_head(hidden), batch), entropies)
+        entropies = None if scores.entropy is None else gather_predictions(scores.entropy, batch)
+        values = gather_predictions(self.value_head(hidden), batch)
+        return Evaluated(gather_predictions(scores.logprobs, batch), values, entropies)
 
     def act(self, observation: Any, task: Task, *, generator: torch.Generator | None) -> Sampled:
         """Whole responses to the prompts of fresh observations, with their log-probabilities and values."""
@@ -74,9 +70,7 @@ class ActorCritic(nn.Module):
         return sampled._replace(values=values)
 
 
-def critic_hidden(critic: nn.Module, batch: Responses) -> Float[Tensor, "n H"]:
+def critic_hidden(critic: PreTrainedModel, batch: Responses) -> Float[Tensor, "n H"]:
     """Hidden states of a separate critic at the real response positions."""
-    joined = rows(batch)
-    output = critic(input_ids=joined.input_ids, attention_mask=torch.ones_like(joined.input_ids), use_cache=False)
-    row, step = batch.response_mask.nonzero(as_tuple=True)
-    return output.last_hidden_state[row, joined.predictors[row, step]]
+    outputs, index = run_rows(critic, batch)
+    return outputs.hidden[index]

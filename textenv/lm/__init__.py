@@ -8,7 +8,7 @@ from textenv.lm.batch import Responses, Rows, length_buckets, pad_left, pad_righ
 from textenv.lm.distribution import TokenRule
 from textenv.lm.heads import ScalarHead, ValueHead
 from textenv.lm.load import LanguageModel, disable_dropout, load_language_model
-from textenv.lm.logprobs import gather_predictions, response_logprobs, response_outputs
+from textenv.lm.logprobs import gather_predictions, response_logprobs, response_outputs, response_scores
 from textenv.lm.sample import Sampled, sample_responses
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "pad_right",
     "response_logprobs",
     "response_outputs",
+    "response_scores",
     "rows",
     "sample_responses",
 ]

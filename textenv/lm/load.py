@@ -221,8 +221,11 @@ _plain_head: "weakref.WeakKeyDictionary[PreTrainedModel, bool]" = weakref.WeakKe
 def has_plain_head(model: PreTrainedModel) -> bool:
     """Whether logits are exactly ``lm_head(last_hidden_state)``: measured once per model, on two tokens.
 
-    False for families that scale or cap their logits; those take a slower path through the model itself.
+    False for families that scale or cap their logits; those take a slower path through the model itself. True for a
+    trunk without an LM head, which has no logits.
     """
+    if model.get_output_embeddings() is None:
+        return True
     if model not in _plain_head:
         with torch.no_grad():
             # Two different ones: the embedding of padding may be 0, and whatever multiplies its logits would go unseen.

@@ -1,41 +1,77 @@
 """Log-probabilities of given responses, by teacher forcing."""
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from textenv.lm.batch import Responses, length_buckets, rows
+from textenv.lm.batch import Responses, length_buckets
 from textenv.lm.distribution import TokenRule
-from textenv.lm.load import run
+from textenv.lm.packing import run_rows
+
+MAX_LOGITS = 2**25
+"""Logits of one part of a pass: 128 MiB in float32."""
+
+
+class TokenScores(NamedTuple):
+    """What a model says about given responses, at their ``n`` real positions, in the order of ``response_mask``."""
+
+    logprobs: Float[Tensor, " n"]
+    """Log-probability of each response token given what precedes it."""
+    hidden: Float[Tensor, "n H"]
+    """Hidden state before each token."""
+    entropy: Float[Tensor, " n"] | None
+    """Entropy of the whole next-token distribution, in nats; None unless asked for."""
+
+
+def response_scores(model: PreTrainedModel, batch: Responses, rule: TokenRule, *, entropy: bool = False) -> TokenScores:
+    """Score given responses by one pass, with gradient.
+
+    The LM head runs on the response positions alone. Where they have more than ``MAX_LOGITS`` logits, it runs on a part
+    of them at a time, and again for the gradient, so that the logits of a large vocabulary never exist as a whole.
+    """
+    outputs, (row, column) = run_rows(model, batch)
+    step = batch.response_mask.nonzero()[:, 1]
+    tokens = batch.response_ids[batch.response_mask]
+
+    def part(at: slice) -> tuple[Tensor, ...]:
+        logits, _ = outputs.at((row[at], column[at]))
+        logprobs = rule.logprobs(logits, step[at])
+        chosen = logprobs.gather(1, tokens[at, None]).squeeze(1)
+        if not entropy:
+            return (chosen,)
+        finite = torch.where(logprobs.isfinite(), logprobs, 0.0)
+        return chosen, -(finite.exp() * finite).sum(-1)
+
+    size = max(1, MAX_LOGITS // model.config.vocab_size)
+    parts = [slice(start, start + size) for start in range(0, len(tokens), size)] or [slice(None)]
+    if len(parts) > 1 and outputs.hidden.requires_grad:
+        done = [checkpoint(part, at, use_reentrant=False, preserve_rng_state=False) for at in parts]
+    else:
+        done = [part(at) for at in parts]
+    columns = [torch.cat(column) for column in zip(*done, strict=True)]
+    return TokenScores(columns[0], outputs.hidden[row, column], columns[1] if entropy else None)
 
 
 def response_outputs(
     model: PreTrainedModel, batch: Responses, rule: TokenRule
 ) -> tuple[Float[Tensor, "n V"], Float[Tensor, "n H"]]:
-    """Log-probabilities over the vocabulary, and hidden states, at the ``n`` real response positions.
+    """Log-probabilities over the whole vocabulary, and hidden states, at the ``n`` real response positions.
 
-    The order is that of ``batch.response_mask``: row by row, step by step. The LM head runs on these positions only.
+    For vocabularies small enough to be enumerated; :func:`response_scores` holds no table.
     """
-    joined = rows(batch)
-    mask = batch.response_mask
-    # All ones: the padding lies on the right, where a causal model never looks, and no mask means the fast kernel.
-    outputs, _ = run(model, joined.input_ids, attention_mask=torch.ones_like(joined.input_ids), use_cache=False)
-    row, step = mask.nonzero(as_tuple=True)
-    logits, hidden = outputs.at((row, joined.predictors[row, step]))
-    return rule.logprobs(logits, step), hidden
+    outputs, index = run_rows(model, batch)
+    logits, hidden = outputs.at(index)
+    return rule.logprobs(logits, batch.response_mask.nonzero()[:, 1]), hidden
 
 
 def gather_predictions(flat: Float[Tensor, " n"], batch: Responses) -> Float[Tensor, "B T"]:
     """Put values of the real response positions back into ``[B, T]``; exact zeros on padding."""
     out = flat.new_zeros(batch.response_ids.shape)
     return out.masked_scatter(batch.response_mask, flat)
-
-
-def token_logprobs(logprobs: Float[Tensor, "n V"], batch: Responses) -> Float[Tensor, " n"]:
-    """Pick the log-probability of each real response token."""
-    chosen = batch.response_ids[batch.response_mask]
-    return logprobs.gather(1, chosen[:, None]).squeeze(1)
 
 
 @torch.no_grad()
@@ -50,7 +86,6 @@ def response_logprobs(
     out = torch.zeros(batch.response_ids.shape, dtype=torch.promote_types(model.dtype, torch.float32))
     for index in length_buckets(batch.total_lengths, batch_size):
         part = batch.select(index).to(model.device)
-        logprobs, _ = response_outputs(model, part, rule)
-        picked = gather_predictions(token_logprobs(logprobs, part), part)
+        picked = gather_predictions(response_scores(model, part, rule).logprobs, part)
         out[index, : picked.shape[1]] = picked.cpu()
     return out

@@ -16,8 +16,7 @@ from agents.core.losses import ppo_policy_loss
 from agents.core.returns import generalized_advantages
 from tests.conftest import kl_k2
 from textenv.kl import kl_k1, kl_k3
-from textenv.lm import Responses, ScalarHead, TokenRule, gather_predictions, pad_left, response_outputs
-from textenv.lm.logprobs import token_logprobs
+from textenv.lm import Responses, ScalarHead, TokenRule, gather_predictions, pad_left, response_scores
 from textenv.scoring import spread_kl
 from textenv.tasks.exact import exact_world
 
@@ -70,7 +69,7 @@ def every_response(world):
 
 def random_values(model, batch):
     """An arbitrary baseline: a random head on the trunk, a function of the state and of nothing else."""
-    _, hidden = response_outputs(model, batch, TokenRule(stop_ids=(0,)))
+    hidden = response_scores(model, batch, TokenRule(stop_ids=(0,))).hidden
     head = ScalarHead(hidden.shape[1]).to(hidden.dtype)
     torch.nn.init.normal_(head.linear.weight, std=0.3, generator=torch.Generator().manual_seed(0))
     return gather_predictions(head(hidden), batch)
@@ -103,11 +102,10 @@ def surrogate_gradient(
     model = copy.deepcopy(policy).to(dtype)
     rule = TokenRule(stop_ids=(0,), temperature=temperature)
     lengths, mask = batch.response_lengths, batch.response_mask
-    chosen = response_outputs(model, batch, rule)[0]
-    logprobs = gather_predictions(token_logprobs(chosen, batch), batch)
+    logprobs = gather_predictions(response_scores(model, batch, rule).logprobs, batch)
     with torch.no_grad():
-        ref_table = response_outputs(copy.deepcopy(world.reference.model).to(dtype), batch, TokenRule(stop_ids=(0,)))[0]
-        ref_logprobs = gather_predictions(token_logprobs(ref_table, batch), batch)
+        reference = copy.deepcopy(world.reference.model).to(dtype)
+        ref_logprobs = gather_predictions(response_scores(reference, batch, TokenRule(stop_ids=(0,))).logprobs, batch)
         kl = torch.from_numpy(estimator(logprobs.detach().numpy(), ref_logprobs.numpy()))
         if mean_kl:
             kl = kl / lengths[:, None]

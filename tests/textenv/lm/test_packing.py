@@ -1,0 +1,133 @@
+"""Rows without padding, and logits in parts: the same numbers and gradients as rows with padding and logits whole."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from textenv.lm import Responses, TokenRule, logprobs, packing, response_logprobs, response_scores
+
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+GROUPED = {**SIZES, "num_key_value_heads": 2}
+FAMILIES = {
+    "gpt2": {"n_layer": 2, "n_head": 4, "n_embd": 32},
+    "llama": GROUPED,
+    "mistral": {**GROUPED, "sliding_window": 4},
+    "qwen3": {**GROUPED, "head_dim": 8},
+    "gemma3_text": {**GROUPED, "head_dim": 8, "sliding_window": 4},
+    "phi3": {**GROUPED, "pad_token_id": 0},
+    "opt": {
+        "hidden_size": 32,
+        "ffn_dim": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "word_embed_proj_dim": 32,
+    },
+    "gpt_neox": SIZES,
+}
+RULE = TokenRule(temperature=0.7, min_new_tokens=2, stop_ids=(3,))
+
+
+def family(name, **options):
+    special = {"bos_token_id": 1, "eos_token_id": 3, **FAMILIES.get(name, SIZES), **options}
+    with warnings.catch_warnings(), torch.random.fork_rng():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(name, vocab_size=64, **special)).eval()
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    prompts, responses = (torch.randint(5, 64, (4, width), generator=generator) for width in (6, 9))
+    return Responses(prompts, torch.tensor([3, 6, 2, 5]), responses, torch.tensor([9, 2, 4, 1]))
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Counts the passes whose attention was packed."""
+    seen, attend = [], packing._run_packed
+    monkeypatch.setattr(packing, "_run_packed", lambda *args: seen.append(args) or attend(*args))
+    return seen
+
+
+def outputs_and_gradient(model, batch, **options):
+    model.zero_grad()
+    scores = response_scores(model, batch, RULE, **options)
+    weights = torch.linspace(-1, 1, len(scores.logprobs))
+    loss = (scores.logprobs * weights).sum() + 0.1 * scores.hidden.square().sum()
+    (loss if scores.entropy is None else loss + (scores.entropy * weights).sum()).backward()
+    return [*scores[: 2 + bool(options)], *(weight.grad for weight in model.parameters() if weight.grad is not None)]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_packed_rows_have_the_outputs_and_gradients_of_padded_ones(name, batch, passes, monkeypatch):
+    model = family(name)
+    packed = outputs_and_gradient(model, batch)
+    assert len(passes) == 2  # once to see whether it can
+    monkeypatch.setattr(packing, "can_pack", lambda model: False)
+    padded = outputs_and_gradient(model, batch)
+    assert len(passes) == 2
+    for one, other in zip(packed, padded, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_packed_rows_have_the_logprobs_of_each_row_alone(name, batch, passes):
+    model = family(name)
+    together = response_logprobs(model, batch, RULE)
+    assert passes
+    for row in range(4):
+        alone = response_logprobs(model, batch.select(torch.tensor([row])), RULE)
+        torch.testing.assert_close(together[row, : alone.shape[1]], alone[0], atol=1e-5, rtol=1e-5)
+
+
+def test_what_stands_in_the_padding_changes_nothing(batch, passes):
+    model = family("llama")
+    other = batch._replace(response_ids=batch.response_ids.masked_fill(~batch.response_mask, 63))
+    assert torch.equal(response_logprobs(model, batch, RULE), response_logprobs(model, other, RULE))
+    assert passes
+
+
+def test_a_family_whose_states_flow_from_row_to_row_is_padded(batch):
+    model = family("mamba", hidden_size=32, num_hidden_layers=2, state_size=4)
+    model.config._attn_implementation = "sdpa"  # so that it is tried
+    together = response_logprobs(model, batch, RULE)
+    assert not packing.can_pack(model)
+    assert model.config._attn_implementation == "sdpa"
+    alone = response_logprobs(model, batch.select(torch.tensor([1])), RULE)
+    torch.testing.assert_close(together[1, :2], alone[0], atol=1e-5, rtol=1e-5)
+
+
+def test_little_padding_another_attention_and_recomputed_activations_are_left_as_they_are(batch, passes):
+    model = family("llama")
+    even = batch._replace(prompt_lengths=torch.full((4,), 6), response_lengths=torch.full((4,), 9))
+    response_logprobs(model, even, RULE)
+    eager = copy.deepcopy(model)
+    eager.set_attn_implementation("eager")
+    response_logprobs(eager, batch, RULE)
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    model.train()
+    response_scores(model, batch, RULE).logprobs.sum().backward()
+    assert passes == []
+
+
+@pytest.mark.parametrize("vocabulary", ["plain", "capped"])
+def test_logits_in_parts_have_the_values_and_gradients_of_logits_as_a_whole(batch, vocabulary, monkeypatch):
+    model = family("llama") if vocabulary == "plain" else family("gemma2", **GROUPED, head_dim=8)
+    whole = outputs_and_gradient(model, batch, entropy=True)
+    monkeypatch.setattr(logprobs, "MAX_LOGITS", 64 * 3)  # three positions of 16 at a time
+    heads, run = [], model.get_output_embeddings().forward
+    monkeypatch.setattr(model.get_output_embeddings(), "forward", lambda x: heads.append(len(x)) or run(x))
+    parts = outputs_and_gradient(model, batch, entropy=True)
+    if vocabulary == "plain":
+        assert sorted(heads) == [1, 1] + [3] * 10  # each once, and again for the gradient
+    for one, other in zip(parts, whole, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_a_batch_without_response_tokens_has_no_scores(batch):
+    empty = batch._replace(response_lengths=torch.zeros(4, dtype=torch.int64))
+    assert len(response_scores(family("llama"), empty, RULE).logprobs) == 0

@@ -1,0 +1,139 @@
+"""Teacher forcing without padding: all rows behind one another in a single one, and attention row by row.
+
+Everything but attention works on one token at a time, so it need not see any padding. For attention alone the tokens
+are spread into padded rows, which the causal kernel takes without a mask, and joined again. Whether a family of models
+can be run that way is measured once per model; where it cannot, rows are padded as usual.
+"""
+
+import contextlib
+import weakref
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedModel
+
+from textenv.lm.batch import Responses, length_mask, rows
+from textenv.lm.load import Outputs, run
+
+WORTH_IT = 0.05
+"""Share of padding from which packing is faster than passing the padding through."""
+
+
+class Layout(NamedTuple):
+    """Where N packed tokens stand in B rows of S columns."""
+
+    real: Bool[Tensor, "B S"]
+    positions: Int[Tensor, " N"]
+    """Column of each token in its row."""
+    starts: Int[Tensor, " B"]
+    """Number of the first token of each row."""
+
+
+def row_layout(lengths: Int[Tensor, " B"], width: int) -> Layout:
+    """The layout of rows of the given lengths, padded on the right to ``width``."""
+    real = length_mask(lengths, width)
+    return Layout(real, real.nonzero()[:, 1], lengths.cumsum(0) - lengths)
+
+
+def run_rows(model: PreTrainedModel, batch: Responses) -> tuple[Outputs, tuple[Tensor, Tensor]]:
+    """One pass over prompts and responses → ``(outputs, index)``; the index is that of the real response positions.
+
+    Their order is that of ``batch.response_mask``: row by row, step by step.
+    """
+    joined, lengths = rows(batch), batch.total_lengths
+    row, step = batch.response_mask.nonzero(as_tuple=True)
+    column = joined.predictors[row, step]
+    padding = 1 - int(lengths.sum()) / joined.input_ids.numel()
+    if padding > WORTH_IT and can_pack(model):
+        layout = row_layout(lengths, joined.input_ids.shape[1])
+        return _run_packed(model, joined.input_ids, layout), (torch.zeros_like(row), layout.starts[row] + column)
+    # All ones: the padding lies on the right, where a causal model never looks, and no mask means the fast kernel.
+    outputs, _ = run(model, joined.input_ids, attention_mask=torch.ones_like(joined.input_ids), use_cache=False)
+    return outputs, (row, column)
+
+
+_packs: "weakref.WeakKeyDictionary[PreTrainedModel, bool]" = weakref.WeakKeyDictionary()
+
+
+def can_pack(model: PreTrainedModel) -> bool:
+    """Whether packed rows have the outputs of padded ones: measured once per model, on two short rows."""
+    recomputes = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    if recomputes or model.config._attn_implementation != "sdpa":
+        return False  # a recomputation would come after the attention has been switched back
+    if model not in _packs:
+        _packs[model] = _same_outputs(model)
+    return _packs[model]
+
+
+@torch.no_grad()
+def _same_outputs(model: PreTrainedModel) -> bool:
+    lengths = torch.tensor([3, 5], device=model.device)
+    ids = torch.arange(10, device=model.device).view(2, 5) % model.config.vocab_size
+    layout = row_layout(lengths, 5)
+    with torch.autocast(model.device.type, enabled=False):
+        padded, _ = run(model, ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        try:
+            packed = _run_packed(model, ids, layout)
+        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
+            return False  # the family does not pass the layout on to its attention, or wants another kind of it
+    tolerance = 1e-2 if model.dtype.itemsize < 4 else 1e-4
+    return torch.allclose(packed.hidden[0], padded.hidden[layout.real], atol=tolerance, rtol=tolerance)
+
+
+def _run_packed(model: PreTrainedModel, ids: Int[Tensor, "B S"], layout: Layout) -> Outputs:
+    with _packed_attention(model):
+        tokens, positions = ids[layout.real][None], layout.positions[None]
+        outputs, _ = run(model, tokens, position_ids=positions, use_cache=False, layout=layout)
+    return outputs
+
+
+@contextlib.contextmanager
+def _packed_attention(model: PreTrainedModel) -> Iterator[None]:
+    before = model.config._attn_implementation
+    model.config._attn_implementation = "packed_rows"
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = before
+
+
+def _attend(
+    module: Any,
+    query: Float[Tensor, "1 A N D"],
+    key: Float[Tensor, "1 K N D"],
+    value: Float[Tensor, "1 K N D"],
+    attention_mask: None,
+    *,
+    layout: Layout,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Float[Tensor, "1 N A D"], None]:
+    """Causal attention within each row; the interface is that of transformers' attention functions."""
+    if softcap is not None or kwargs.get("s_aux") is not None:
+        raise ValueError("packed attention must be plain attention, got capped logits or sinks. Pad the rows.")
+    padded = [_spread(x, layout) for x in (query, key, value)]
+    size = layout.real.shape[1]
+    causal: dict[str, Any] = {"is_causal": True}
+    if sliding_window is not None and sliding_window < size:
+        distance = torch.arange(size, device=query.device)
+        distance = distance[:, None] - distance
+        causal = {"attn_mask": (distance >= 0) & (distance < sliding_window)}
+    grouped = query.shape[1] != key.shape[1]
+    out = scaled_dot_product_attention(*padded, dropout_p=dropout, scale=scaling, enable_gqa=grouped, **causal)
+    return out.transpose(1, 2)[layout.real][None], None
+
+
+def _spread(packed: Float[Tensor, "1 A N D"], layout: Layout) -> Float[Tensor, "B A S D"]:
+    tokens = packed[0].transpose(0, 1)
+    out = tokens.new_zeros(*layout.real.shape, *tokens.shape[1:])
+    return out.index_put((layout.real,), tokens).transpose(1, 2)
+
+
+AttentionInterface.register("packed_rows", _attend)
