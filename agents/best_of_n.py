@@ -48,7 +48,7 @@ class BestOfN(LanguageModelAgent, Algorithm):
 
     @classmethod
     def train(cls, job: Job) -> Trained:
-        task = make_vec(job.env_id, 1).task
+        task = make_vec(job.env_id, 1, **(job.evaluation or {})).task  # it learns nothing from other prompts
         policy = registry.fresh_language_model(task.config.reference, *task.config.loading)
         return Trained(cls(task, policy, job.options.get("n", 4), seed=job.seed), None, [], 0)
 

@@ -40,6 +40,7 @@ AMPLE, RESPONSES, LABELS = 30_000, 8, 5
 one, whose noise would be memorised."""
 COIN, COIN_SEEDS = "shuffled-6000", range(1, 25)
 ANNOTATORS = 16
+VALIDATION = "eval_nll_per_ranking"
 """Labels of each test pair: the texts stay the same, the noise of labels averages out."""
 
 
@@ -129,7 +130,7 @@ def cell(name: str, seed: int) -> dict[str, Any]:
         "comparisons": compared,
         "steps": result.metrics["steps"],
         "seconds": result.metrics["seconds"],
-        "validation_nll": [entry["eval_nll"] for entry in result.history if "eval_nll" in entry],
+        "validation_nll": [entry[VALIDATION] for entry in result.history if VALIDATION in entry],
         **measure(result.model, list(suite.items)),
     }
 

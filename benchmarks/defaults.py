@@ -47,7 +47,6 @@ def env_id(reward: str, kl_coef: float) -> str:
 def register(reward: str, kl_coef: float) -> None:
     options = dict(environment_spec("textenv/Assistant-v0").kwargs)
     options |= {"reward_model": REWARDS[reward], "kl_coef": kl_coef}
-    options.pop("gold_reward", None)
     registry.register(env_id(reward, kl_coef), **options)
 
 

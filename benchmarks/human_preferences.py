@@ -83,8 +83,8 @@ def folds_of(rankings: list[Ranking], folds: int, seed: int) -> Int[np.ndarray, 
 
 
 def without_prompt(rankings: list[Ranking]) -> list[Ranking]:
-    """The replies alone."""
-    return [ranking._replace(prompt="") for ranking in rankings]
+    """The replies alone: after a space, since a prompt must not be empty."""
+    return [ranking._replace(prompt=" ") for ranking in rankings]
 
 
 def margins(model: TransformerRewardModel, rankings: list[Ranking], file: Path) -> Float[np.ndarray, " N"]:

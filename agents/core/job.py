@@ -20,6 +20,8 @@ class Job(NamedTuple):
     folder: Path
     """Folder of the checkpoint from which an interrupted job continues."""
     advance: Advance | None = None
+    evaluation: Mapping[str, Any] | None = None
+    """Options of the environment that the agent is measured in, where they differ, like other prompts."""
 
 
 class Trained(NamedTuple):

@@ -149,7 +149,8 @@ def run_cell(cell: Cell, folder: Path, advance: Advance | None = None) -> dict[s
 
 def train(cell: Cell, folder: Path, advance: Advance | None) -> Trained:
     """Train the cell's agent; a learner keeps its checkpoint in the folder and continues from there."""
-    job = Job(cell.env_id, cell.plan.options, cell.seed, cell.total_episodes, folder / "checkpoint", advance)
+    where = (cell.env_id, cell.plan.options, cell.seed, cell.total_episodes, folder / "checkpoint")
+    job = Job(*where, advance, cell.evaluation)
     return algorithm(cell.plan.algorithm).train(job)
 
 

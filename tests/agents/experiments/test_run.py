@@ -11,6 +11,7 @@ from agents.experiments.page import write_summary
 from agents.experiments.run import Cell, cells_of, print_tables, run_experiment, summarise
 from textenv.cli import main
 from textenv.registry.experiment import AgentPlan
+from textenv.vector import make_vec
 
 FILE = """
 agents:
@@ -164,3 +165,15 @@ def test_stable_baselines3s_algorithms_are_agents_like_any_other(algorithm, tmp_
             [Cell("textenv/Micro-v0", AgentPlan(name="x", algorithm=algorithm, options={"n_stepz": 4}), 1, 40, {})],
             tmp_path,
         )
+
+
+def test_best_of_n_answers_the_prompts_that_it_is_measured_on(tmp_path):
+    prompts = make_vec("textenv/Assistant-v0", 1, prompts="assistant-test").task.prompts.texts[:40]
+    agents = {"reference": {}, "best-of-n": {"n": 8}}
+    plans = [AgentPlan(name=name, algorithm=name, options=options) for name, options in agents.items()]
+    results = run_experiment(
+        [Cell("textenv/Assistant-v0", plan, 1, 0, {"prompts": prompts}) for plan in plans],
+        tmp_path,
+    )
+    reference, best = (result["figures"]["rm_score"] for result in results)
+    assert best > reference + 0.5
