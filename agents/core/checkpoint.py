@@ -104,7 +104,8 @@ class CheckpointedLearner(Learner[Config], Algorithm):
         def after_update(log: dict[str, float]) -> bool:
             done = len(self.history)
             if advance is not None:
-                advance(done, total, {key: log[key] for key in ("rm_score", "kl", "gold_score") if key in log})
+                shown = {"objective": "reward", **{key: key for key in ("rm_score", "kl", "gold_score") if key in log}}
+                advance(done, total, {name: log[key] for name, key in shown.items()})
             if done % every == 0 and done < total and not stopped.is_set():
                 self.save(folder)
             return not stopped.is_set()

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Generic, NamedTuple, Self, TypeVar, cast
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -22,7 +21,9 @@ from agents.core.agent import LanguageModelAgent
 from agents.core.config import LearnerConfig
 from agents.core.losses import Loss
 from agents.core.returns import Advantages
-from agents.core.rollout import Rollout, Stream, rollout_log
+from agents.core.rollout import Rollout, Stream
+from agents.logs.alarms import alarms
+from agents.logs.figures import add_figures, machine_log, pass_figures, rollout_log, update_log
 from textenv import registry
 from textenv.config import Loading
 from textenv.kl import AdaptiveKL, FixedKL, KLController
@@ -93,7 +94,9 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
             self.episodes += self.config.batch_size
             self.env.kl_coef = self.controller.update(log["kl"], self.config.batch_size)
             log |= {"kl_coef": rollout.kl_coef, "episodes": float(self.episodes)}
-            log |= {"rollout_seconds": collected - start, "update_seconds": time.perf_counter() - collected}
+            seconds = collected - start, time.perf_counter() - collected
+            log |= machine_log(log, rollout, *seconds, self.task.config.device)
+            log |= alarms(log, self.history, self.task.config)
             self.history.append(log)
             if callback is not None and callback(log) is False:
                 break
@@ -105,7 +108,7 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
         return self.stream.collect(self.config.batch_size, act)
 
     def update(self, rollout: Rollout) -> dict[str, float]:
-        """Improve the policy on a batch; returns means over its optimiser steps."""
+        """Improve the policy on a batch; returns the log of its optimiser steps."""
         targets = self.advantages(rollout)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
@@ -113,7 +116,7 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
         for _ in range(self.config.epochs):
             order = torch.randperm(len(rollout.rewards), generator=self.generator)
             logs += [self.step(rollout, targets, index) for index in order.tensor_split(self.config.minibatches)]
-        means = {key: float(np.mean([log[key] for log in logs])) for key in logs[0]}
+        means = update_log(logs)
         if self.config.critic != "none":
             mask, returns = rollout.tokens.response_mask, targets.returns
             residual, variance = (x[mask].var(unbiased=False) for x in (returns - rollout.values, returns))
@@ -142,10 +145,10 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
             new = self.actor.evaluate(batch, self.task, entropy=config.entropy_coef > 0)
             loss, figures = self.loss(new, old)
             if new.entropy is not None:
+                figures["entropy"] = new.entropy.detach().sum() / tokens
                 loss = loss - config.entropy_coef * (new.entropy.sum() / tokens)
             loss.backward()
-            for name, figure in figures.items():
-                log[name] = log.get(name, 0.0) + figure.item()
+            add_figures(log, {**figures, **pass_figures(new, logprobs, batch)})
         norm = torch.nn.utils.clip_grad_norm_(self.actor.parameters(), config.max_grad_norm or math.inf)
         self.optimizer.step()
         return {**log, "grad_norm": norm.item()}

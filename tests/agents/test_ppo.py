@@ -10,6 +10,7 @@ from agents.core.actor import Evaluated
 from agents.core.learner import MicroBatch
 from agents.core.returns import Advantages
 from agents.core.rollout import Rollout, Stream
+from agents.logs.figures import MEASURED
 from agents.ppo import PPO, PPOConfig
 from reward_models.scorers.transformer import TransformerRewardModel
 from tests.conftest import WORDS, tiny_model
@@ -315,7 +316,7 @@ def test_n_updates_saved_loaded_and_n_more_equal_two_n(agent, make_vector, tmp_p
     assert_equal_weights(weights(whole), weights(resumed))
     assert whole.env.kl_coef == resumed.env.kl_coef != 0.1
     assert whole.episodes == resumed.episodes == 128
-    timeless = lambda log: {k: v for k, v in log.items() if "seconds" not in k}  # noqa: E731
+    timeless = lambda log: {k: v for k, v in log.items() if k not in MEASURED}  # noqa: E731
     assert [timeless(log) for log in whole.history] == [timeless(log) for log in resumed.history]
 
 
