@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from agents.algorithms import algorithm
+from agents.core.kept import Figure, Keep
 from agents.presets import PRESETS, WORLDS
 from agents.presets import preset as preset_settings
 from textenv.cli.common import EnvArgs, Json, show
@@ -48,6 +49,9 @@ def learner_command(name: str, arguments: Sequence[str]) -> Callable[..., None]:
         total_episodes: int = EPISODES,
         num_envs: int = 256,
         save_every: int = 10,
+        keep_last: int = 1,
+        keep_best: Figure | None = None,
+        sample_every: int = 10,
         resume: bool = False,
         as_json: Json = False,
     ) -> None:
@@ -56,17 +60,25 @@ def learner_command(name: str, arguments: Sequence[str]) -> Callable[..., None]:
         ALGORITHM
 
         Args:
-            output: folder for the checkpoint. Ctrl-C finishes the update and saves; --resume continues from there.
+            output: folder for the checkpoint and the logs. Ctrl-C or SIGTERM finishes the update and saves; --resume
+                continues from there.
             env: the environment.
             config: how to train.
             preset: settings that the other flags change: those of the id, or "pretrained" for a reference of yours.
             total_episodes: episodes to play in total, those before a resume included.
             num_envs: episodes played at once; it must divide batch-size and be a multiple of group-size.
             save_every: updates between checkpoints.
+            keep_last: checkpoints to keep; those before the newest are in OUTPUT/checkpoints, by their updates.
+            keep_best: keep in OUTPUT/best the policy at whose checkpoint the mean of this figure over the last 10
+                updates was highest.
+            sample_every: updates between sample texts in OUTPUT/samples.jsonl.
             resume: continue from the checkpoint in the output folder.
         """
         check_value("total_episodes", total_episodes, PositiveInt)
         check_value("save_every", save_every, PositiveInt)
+        check_value("keep_last", keep_last, PositiveInt)
+        check_value("sample_every", sample_every, PositiveInt)
+        keep = Keep(last=keep_last, best=keep_best)
         check_replaceable(output)
         if not resume and (output / "state.json").exists():
             rule = f"output must be a folder without a checkpoint, got {str(output)!r}"
@@ -76,7 +88,8 @@ def learner_command(name: str, arguments: Sequence[str]) -> Callable[..., None]:
         how = f"{learner.__name__}, {'continued' if resume else f'preset {preset}'}"
         print(_plan(agent, how, total_episodes), file=sys.stderr)
         with progress_bar(learner.__name__) as advance:
-            agent.learn_with_checkpoints(total_episodes, output, every=save_every, advance=advance)
+            options = {"every": save_every, "keep": keep, "sample_every": sample_every, "advance": advance}
+            agent.learn_with_checkpoints(total_episodes, output, **options)
         show({**agent.history[-1], "output": str(output)}, as_json)
 
     train.__doc__ = str(train.__doc__).replace("ALGORITHM", str(learner.__doc__))
