@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -23,6 +23,7 @@ from textenv.data.records import write_json
 from textenv.lm import load_language_model
 from textenv.training.interrupt import deferred_interrupt
 from textenv.training.progress import Advance
+from textenv.training.trackers import Tracker, tracking
 from textenv.vector import TextVectorEnv, make_vec
 
 
@@ -128,13 +129,14 @@ class CheckpointedLearner(Learner[Config], Algorithm):
         every: int = 10,
         keep: Keep | None = None,
         sample_every: int = 10,
+        report_to: Sequence[Tracker] = (),
         advance: Advance | None = None,
     ) -> None:
         """Learn until ``total_episodes`` have been played in total, saving every ``every`` updates and at the end.
 
         Each update adds a line to ``curves.jsonl`` in the folder, and the first and every ``sample_every``-th one a few
-        texts to ``samples.jsonl``. Ctrl-C or SIGTERM finishes the running update, saves, and raises KeyboardInterrupt;
-        :meth:`load` continues from there.
+        texts to ``samples.jsonl``; ``report_to`` names trackers that get the figures too. Ctrl-C or SIGTERM finishes
+        the running update, saves, and raises KeyboardInterrupt; :meth:`load` continues from there.
         """
         folder, keep, size = Path(folder), keep or Keep(), self.config.batch_size
         self._open_logs(folder)
@@ -145,6 +147,7 @@ class CheckpointedLearner(Learner[Config], Algorithm):
             if keep.best is not None and keep.best not in log:
                 raise ValueError(f"keep_best must be a figure of the log, got {keep.best!r}. It has {', '.join(log)}.")
             append(folder / CURVES, [log])
+            report(log, done)
             if done == 1 or done % sample_every == 0:
                 append(folder / SAMPLES, sample_texts(self._played, self.task.reference, done, self.episodes))
             if advance is not None:
@@ -154,7 +157,8 @@ class CheckpointedLearner(Learner[Config], Algorithm):
                 self._save(folder, keep)
             return not stopped.is_set()
 
-        with deferred_interrupt() as stopped:
+        settings = {"algorithm": type(self).__name__, **dataclasses.asdict(self.config)}
+        with deferred_interrupt() as stopped, tracking(report_to, folder, settings, len(self.history)) as report:
             self.learn(max(0, total - len(self.history)) * size, callback=after_update)
             done = len(self.history)
             self._save(folder, keep, compare=done % every == 0 or done >= total)

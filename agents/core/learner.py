@@ -90,7 +90,7 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
             start = time.perf_counter()
             rollout = self.collect()
             collected = time.perf_counter()
-            log = self.update(rollout) | rollout_log(rollout)
+            log = rollout_log(rollout) | self.update(rollout)
             self.episodes += self.config.batch_size
             self.env.kl_coef = self.controller.update(log["kl"], self.config.batch_size)
             log |= {"kl_coef": rollout.kl_coef, "episodes": float(self.episodes)}

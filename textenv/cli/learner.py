@@ -17,6 +17,7 @@ from textenv.cli.common import EnvArgs, Json, show
 from textenv.data.folders import check_replaceable
 from textenv.settings import PositiveInt, check_value
 from textenv.training.progress import progress_bar
+from textenv.training.trackers import Tracker, check_trackers
 
 EPISODES = 15_360
 """As many as the presets need in the worlds that they are for."""
@@ -52,6 +53,7 @@ def learner_command(name: str, arguments: Sequence[str]) -> Callable[..., None]:
         keep_last: int = 1,
         keep_best: Figure | None = None,
         sample_every: int = 10,
+        report_to: tuple[Tracker, ...] = (),
         resume: bool = False,
         as_json: Json = False,
     ) -> None:
@@ -72,12 +74,14 @@ def learner_command(name: str, arguments: Sequence[str]) -> Callable[..., None]:
             keep_best: keep in OUTPUT/best the policy at whose checkpoint the mean of this figure over the last 10
                 updates was highest.
             sample_every: updates between sample texts in OUTPUT/samples.jsonl.
+            report_to: trackers that get the figures of each update as well.
             resume: continue from the checkpoint in the output folder.
         """
         check_value("total_episodes", total_episodes, PositiveInt)
         check_value("save_every", save_every, PositiveInt)
         check_value("keep_last", keep_last, PositiveInt)
         check_value("sample_every", sample_every, PositiveInt)
+        check_trackers(report_to)
         keep = Keep(last=keep_last, best=keep_best)
         check_replaceable(output)
         if not resume and (output / "state.json").exists():
@@ -88,8 +92,8 @@ def learner_command(name: str, arguments: Sequence[str]) -> Callable[..., None]:
         how = f"{learner.__name__}, {'continued' if resume else f'preset {preset}'}"
         print(_plan(agent, how, total_episodes), file=sys.stderr)
         with progress_bar(learner.__name__) as advance:
-            options = {"every": save_every, "keep": keep, "sample_every": sample_every, "advance": advance}
-            agent.learn_with_checkpoints(total_episodes, output, **options)
+            options = {"every": save_every, "keep": keep, "sample_every": sample_every}
+            agent.learn_with_checkpoints(total_episodes, output, **options, report_to=report_to, advance=advance)
         show({**agent.history[-1], "output": str(output)}, as_json)
 
     train.__doc__ = str(train.__doc__).replace("ALGORITHM", str(learner.__doc__))
