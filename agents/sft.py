@@ -33,6 +33,7 @@ from textenv.training.batches import Ragged, encode_texts
 from textenv.training.checkpoint import RunFolder
 from textenv.training.config import TrainingConfig
 from textenv.training.loop import Evaluation, Objective, OnProgress, fit
+from textenv.training.trackers import Tracker
 
 _log = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ def train_sft(
     eval_records: Sequence[Mapping[str, Any] | Demonstration] | str | Path | None = None,
     device: str = "cpu",
     resume: bool = False,
+    report_to: Sequence[Tracker] = (),
     on_progress: OnProgress | None = None,
 ) -> SFTResult:
     """Fine-tune a copy of a model on demonstrations.
@@ -93,6 +95,7 @@ def train_sft(
         eval_records: held-out records, whose NLL enters the history after every epoch.
         device: where a model that is named is loaded and trained; a ``LanguageModel`` stays where it is.
         resume: continue the interrupted run in ``output_dir``.
+        report_to: trackers that get the history too.
         on_progress: called after every step (:data:`textenv.training.loop.OnProgress`).
 
     Raises:
@@ -113,7 +116,8 @@ def train_sft(
         evaluation = Evaluation(lambda: {"eval_nll": mean_nll(learner.model, unseen, config.batch_size)})
     inputs = {"data": examples.prompts.digest() + examples.responses.digest()}
     objective = Objective(learner.model, _summed_loss)
-    run = fit(objective, examples, config, folder, inputs=inputs, evaluation=evaluation, on_progress=on_progress)
+    options = {"evaluation": evaluation, "report_to": report_to, "on_progress": on_progress}
+    run = fit(objective, examples, config, folder, inputs=inputs, **options)
     folder.replace(learner.save_pretrained)
     metrics = {
         "seconds": run.seconds,

@@ -3,52 +3,83 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from agents.core.job import Algorithm, Job, Trained
+from agents.core.kept import Keep, keep_best, keep_earlier
 from agents.core.learner import Config, Learner
+from agents.core.rollout import Rollout
+from agents.logs.files import CURVES, SAMPLES, append, drop_after, sample_texts
 from agents.presets import WORLDS, preset
 from textenv.data.folders import check_replaceable, recover, replace_folder
 from textenv.data.records import write_json
 from textenv.lm import load_language_model
 from textenv.training.interrupt import deferred_interrupt
 from textenv.training.progress import Advance
+from textenv.training.trackers import Tracker, tracking
 from textenv.vector import TextVectorEnv, make_vec
 
 
 class CheckpointedLearner(Learner[Config], Algorithm):
     """A learner with checkpoints: a resumed run equals one that never stopped, bit for bit on the CPU."""
 
+    def collect(self) -> Rollout:
+        self._played = super().collect()  # for samples of its texts
+        return self._played
+
     def save(self, path: str | Path) -> None:
         """Write a checkpoint folder, completely or not at all.
 
         ``policy/`` is a plain Hugging Face model. The rest is for resuming: value function, optimiser, random states,
-        KL coefficient and the prompts of the next batch.
+        KL coefficient and the prompts of the next batch. ``curves.jsonl`` repeats the history.
 
         Raises:
             ValueError: the folder holds files that are not of a checkpoint, or cannot be written.
+            OSError: the disk is full; an earlier checkpoint stays.
         """
-        with replace_folder(path) as folder:
-            self.policy.save_pretrained(folder / "policy")
-            value = {name: tensor for name, tensor in self.actor.state_dict().items() if not name.startswith("model.")}
-            save_file(value, folder / "value.safetensors")
-            tensors = {"optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state()}
-            torch.save(tensors, folder / "optimizer.pt")
-            state = {
-                "algorithm": type(self).__name__,
-                "config": dataclasses.asdict(self.config),
-                "episodes": self.episodes,
-                "kl_coef": self.env.kl_coef,
-                "prompt_indices": self.stream.prompt_indices.tolist(),
-                "random_states": self.env.random_states,
-                "history": self.history,
-            }
-            write_json(folder / "state.json", state)
+        self._save(Path(path), Keep(), beside=False)
+
+    def _save(self, path: Path, keep: Keep, *, beside: bool = True, compare: bool = True) -> None:
+        """Save; ``beside``: keep the samples, earlier checkpoints and best policy of the folder's earlier state."""
+        try:
+            with replace_folder(path) as folder:
+                self._write(folder)
+                if beside:
+                    keep_earlier(path, folder, len(self.history), keep.last)
+                    if keep.best is not None:
+                        keep_best(path, folder, self.history, keep.best, compare=compare)
+                    if (path / SAMPLES).is_file():
+                        shutil.copy2(path / SAMPLES, folder / SAMPLES)
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
+            left = "The earlier checkpoint is whole" if (path / "state.json").is_file() else "There is none yet"
+            rule = f"a checkpoint must fit on its disk and be writable, got {str(path)!r}: {error}"
+            raise OSError(f"{rule}. {left}. Free space, or lower keep_last; then resume.") from error
+
+    def _write(self, folder: Path) -> None:
+        self.policy.save_pretrained(folder / "policy")
+        value = {name: tensor for name, tensor in self.actor.state_dict().items() if not name.startswith("model.")}
+        save_file(value, folder / "value.safetensors")
+        tensors = {"optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state()}
+        torch.save(tensors, folder / "optimizer.pt")
+        state = {
+            "algorithm": type(self).__name__,
+            "config": dataclasses.asdict(self.config),
+            "episodes": self.episodes,
+            "kl_coef": self.env.kl_coef,
+            "prompt_indices": self.stream.prompt_indices.tolist(),
+            "random_states": self.env.random_states,
+            "history": self.history,
+        }
+        write_json(folder / "state.json", state)
+        append(folder / CURVES, self.history)
+        append(folder / SAMPLES, [])
 
     @classmethod
     def load(cls, path: str | Path, env: TextVectorEnv) -> Self:
@@ -91,29 +122,61 @@ class CheckpointedLearner(Learner[Config], Algorithm):
         return cls.load(path, env) if (Path(path) / "state.json").is_file() else cls(env, config)
 
     def learn_with_checkpoints(
-        self, total_episodes: int, folder: str | Path, *, every: int = 10, advance: Advance | None = None
+        self,
+        total_episodes: int,
+        folder: str | Path,
+        *,
+        every: int = 10,
+        keep: Keep | None = None,
+        sample_every: int = 10,
+        report_to: Sequence[Tracker] = (),
+        advance: Advance | None = None,
     ) -> None:
         """Learn until ``total_episodes`` have been played in total, saving every ``every`` updates and at the end.
 
-        Ctrl-C finishes the running update, saves, and raises KeyboardInterrupt; :meth:`load` continues from there.
+        Each update adds a line to ``curves.jsonl`` in the folder, and the first and every ``sample_every``-th one a few
+        texts to ``samples.jsonl``; ``report_to`` names trackers that get the figures too. Ctrl-C or SIGTERM finishes
+        the running update, saves, and raises KeyboardInterrupt; :meth:`load` continues from there.
         """
-        check_replaceable(folder)
-        size = self.config.batch_size
+        folder, keep, size = Path(folder), keep or Keep(), self.config.batch_size
+        self._open_logs(folder)
         total = math.ceil(total_episodes / size)
 
         def after_update(log: dict[str, float]) -> bool:
             done = len(self.history)
+            if keep.best is not None and keep.best not in log:
+                raise ValueError(f"keep_best must be a figure of the log, got {keep.best!r}. It has {', '.join(log)}.")
+            append(folder / CURVES, [log])
+            report(log, done)
+            if done == 1 or done % sample_every == 0:
+                append(folder / SAMPLES, sample_texts(self._played, self.task.reference, done, self.episodes))
             if advance is not None:
-                advance(done, total, {key: log[key] for key in ("rm_score", "kl", "gold_score") if key in log})
+                shown = {"objective": "reward", **{key: key for key in ("rm_score", "kl", "gold_score") if key in log}}
+                advance(done, total, {name: log[key] for name, key in shown.items()})
             if done % every == 0 and done < total and not stopped.is_set():
-                self.save(folder)
+                self._save(folder, keep)
             return not stopped.is_set()
 
-        with deferred_interrupt() as stopped:
+        settings = {"algorithm": type(self).__name__, **dataclasses.asdict(self.config)}
+        with deferred_interrupt() as stopped, tracking(report_to, folder, settings, len(self.history)) as report:
             self.learn(max(0, total - len(self.history)) * size, callback=after_update)
-            self.save(folder)
+            done = len(self.history)
+            self._save(folder, keep, compare=done % every == 0 or done >= total)
         if stopped.is_set() and len(self.history) < total:
             raise KeyboardInterrupt
+
+    def _open_logs(self, folder: Path) -> None:
+        """Logs that end where the learner stands."""
+        check_replaceable(folder)
+        if self.history and (folder / CURVES).is_file() and (folder / SAMPLES).is_file():
+            for name in (CURVES, SAMPLES):
+                drop_after(folder / name, self.episodes)
+        elif self.history:
+            self.save(folder)
+        else:
+            with replace_folder(folder) as new:
+                append(new / CURVES, [])
+                append(new / SAMPLES, [])
 
     @classmethod
     def option_names(cls) -> list[str]:

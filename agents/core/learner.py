@@ -12,7 +12,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Generic, NamedTuple, Self, TypeVar, cast
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -22,11 +21,14 @@ from agents.core.agent import LanguageModelAgent
 from agents.core.config import CriticConfig, LearnerConfig
 from agents.core.losses import Loss
 from agents.core.returns import Advantages
-from agents.core.rollout import Rollout, Stream, rollout_log
+from agents.core.rollout import Rollout, Stream
+from agents.logs.alarms import alarms
+from agents.logs.figures import add_figures, machine_log, pass_figures, rollout_log, update_log
 from textenv import registry
 from textenv.config import Loading
 from textenv.kl import AdaptiveKL, FixedKL, KLController
 from textenv.lm import LanguageModel, length_buckets
+from textenv.lm.packing import packed
 from textenv.training.trainable import check_trainable
 from textenv.vector import TextVectorEnv
 
@@ -92,11 +94,13 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
             start = time.perf_counter()
             rollout = self.collect()
             collected = time.perf_counter()
-            log = self.update(rollout) | rollout_log(rollout)
+            log = rollout_log(rollout) | self.update(rollout)
             self.episodes += self.config.batch_size
             self.env.kl_coef = self.controller.update(log["kl"], self.config.batch_size)
             log |= {"kl_coef": rollout.kl_coef, "episodes": float(self.episodes)}
-            log |= {"rollout_seconds": collected - start, "update_seconds": time.perf_counter() - collected}
+            seconds = collected - start, time.perf_counter() - collected
+            log |= machine_log(log, rollout, *seconds, self.task.config.device)
+            log |= alarms(log, self.history, self.task.config)
             self.history.append(log)
             if callback is not None and callback(log) is False:
                 break
@@ -108,7 +112,7 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
         return self.stream.collect(self.config.batch_size, act)
 
     def update(self, rollout: Rollout) -> dict[str, float]:
-        """Improve the policy on a batch; returns means over its optimiser steps."""
+        """Improve the policy on a batch; returns the log of its optimiser steps."""
         targets = self.advantages(rollout)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * self.decay
@@ -116,7 +120,7 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
         for _ in range(self.config.epochs):
             order = torch.randperm(len(rollout.rewards), generator=self.generator)
             logs += [self.step(rollout, targets, index) for index in order.tensor_split(self.config.minibatches)]
-        means = {key: float(np.mean([log[key] for log in logs])) for key in logs[0]}
+        means = update_log(logs)
         if isinstance(self.config, CriticConfig):
             mask, returns = rollout.tokens.response_mask, targets.returns
             residual, variance = (x[mask].var(unbiased=False) for x in (returns - rollout.values, returns))
@@ -146,10 +150,10 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
             new = self.actor.evaluate(batch, self.task, entropy=config.entropy_coef > 0)
             loss, figures = self.loss(new, old)
             if new.entropy is not None:
+                figures["entropy"] = new.entropy.detach().sum() / tokens
                 loss = loss - config.entropy_coef * (new.entropy.sum() / tokens)
             loss.backward()
-            for name, figure in figures.items():
-                log[name] = log.get(name, 0.0) + figure.item()
+            add_figures(log, {**figures, **pass_figures(new, logprobs, batch, packed(self.policy.model, batch))})
         norms = [
             torch.nn.utils.clip_grad_norm_(group["params"], config.max_grad_norm or math.inf).item()
             for group in self.optimizer.param_groups

@@ -9,7 +9,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from textenv.episode import observation_tokens
-from textenv.kl import kl_k3
 from textenv.lm import Responses, Sampled
 from textenv.scoring import spread_kl
 from textenv.vector import TextVectorEnv
@@ -108,19 +107,3 @@ def concatenate(parts: list[Rollout]) -> Rollout:
     columns = dict(zip(Rollout._fields, zip(*parts, strict=True), strict=True))
     tensors = {name: torch.cat(column) for name, column in columns.items() if isinstance(column[0], Tensor)}
     return parts[0]._replace(tokens=tokens, **tensors)
-
-
-def rollout_log(rollout: Rollout) -> dict[str, float]:
-    """Means over a batch of episodes, and how many responses were longer than the reward model's context."""
-    kl = rollout.kl_per_token.numpy()
-    log = {
-        "reward": rollout.rewards.mean().item(),
-        "rm_score": rollout.rm_scores.mean().item(),
-        "kl": rollout.kl_per_token.sum(1).mean().item(),
-        "kl_k3": kl_k3(kl, np.zeros_like(kl)).sum(1).mean().item(),
-        "nll": -rollout.logprobs[rollout.tokens.response_mask].mean().item(),
-        "response_tokens": rollout.tokens.response_lengths.float().mean().item(),
-        "eos_rate": rollout.ended.double().mean().item(),
-        "truncated_responses": float(rollout.truncated.sum()),
-    }
-    return log if rollout.gold is None else {**log, "gold_score": rollout.gold.mean().item()}

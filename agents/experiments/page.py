@@ -20,7 +20,12 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#2
 """Colours of learners (Okabe and Ito 2008)."""
 DASHES = ((5, 2), (1, 1.5), (7, 2, 1, 2))
 """Lines of agents that do not learn."""
-CURVES = {"gold_score": "gold score", "rm_score": "reward-model score", "kl": "KL from the reference, nats"}
+CURVES = {
+    "reward": "objective (score − β KL)",
+    "gold_score": "gold score",
+    "rm_score": "reward-model score",
+    "kl": "KL from the reference, nats",
+}
 
 
 def training_curves(

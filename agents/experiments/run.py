@@ -139,7 +139,7 @@ def run_cell(cell: Cell, folder: Path, advance: Advance | None = None) -> dict[s
     if trained.curve and "rollout_seconds" in trained.curve[0]:  # includes the time before an interruption
         seconds = sum(log["rollout_seconds"] + log["update_seconds"] for log in trained.curve)
     figures = measure(trained, cell) | {"seconds": seconds, "tokens": float(trained.tokens)}
-    keys = ("episodes", "reward", "rm_score", "gold_score", "kl")
+    keys = ("episodes", "reward", "rm_score", "gold_score", "kl", "response_tokens", "eos_rate")
     curve = [{key: log[key] for key in keys if key in log} for log in trained.curve]
     result = {"settings": cell.settings, "figures": figures, "curve": curve}
     write_json(folder / "result.json", result)

@@ -10,13 +10,13 @@ from jaxtyping import Float
 from reward_models.benchmark import measures
 from reward_models.benchmark.layout import Inputs, lay_out
 from reward_models.benchmark.measure import BenchmarkReport, Run, ScoredItem
-from reward_models.benchmark.measures.throughput import peak_memory_mb
 from reward_models.benchmark.model import BenchmarkedModel
 from reward_models.benchmark.report import find_flags
 from reward_models.benchmark.suites import BenchmarkConfig, Suite, load_suite
 from reward_models.preferences import Ranking
 from reward_models.scorers.transformer import TransformerRewardModel
 from textenv.protocols import RewardModel
+from textenv.training.memory import peak_memory_mb
 
 
 def run_benchmark(

@@ -34,6 +34,7 @@ from textenv.settings import Count, NonNegative, PositiveInt
 from textenv.training.checkpoint import RunFolder
 from textenv.training.config import TrainingConfig
 from textenv.training.loop import Evaluation, Objective, OnProgress, fit
+from textenv.training.trackers import Tracker
 from textenv.training.trainable import BestWeights, trainable_weights
 
 __all__ = ["RewardConfig", "RewardResult", "evaluate_reward_model", "train_reward_model"]
@@ -108,13 +109,15 @@ def train_reward_model(
     *,
     eval_rankings: Sequence[Ranking | Mapping[str, Any]] | str | Path | None = None,
     resume: bool = False,
+    report_to: Sequence[Tracker] = (),
     on_progress: OnProgress | None = None,
 ) -> RewardResult:
     """Train a copy of ``model`` on rankings; a language model lends its trunk to a new score head.
 
     ``rankings`` are records, rankings or a JSONL path (:func:`reward_models.preferences.load_rankings`). With
     ``output_dir`` the result is a Hugging Face folder there; checkpoints, resume and Ctrl-C are those of
-    :func:`textenv.training.loop.fit`. ``eval_rankings`` are held out: accuracy, NLL and calibration enter the history.
+    :func:`textenv.training.loop.fit`. ``eval_rankings`` are held out: accuracy, NLL and calibration enter the history,
+    which the trackers of ``report_to`` get too.
 
     Raises:
         ValueError: a record is malformed (names its number), settings do not fit the data, or the output folder holds
@@ -139,7 +142,8 @@ def train_reward_model(
         inputs["held-out data"] = hashlib.sha256(repr(held_out).encode()).hexdigest()[:16]
     trained = sum(weight.numel() for weight in trainable_weights(learner.model).values())
     objective = Objective(learner.model, _summed_loss(config))
-    run = fit(objective, examples, config, folder, inputs=inputs, evaluation=evaluation, on_progress=on_progress)
+    options = {"evaluation": evaluation, "report_to": report_to, "on_progress": on_progress}
+    run = fit(objective, examples, config, folder, inputs=inputs, **options)
     if lora is not None:
         lora.merge()
     metrics = {"seconds": run.seconds, "steps": float(run.steps), "truncated_prompts": float(learner.truncated_prompts)}

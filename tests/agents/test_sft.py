@@ -195,13 +195,14 @@ def test_an_interrupt_after_the_last_step_loses_nothing(tmp_path):
     assert resumed.metrics["eval_nll"] == straight.metrics["eval_nll"]
 
 
-def test_ctrl_c_finishes_the_step_leaves_a_checkpoint_and_raises(tmp_path):
-    handler = signal.getsignal(signal.SIGINT)
-    ctrl_c = interrupted(2, lambda: os.kill(os.getpid(), signal.SIGINT))
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_or_sigterm_finishes_the_step_leaves_a_checkpoint_and_raises(tmp_path, number):
+    handler = signal.getsignal(number)
+    ctrl_c = interrupted(2, lambda: os.kill(os.getpid(), number))
     with pytest.raises(KeyboardInterrupt):
         train_sft(tiny_model(), RECORDS, config(), tmp_path, on_progress=ctrl_c)
     assert [folder.name for folder in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.getsignal(number) is handler
 
 
 def test_periodic_checkpoints_serve_a_run_that_died_without_warning(tmp_path):

@@ -52,6 +52,7 @@ COMMANDS = {
     "serve-rm": Command("serve_rm:serve", "serve a reward model over HTTP"),
     "evaluate": Command("evaluate:evaluate", "answer an environment's prompts and score the answers"),
     "run": Command("run:run", "an experiment file: agents × environments × seeds, compared", _AGAIN),
+    "plot": Command("run:plot", "draw the curves of runs in one picture"),
     "demo": Command("demo:demo", "all three steps on the embedded world, with a report", _AGAIN),
     "feedback demo": Command("feedback:demo", "rank responses in a browser, with a model that learns", _AGAIN),
     "feedback create": Command("feedback:create", "sample or import responses for people to rank", _AGAIN),

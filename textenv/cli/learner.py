@@ -10,12 +10,14 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from agents.algorithms import algorithm
+from agents.core.kept import Figure, Keep
 from agents.presets import PRESETS, WORLDS
 from agents.presets import preset as preset_settings
 from textenv.cli.common import EnvArgs, Json, show
 from textenv.data.folders import check_replaceable
 from textenv.settings import PositiveInt, check_value
 from textenv.training.progress import progress_bar
+from textenv.training.trackers import Tracker, check_trackers
 
 EPISODES = 15_360
 """As many as the presets need in the worlds that they are for."""
@@ -48,6 +50,10 @@ def learner_command(name: str, arguments: Sequence[str]) -> Callable[..., None]:
         total_episodes: int = EPISODES,
         num_envs: int = 256,
         save_every: int = 10,
+        keep_last: int = 1,
+        keep_best: Figure | None = None,
+        sample_every: int = 10,
+        report_to: tuple[Tracker, ...] = (),
         resume: bool = False,
         as_json: Json = False,
     ) -> None:
@@ -56,17 +62,27 @@ def learner_command(name: str, arguments: Sequence[str]) -> Callable[..., None]:
         ALGORITHM
 
         Args:
-            output: folder for the checkpoint. Ctrl-C finishes the update and saves; --resume continues from there.
+            output: folder for the checkpoint and the logs. Ctrl-C or SIGTERM finishes the update and saves; --resume
+                continues from there.
             env: the environment.
             config: how to train.
             preset: settings that the other flags change: those of the id, or "pretrained" for a reference of yours.
             total_episodes: episodes to play in total, those before a resume included.
             num_envs: episodes played at once; it must divide batch-size and be a multiple of group-size.
             save_every: updates between checkpoints.
+            keep_last: checkpoints to keep; those before the newest are in OUTPUT/checkpoints, by their updates.
+            keep_best: keep in OUTPUT/best the policy at whose checkpoint the mean of this figure over the last 10
+                updates was highest.
+            sample_every: updates between sample texts in OUTPUT/samples.jsonl.
+            report_to: trackers that get the figures of each update as well.
             resume: continue from the checkpoint in the output folder.
         """
         check_value("total_episodes", total_episodes, PositiveInt)
         check_value("save_every", save_every, PositiveInt)
+        check_value("keep_last", keep_last, PositiveInt)
+        check_value("sample_every", sample_every, PositiveInt)
+        check_trackers(report_to)
+        keep = Keep(last=keep_last, best=keep_best)
         check_replaceable(output)
         if not resume and (output / "state.json").exists():
             rule = f"output must be a folder without a checkpoint, got {str(output)!r}"
@@ -76,7 +92,8 @@ def learner_command(name: str, arguments: Sequence[str]) -> Callable[..., None]:
         how = f"{learner.__name__}, {'continued' if resume else f'preset {preset}'}"
         print(_plan(agent, how, total_episodes), file=sys.stderr)
         with progress_bar(learner.__name__) as advance:
-            agent.learn_with_checkpoints(total_episodes, output, every=save_every, advance=advance)
+            options = {"every": save_every, "keep": keep, "sample_every": sample_every}
+            agent.learn_with_checkpoints(total_episodes, output, **options, report_to=report_to, advance=advance)
         show({**agent.history[-1], "output": str(output)}, as_json)
 
     train.__doc__ = str(train.__doc__).replace("ALGORITHM", str(learner.__doc__))

@@ -10,6 +10,7 @@ from reward_models.training.start import start_reward_model
 from reward_models.training.trainer import RewardConfig, train_reward_model
 from textenv.cli.common import Json, check_device, check_unfinished, show, show_loss
 from textenv.training.progress import progress_bar
+from textenv.training.trackers import Tracker, check_trackers
 
 
 def reward(
@@ -24,6 +25,7 @@ def reward(
     format: str | None = None,
     device: str = "cpu",
     resume: bool = False,
+    report_to: tuple[Tracker, ...] = (),
     skip_malformed: bool = False,
     as_json: Json = False,
 ) -> None:
@@ -43,10 +45,12 @@ def reward(
         format: layout of the records, as name or name:option; default: the one that their keys show.
         device: where to train, like cpu or cuda:0.
         resume: continue the interrupted run in the output folder.
+        report_to: trackers that get the loss and the held-out figures.
         skip_malformed: leave malformed records out, and say how many, instead of stopping at the first.
     """
     check_unfinished(output)
     check_device(device)
+    check_trackers(report_to)
     rankings = load_rankings(data, split=split, format=format, skip_malformed=skip_malformed)
     held_out = None
     if eval_data is not None:
@@ -54,7 +58,14 @@ def reward(
     start = start_reward_model(model, device)
     with progress_bar("reward model") as advance:
         result = train_reward_model(
-            start, rankings, config, output, eval_rankings=held_out, resume=resume, on_progress=show_loss(advance)
+            start,
+            rankings,
+            config,
+            output,
+            eval_rankings=held_out,
+            resume=resume,
+            report_to=report_to,
+            on_progress=show_loss(advance),
         )
     show({**result.metrics, "output": str(output)}, as_json)
 

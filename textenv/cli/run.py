@@ -1,4 +1,4 @@
-"""``textenv run``."""
+"""``textenv run`` and ``textenv plot``."""
 
 import json
 import sys
@@ -7,9 +7,11 @@ from pathlib import Path
 import tyro
 
 from agents.experiments.page import write_summary
+from agents.experiments.plot import compare_curves, read_runs
 from agents.experiments.run import cells_of, print_tables, run_experiment, summarise
 from textenv.cli.common import Json
 from textenv.data.folders import check_collection
+from textenv.pages.figures import save
 from textenv.registry.experiment import load_experiment
 
 
@@ -34,3 +36,21 @@ def run(experiment: tyro.conf.Positional[Path], *, as_json: Json = False) -> Non
     else:
         print_tables(rows)
     print(f"summary: {page}", file=sys.stderr)
+
+
+def plot(runs: tyro.conf.Positional[tuple[Path, ...]], *, output: Path = Path("curves.png")) -> None:
+    """Draw the curves of runs in one picture: the objective first, then scores, KL, length and endings.
+
+    Args:
+        runs: folders of learners, of `textenv run` (an agent's seeds become a line and a band) or of the demo.
+        output: the picture, PNG or SVG; one that is there is replaced.
+    """
+    if not runs:
+        raise ValueError("runs must name at least one folder, got none. Give the --output of a training.")
+    kind = output.suffix.lower().removeprefix(".")
+    if kind not in ("png", "svg"):
+        raise ValueError(f"output must end in .png or .svg, got {str(output)!r}. Name a picture.")
+    figure = compare_curves(read_runs(runs))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    save(figure, output, kind)
+    print(output)

@@ -8,6 +8,7 @@ import tyro
 from agents.sft import SFTConfig, load_demonstrations, train_sft
 from textenv.cli.common import Json, check_device, check_unfinished, show, show_loss
 from textenv.training.progress import progress_bar
+from textenv.training.trackers import Tracker, check_trackers
 
 
 def sft(
@@ -21,6 +22,7 @@ def sft(
     eval_split: str | None = None,
     device: str = "cpu",
     resume: bool = False,
+    report_to: tuple[Tracker, ...] = (),
     as_json: Json = False,
 ) -> None:
     """Fine-tune a language model on demonstrations; the result is a Hugging Face folder.
@@ -36,12 +38,14 @@ def sft(
         eval_split: of the held-out data set.
         device: where to train, like cpu or cuda:0.
         resume: continue the interrupted run in the output folder.
+        report_to: trackers that get the loss and the held-out figures.
     """
     check_unfinished(output)
     check_device(device)
+    check_trackers(report_to)
     records = load_demonstrations(data, split)
     held_out = None if eval_data is None else load_demonstrations(eval_data, eval_split)
     with progress_bar("supervised fine-tuning") as advance:
-        options = {"device": device, "resume": resume, "on_progress": show_loss(advance)}
+        options = {"device": device, "resume": resume, "report_to": report_to, "on_progress": show_loss(advance)}
         result = train_sft(model, records, config, output, eval_records=held_out, **options)
     show({**result.metrics, "output": str(output)}, as_json)

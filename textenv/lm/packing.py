@@ -47,13 +47,19 @@ def run_rows(model: PreTrainedModel, batch: Responses) -> tuple[Outputs, tuple[T
     joined, lengths = rows(batch), batch.total_lengths
     row, step = batch.response_mask.nonzero(as_tuple=True)
     column = joined.predictors[row, step]
-    padding = 1 - int(lengths.sum()) / joined.input_ids.numel()
-    if padding > WORTH_IT and can_pack(model):
+    if packed(model, batch):
         layout = row_layout(lengths, joined.input_ids.shape[1])
         return _run_packed(model, joined.input_ids, layout), (torch.zeros_like(row), layout.starts[row] + column)
     # All ones: the padding lies on the right, where a causal model never looks, and no mask means the fast kernel.
     outputs, _ = run(model, joined.input_ids, attention_mask=torch.ones_like(joined.input_ids), use_cache=False)
     return outputs, (row, column)
+
+
+def packed(model: PreTrainedModel, batch: Responses) -> bool:
+    """Whether :func:`run_rows` passes these rows without padding."""
+    lengths = batch.total_lengths
+    padding = 1 - int(lengths.sum()) / max(1, len(lengths) * int(lengths.max()))
+    return padding > WORTH_IT and can_pack(model)
 
 
 _packs: "weakref.WeakKeyDictionary[PreTrainedModel, bool]" = weakref.WeakKeyDictionary()

@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
@@ -18,6 +18,7 @@ from textenv.training.checkpoint import RunFolder
 from textenv.training.config import TrainingConfig
 from textenv.training.interrupt import deferred_interrupt
 from textenv.training.isolation import untouched_globals
+from textenv.training.trackers import Tracker, tracking
 from textenv.training.trainable import BestWeights, trainable_weights
 
 OnProgress = Callable[[int, int, dict[str, float]], None]
@@ -88,13 +89,15 @@ def fit(
     *,
     inputs: Mapping[str, str],
     evaluation: Evaluation | None = None,
+    report_to: Sequence[Tracker] = (),
     on_progress: OnProgress | None = None,
 ) -> Fit:
     """Minimise ``objective`` in place and leave the model in eval mode.
 
-    Ctrl-C finishes the step, saves a checkpoint in ``folder`` and raises KeyboardInterrupt; the last step saves one
-    too, so that a later failure loses nothing. A resumed run ends with the weights of a run that never stopped.
-    ``inputs`` names fingerprints of everything besides ``config`` that the run depends on.
+    Ctrl-C or SIGTERM finishes the step, saves a checkpoint in ``folder`` and raises KeyboardInterrupt; the last step
+    saves one too, so that a later failure loses nothing. A resumed run ends with the weights of a run that never
+    stopped. ``inputs`` names fingerprints of everything besides ``config`` that the run depends on; ``report_to``
+    trackers that get the history too.
 
     Raises:
         ValueError: the checkpoint in ``folder`` is damaged or belongs to another run.
@@ -105,6 +108,8 @@ def fit(
         interrupt = stack.enter_context(deferred_interrupt(active=folder.path is not None))
         stack.callback(objective.model.eval)
         loop = _Loop(objective, examples, config, folder, inputs, evaluation)
+        tracked = tracking(report_to, folder.path, dataclasses.asdict(config), loop.step)
+        loop.report = stack.enter_context(tracked)
         best = loop.best
         while loop.step < loop.steps and not (best is not None and best.exhausted):
             loop.train_step()
@@ -167,6 +172,7 @@ class _Loop:
         self.figures: dict[str, float] = {}
         """Figures of the last evaluation."""
         self.latest: dict[str, float] = {}
+        self.report: Callable[[dict[str, float], int], None] = lambda figures, step: None
         self._resume()
         self._windows = self._remaining()
 
@@ -209,6 +215,7 @@ class _Loop:
     def log(self, figures: dict[str, float]) -> None:
         self.latest = {**figures, "epoch": self.step / self.epoch_steps, "step": self.step}
         self.history.append(self.latest)
+        self.report(self.latest, self.step)
 
     def evaluate_if_due(self) -> None:
         if self.evaluation is not None:

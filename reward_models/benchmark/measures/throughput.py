@@ -1,7 +1,6 @@
-"""How fast a reward model scores, and what memory that takes."""
+"""How fast a reward model scores."""
 
 import statistics
-import sys
 import time
 from typing import Any, NamedTuple
 
@@ -60,16 +59,6 @@ def count_tokens(texts: Inputs, model: Any) -> tuple[int, str]:
         return int(encoded.lengths.sum()), "tokens"
     pairs = zip(texts.prompts, texts.responses, strict=True)
     return sum(len(f"{_plain(prompt)} {response}".split()) for prompt, response in pairs), "words"
-
-
-def peak_memory_mb() -> float | None:
-    """Highest resident memory of this process so far, 10⁶ bytes."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 def _plain(prompt: Any) -> str:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from agents import GRPO, PPO, RLOO, Reinforce
-from agents.core.rollout import rollout_log
+from agents.logs.figures import rollout_log
 from tests.conftest import tiny_model
 
 LEARNERS = [PPO, RLOO, GRPO, Reinforce]

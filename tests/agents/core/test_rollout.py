@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import textenv
-from agents.core.rollout import Stream, rollout_log
+from agents.core.rollout import Stream
+from agents.logs.figures import rollout_log
 from tests.conftest import WORDS
 from textenv.lm import Sampled
 

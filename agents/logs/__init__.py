@@ -1,0 +1,1 @@
+"""What training runs leave to look at: figures, alarms, curves and samples."""
