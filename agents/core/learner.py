@@ -23,11 +23,9 @@ from agents.core.config import LearnerConfig
 from agents.core.losses import Loss
 from agents.core.returns import Advantages
 from agents.core.rollout import Rollout, Stream, rollout_log
-from textenv import registry
-from textenv.config import Loading
 from textenv.kl import AdaptiveKL, FixedKL, KLController
 from textenv.lm import LanguageModel, length_buckets
-from textenv.training.trainable import check_trainable
+from textenv.training.memory import make_adam, policy_to_train
 from textenv.vector import TextVectorEnv
 
 
@@ -54,19 +52,16 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
     config_type: type[LearnerConfig]
 
     def __init__(self, env: TextVectorEnv, config: Config | None = None, policy: LanguageModel | None = None) -> None:
-        """``policy`` is trained in place; by default it is a copy of the environment's reference. ValueError: the
-        environment is not SameStep, ``policy`` has another vocabulary or is not in float32, or sizes do not fit."""
+        """``policy`` is trained in place (with ``lora_rank``, adapters on its weights); by default it is a copy of the
+        environment's reference. ValueError: see :func:`policy_to_train`; or the environment is not SameStep, ``policy``
+        has another vocabulary, or sizes do not fit."""
         config = config or cast(Config, self.config_type())
-        task = env.task.config
-        trained = Loading(task.device, attn_implementation=task.attn_implementation)  # in float32, whatever task.dtype
-        super().__init__(policy or registry.fresh_language_model(task.reference, *trained), env.task, seed=config.seed)
-        check_trainable(self.policy.model)
+        super().__init__(policy_to_train(config, env.task, policy), env.task, seed=config.seed)
         self.env, self.config = env, config
-        critic = registry.fresh_language_model(task.reference, *trained).model if config.critic == "trunk" else None
-        self.actor = ActorCritic(self.policy.model, self.policy.hidden_size, critic).to(task.device)
+        critic = policy_to_train(config, env.task).model if config.critic == "trunk" else None
+        self.actor = ActorCritic(self.policy.model, self.policy.hidden_size, critic).to(env.task.config.device)
         self.actor.value_head.requires_grad_(config.critic != "none")  # without a critic it stays at 0
-        parameters = [parameter for parameter in self.actor.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.Adam(parameters, lr=config.learning_rate, fused=True)
+        self.optimizer = make_adam(config, self.actor.parameters(), config.learning_rate)
         self.controller: KLController = FixedKL(env.kl_coef)
         if config.kl_target is not None:
             self.controller = AdaptiveKL(env.kl_coef, config.kl_target, config.kl_horizon)
