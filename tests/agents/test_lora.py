@@ -155,9 +155,9 @@ def test_the_saved_policy_is_an_adapter_that_plain_peft_loads_onto_the_reference
     agent.save(tmp_path / "run")
     folder = tmp_path / "run" / "policy"
     assert not (folder / "model.safetensors").exists()
-    assert json.loads((folder / "adapter_config.json").read_text("utf-8"))["base_model_name_or_path"] == str(
-        model_folder
-    )
+    config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    assert config["base_model_name_or_path"] == str(model_folder)
+    assert (config["r"], config["lora_alpha"], config["task_type"]) == (3, 6, "CAUSAL_LM")  # alpha is twice the rank
     base = AutoModelForCausalLM.from_pretrained(model_folder)
     ids, mask = torch.tensor([[1, 2, 3]]), torch.ones(1, 3, dtype=torch.int64)
     plain = base(ids, attention_mask=mask).logits

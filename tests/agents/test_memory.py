@@ -62,8 +62,9 @@ def test_recomputed_activations_change_no_gradient_and_no_sample(learner, family
 
 
 @pytest.mark.parametrize("lora_rank", [0, 3])
-def test_blocks_are_computed_twice_in_an_update_and_once_with_the_cache_in_sampling(learner, lora_rank):
-    agent = learner(gradient_checkpointing=True, lora_rank=lora_rank)
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_blocks_are_computed_twice_in_an_update_and_once_with_the_cache_in_sampling(learner, family, lora_rank):
+    agent = learner(family, gradient_checkpointing=True, lora_rank=lora_rank)
     blocks = [m for m in agent.policy.model.modules() if isinstance(m, GradientCheckpointingLayer)]
     assert len(blocks) == 2
     agent.collect()  # what is measured once a model
