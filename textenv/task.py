@@ -14,6 +14,7 @@ from textenv import registry
 from textenv.config import OptionError, TaskConfig
 from textenv.data.records import PromptSet
 from textenv.lm import LanguageModel, Responses, Sampled, TokenRule, sample_responses
+from textenv.lm.adapters import plain_model
 from textenv.scoring import Finished, Scored, Scorer
 
 
@@ -185,9 +186,12 @@ class ScoredByTask:
     def kl_coef(self, value: float) -> None:
         self.task.scorer.kl_coef = value
 
-    def attach_policy(self, model: PreTrainedModel | None) -> None:
-        """Let the environment compute the policy's log-probabilities, by one pass over each finished episode."""
-        self.task.scorer.policy = model
+    def attach_policy(self, model: nn.Module | None) -> None:
+        """Let the environment compute the policy's log-probabilities, by one pass over each finished episode.
+
+        ``model`` is a causal language model of transformers, or peft's ``PeftModel`` of one.
+        """
+        self.task.scorer.policy = None if model is None else plain_model(model)
 
 
 @functools.lru_cache(maxsize=16)

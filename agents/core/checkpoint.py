@@ -20,10 +20,11 @@ from agents.logs.files import CURVES, SAMPLES, append, drop_after, sample_texts
 from agents.presets import WORLDS, preset
 from textenv.data.folders import check_replaceable, recover, replace_folder
 from textenv.data.records import write_json
-from textenv.lm import load_language_model
 from textenv.training.interrupt import deferred_interrupt
+from textenv.training.memory import saved_policy
 from textenv.training.progress import Advance
 from textenv.training.trackers import Tracker, tracking
+from textenv.training.trainable import trainable_weights
 from textenv.vector import TextVectorEnv, make_vec
 
 
@@ -37,8 +38,9 @@ class CheckpointedLearner(Learner[Config], Algorithm):
     def save(self, path: str | Path) -> None:
         """Write a checkpoint folder, completely or not at all.
 
-        ``policy/`` is a plain Hugging Face model. The rest is for resuming: value function, optimiser, random states,
-        KL coefficient and the prompts of the next batch. ``curves.jsonl`` repeats the history.
+        ``policy/`` is a plain Hugging Face model, or an adapter folder of ``peft``. The rest is for resuming: value
+        function, optimiser, random states, KL coefficient and the prompts of the next batch. ``curves.jsonl`` repeats
+        the history.
 
         Raises:
             ValueError: the folder holds files that are not of a checkpoint, or cannot be written.
@@ -64,7 +66,8 @@ class CheckpointedLearner(Learner[Config], Algorithm):
 
     def _write(self, folder: Path) -> None:
         self.policy.save_pretrained(folder / "policy")
-        value = {name: tensor for name, tensor in self.actor.state_dict().items() if not name.startswith("model.")}
+        trained = trainable_weights(self.actor)
+        value = {name: tensor.detach() for name, tensor in trained.items() if not name.startswith("model.")}
         save_file(value, folder / "value.safetensors")
         tensors = {"optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state()}
         torch.save(tensors, folder / "optimizer.pt")
@@ -80,6 +83,11 @@ class CheckpointedLearner(Learner[Config], Algorithm):
         write_json(folder / "state.json", state)
         append(folder / CURVES, self.history)
         append(folder / SAMPLES, [])
+
+    def save_merged(self, path: str | Path) -> None:
+        """Write the policy alone, its adapters in its weights: a plain Hugging Face model. Raises as :meth:`save`."""
+        with replace_folder(path) as folder:
+            self.policy.merged().save_pretrained(folder)
 
     @classmethod
     def load(cls, path: str | Path, env: TextVectorEnv) -> Self:
@@ -104,8 +112,7 @@ class CheckpointedLearner(Learner[Config], Algorithm):
         slots = len(state["prompt_indices"])
         if slots != env.num_envs:
             raise ValueError(f"num_envs must be that of the checkpoint, {slots}, got {env.num_envs}. Use {slots}.")
-        where = {"device": env.task.config.device, "attn_implementation": env.task.config.attn_implementation}
-        agent = cls(env, cast(Config, config), load_language_model(path / "policy", **where))
+        agent = cls(env, cast(Config, config), saved_policy(path / "policy", env.task))
         agent.actor.load_state_dict(value, strict=False)
         agent.optimizer.load_state_dict(tensors["optimizer"])
         agent.generator.set_state(tensors["generator"])

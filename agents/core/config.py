@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from textenv.settings import Count, NonNegative, Positive, PositiveInt, check_settings
+from textenv.training.memory import MemoryConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnerConfig:
+class LearnerConfig(MemoryConfig):
     """Settings of every algorithm. The KL coefficient is the environment's ``kl_coef``."""
 
     batch_size: PositiveInt = 256

@@ -24,12 +24,10 @@ from agents.core.returns import Advantages
 from agents.core.rollout import Rollout, Stream
 from agents.logs.alarms import alarms
 from agents.logs.figures import add_figures, machine_log, pass_figures, rollout_log, update_log
-from textenv import registry
-from textenv.config import Loading
 from textenv.kl import AdaptiveKL, FixedKL, KLController
 from textenv.lm import LanguageModel, length_buckets
 from textenv.lm.packing import packed
-from textenv.training.trainable import check_trainable
+from textenv.training.memory import make_adam, policy_to_train
 from textenv.vector import TextVectorEnv
 
 
@@ -56,22 +54,21 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
     config_type: type[LearnerConfig]
 
     def __init__(self, env: TextVectorEnv, config: Config | None = None, policy: LanguageModel | None = None) -> None:
-        """``policy`` is trained in place; by default it is a copy of the environment's reference. ValueError: the
-        environment is not SameStep, ``policy`` has another vocabulary or is not in float32, or sizes do not fit."""
+        """``policy`` is trained in place (with ``lora_rank``, adapters on its weights); by default it is a copy of the
+        environment's reference. ValueError: see :func:`policy_to_train`; or the environment is not SameStep, ``policy``
+        has another vocabulary, or sizes do not fit."""
         config = config or cast(Config, self.config_type())
-        task = env.task.config
-        trained = Loading(task.device, attn_implementation=task.attn_implementation)  # in float32, whatever task.dtype
-        super().__init__(policy or registry.fresh_language_model(task.reference, *trained), env.task, seed=config.seed)
-        check_trainable(self.policy.model)
+        super().__init__(policy_to_train(config, env.task, policy), env.task, seed=config.seed)
         self.env, self.config = env, config
         place = config.value_function if isinstance(config, CriticConfig) else None
-        critic = registry.fresh_language_model(task.reference, *trained).model if place == "trunk" else None
-        self.actor = ActorCritic(self.policy, critic, shared=place == "shared", seed=config.seed).to(task.device)
+        critic = policy_to_train(config, env.task).model if place == "trunk" else None
+        self.actor = ActorCritic(self.policy, critic, shared=place == "shared", seed=config.seed)
+        self.actor.to(env.task.config.device)
         groups = [{"params": self.actor.trunk_parameters(), "peak": config.learning_rate}]
         if isinstance(config, CriticConfig):
             peak = config.value_learning_rate or 10 * config.learning_rate
             groups.append({"params": list(self.actor.value_head.parameters()), "peak": peak})
-        self.optimizer = torch.optim.Adam(groups, fused=True)
+        self.optimizer = make_adam(config, groups)
         self.controller: KLController = FixedKL(env.kl_coef)
         if config.kl_target is not None:
             self.controller = AdaptiveKL(env.kl_coef, config.kl_target, config.kl_horizon)

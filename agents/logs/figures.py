@@ -10,7 +10,7 @@ from agents.core.actor import Evaluated
 from agents.core.rollout import Rollout
 from textenv.kl import kl_k3
 from textenv.lm import Responses
-from textenv.training.memory import peak_memory_mb
+from textenv.training.peak import peak_memory_mb
 
 MEASURED = (
     "rollout_seconds",

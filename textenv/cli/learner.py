@@ -55,6 +55,7 @@ def learner_command(name: str, arguments: Sequence[str]) -> Callable[..., None]:
         sample_every: int = 10,
         report_to: tuple[Tracker, ...] = (),
         resume: bool = False,
+        merge_into: Path | None = None,
         as_json: Json = False,
     ) -> None:
         """Train a policy in an environment; the result is a checkpoint with a Hugging Face model in it.
@@ -76,6 +77,7 @@ def learner_command(name: str, arguments: Sequence[str]) -> Callable[..., None]:
             sample_every: updates between sample texts in OUTPUT/samples.jsonl.
             report_to: trackers that get the figures of each update as well.
             resume: continue from the checkpoint in the output folder.
+            merge_into: write the policy to this folder too, adapters of --lora-rank added to its weights.
         """
         check_value("total_episodes", total_episodes, PositiveInt)
         check_value("save_every", save_every, PositiveInt)
@@ -83,7 +85,8 @@ def learner_command(name: str, arguments: Sequence[str]) -> Callable[..., None]:
         check_value("sample_every", sample_every, PositiveInt)
         check_trackers(report_to)
         keep = Keep(last=keep_last, best=keep_best)
-        check_replaceable(output)
+        for folder in (output, *([merge_into] if merge_into else [])):
+            check_replaceable(folder)
         if not resume and (output / "state.json").exists():
             rule = f"output must be a folder without a checkpoint, got {str(output)!r}"
             raise ValueError(f"{rule}. Continue it with --resume, or name another folder.")
@@ -94,6 +97,8 @@ def learner_command(name: str, arguments: Sequence[str]) -> Callable[..., None]:
         with progress_bar(learner.__name__) as advance:
             options = {"every": save_every, "keep": keep, "sample_every": sample_every}
             agent.learn_with_checkpoints(total_episodes, output, **options, report_to=report_to, advance=advance)
+        if merge_into is not None:
+            agent.save_merged(merge_into)
         show({**agent.history[-1], "output": str(output)}, as_json)
 
     train.__doc__ = str(train.__doc__).replace("ALGORITHM", str(learner.__doc__))
@@ -107,8 +112,9 @@ def _plan(agent: Any, how: str, total_episodes: int) -> str:
     reward = task.config.reward_model
     reward = reward if isinstance(reward, str) else json.dumps(reward)
     updates = math.ceil(total_episodes / config.batch_size)
+    learner = f"an adapter of rank {config.lora_rank} on" if config.lora_rank else "a copy of"
     return (
-        f"{how}: a copy of {task.config.reference} ({parameters:,} parameters) learns on {len(task.prompts.ids):,} "
+        f"{how}: {learner} {task.config.reference} ({parameters:,} parameters) learns on {len(task.prompts.ids):,} "
         f"prompts from the reward of {reward} minus {agent.env.kl_coef:g} per nat of KL; {updates:,} updates of "
         f"{config.batch_size:,} episodes, learning rate {config.learning_rate:g}"
     )

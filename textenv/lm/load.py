@@ -1,5 +1,6 @@
 """Loading Hugging Face causal language models by registered name, folder, hub id or GGUF file."""
 
+import dataclasses
 import json
 import struct
 import weakref
@@ -21,6 +22,7 @@ from transformers import (
 )
 
 from textenv.data.hub import hub_or_cache
+from textenv.lm.adapters import adapter_base, adapters, load_adapter, merged_copy, plain_model, save_adapter
 from textenv.lm.endings import ending_ids, prompt_text, turn_end_id
 
 
@@ -30,6 +32,7 @@ class LanguageModel:
 
     name: str
     model: PreTrainedModel
+    """A ``PeftModel`` may be given: it is unwrapped, with its adapters inside."""
     tokenizer: PreTrainedTokenizerBase
     eos_id: int
     """The tokenizer's EOS, which closes a response to a plain text."""
@@ -39,6 +42,10 @@ class LanguageModel:
     """Every token that ends a response, ``eos_id`` first (:mod:`textenv.lm.endings`)."""
     pad_id: int
     """Fills padding; may equal ``eos_id``, since nothing derives a mask from it."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "model", plain_model(self.model))
+        disable_dropout(self.model)
 
     @property
     def vocab_size(self) -> int:
@@ -96,9 +103,17 @@ class LanguageModel:
         return self.decode_batch([list(row[:-1] if row and row[-1] in ends else row) for row in ids])
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """A plain Hugging Face folder: safetensors weights, config and tokenizer."""
-        self.model.save_pretrained(folder)
+        """A plain Hugging Face folder: safetensors weights, config and tokenizer; of a model with adapters only these,
+        as plain ``peft`` reads them."""
+        if adapters(self.model):
+            save_adapter(self.model, folder)
+        else:
+            self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+    def merged(self) -> "LanguageModel":
+        """A copy whose adapters are added to its weights: an ordinary model."""
+        return dataclasses.replace(self, model=merged_copy(self.model))
 
 
 def load_language_model(
@@ -107,14 +122,29 @@ def load_language_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     attn_implementation: str | None = None,
+    base: LanguageModel | None = None,
 ) -> LanguageModel:
     """Load a folder, a hub id, or a ``.gguf`` file, whose weights are de-quantised (needs the package ``gguf``).
 
-    ``trust_remote_code`` stays off; weights come from safetensors or GGUF.
+    ``trust_remote_code`` stays off; weights come from safetensors or GGUF. A folder with an adapter is loaded onto the
+    weights of ``base``, which it shares, by default onto the folder or hub id that it names.
 
     Raises:
         ValueError: the name is not a readable causal language model, or its tokenizer has no EOS token.
     """
+    named = adapter_base(name)
+    if named is not None:
+        options = {"device": device, "dtype": dtype, "attn_implementation": attn_implementation}
+        try:
+            base = base or load_language_model(named, **options)
+        except ValueError as error:
+            raise ValueError(
+                f"the base of an adapter must be a folder, a hub id or a .gguf file that can be loaded, got {named!r} "
+                f"in the adapter_config.json of {str(name)!r}: {error}. Correct the name there; if it is a registered "
+                "one, register it and use textenv.language_model."
+            ) from error
+        tokenizer = load_tokenizer(name) if (Path(name) / "tokenizer_config.json").is_file() else base.tokenizer
+        return wrap_language_model(load_adapter(base.model, name), tokenizer, name=str(name))
     with hub_or_cache(name) as unreachable:
         try:
             if is_gguf(name):
@@ -185,14 +215,13 @@ def wrap_language_model(model: PreTrainedModel, tokenizer: Any, *, name: str = "
     if eos_id is None:
         raise ValueError(f"the tokenizer of {name!r} must have an EOS token. Set tokenizer.eos_token before saving it.")
     pad_id = tokenizer.pad_token_id
-    disable_dropout(model)
     return LanguageModel(
         name,
         model,
         tokenizer,
         eos_id=int(eos_id),
         turn_end_id=turn_end_id(tokenizer),
-        ending_ids=ending_ids(model, tokenizer),
+        ending_ids=ending_ids(plain_model(model), tokenizer),
         pad_id=int(eos_id if pad_id is None else pad_id),
     )
 
@@ -209,7 +238,7 @@ def disable_dropout(model: nn.Module) -> None:
 
 
 def output_embeddings(model: PreTrainedModel) -> nn.Linear:
-    head = model.get_output_embeddings()
+    head = plain_model(model).get_output_embeddings()
     if not isinstance(head, nn.Linear):
         raise ValueError(f"the model must have a linear LM head, got {type(head).__name__}. Use a causal LM.")
     return head
@@ -258,6 +287,7 @@ class Outputs:
 
 def run(model: PreTrainedModel, input_ids: Tensor, **kwargs: Any) -> tuple[Outputs, Any]:
     """Forward pass → ``(outputs, cache)``; the LM head runs only where :meth:`Outputs.at` asks for it."""
+    model = plain_model(model)
     if has_plain_head(model):
         out = model.base_model(input_ids=input_ids, **kwargs)
         return Outputs(model, out.last_hidden_state, None), getattr(out, "past_key_values", None)

@@ -112,6 +112,13 @@ def fresh_language_model(
     return dataclasses.replace(shared, model=copy.deepcopy(shared.model))  # de-quantising takes longer
 
 
+def portable_name(name: str) -> str:
+    """What to call a language model in a file: the absolute path of a folder or file, else the name itself."""
+    source = _sources["language model"].get(name, name)
+    is_path = isinstance(source, str | Path) and Path(source).exists()
+    return str(Path(source).absolute()) if is_path else name
+
+
 def _how(device: str, dtype: Precision, attn_implementation: str | None) -> Loading:
     check_value("dtype", dtype, Precision)
     return Loading(device, dtype, attn_implementation)
@@ -221,11 +228,13 @@ def _attribute(source: Any) -> Any:
 
 
 def _language_model(source: Any, how: Loading) -> "LanguageModel":
+    from textenv.lm.adapters import adapter_base
     from textenv.lm.load import LanguageModel, load_language_model
 
     source, arguments = _attribute(source), how.arguments()
     if not callable(source):
-        return load_language_model(source, **arguments)
+        base = adapter_base(source)
+        return load_language_model(source, base=_base(base, source, how) if base else None, **arguments)
     loaded = source()
     if not isinstance(loaded, LanguageModel):
         raise ValueError(f"language-model functions must return a LanguageModel, got {type(loaded).__name__}. Wrap it.")
@@ -233,6 +242,18 @@ def _language_model(source: Any, how: Loading) -> "LanguageModel":
     if how.attn_implementation is not None:
         loaded.model.set_attn_implementation(how.attn_implementation)
     return loaded
+
+
+def _base(name: str, folder: Any, how: Loading) -> "LanguageModel":
+    """The shared base of an adapter folder."""
+    try:
+        return language_model(name, *how)
+    except ValueError as error:
+        rule = "the base of an adapter must be a registered name, a folder, a hub id or a .gguf file"
+        raise ValueError(
+            f"{rule}, got {name!r} in the adapter_config.json of {str(folder)!r}: {error} Register it, or correct the "
+            "name there."
+        ) from error
 
 
 def _reward_function(source: Any, how: Loading) -> RewardModel:

@@ -1,13 +1,135 @@
-"""How much memory a process has used."""
+"""Training a policy in little memory: adapters on shared weights, fewer layers, recomputed activations."""
 
-import sys
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from textenv import registry
+from textenv.lm import LanguageModel, load_language_model
+from textenv.lm.adapters import adapter_base, adapters, add_adapters, shared_copy
+from textenv.lm.load import output_embeddings
+from textenv.settings import Count, Positive, PositiveInt
+from textenv.task import Task
+from textenv.training.trainable import check_trainable
 
 
-def peak_memory_mb() -> float | None:
-    """Highest resident memory of this process so far, 10⁶ bytes; None on Windows."""
+@dataclass(frozen=True, kw_only=True)
+class MemoryConfig:
+    """How much of a policy is trained, and what is kept in memory for it; see docs/memory.md."""
+
+    lora_rank: Count = 0
+    """Rank of adapters on every linear layer of the trunk. They alone are trained, on the weights of the reference, so
+    that there is one model in memory; 0 trains a copy of the reference."""
+    lora_alpha: Positive | None = None
+    """Adapters are scaled by lora_alpha / lora_rank. Higher moves the policy faster; None is twice the rank."""
+    train_layers: PositiveInt | None = None
+    """Train only so many blocks from the top and what follows them; embeddings, and an LM head that shares their
+    weights, stay as they are. None trains all."""
+    gradient_checkpointing: bool = False
+    """Compute the activations of each block again in the backward pass instead of keeping them: the same gradient."""
+    adam_8bit: bool = False
+    """Keep Adam's moments in 8 bits (bitsandbytes; needs CUDA)."""
+
+
+def policy_to_train(config: MemoryConfig, task: Task, policy: LanguageModel | None = None) -> LanguageModel:
+    """What a learner trains: ``policy`` or a copy of the task's reference, in float32; with ``lora_rank``, new adapters
+    on the very weights of either.
+
+    Raises:
+        ValueError: the policy has other adapters or fewer layers than asked for, or has weights to train that are not
+            in float32.
+    """
+    reference = task.config.reference
+    if config.lora_rank and (policy is None or not adapters(policy.model)):
+        name = registry.portable_name(reference if policy is None else policy.name)
+        policy = _with_adapters(policy or task.reference, name, config)
+    elif policy is None:
+        policy = registry.fresh_language_model(reference, **_where(task))
+    found = {getattr(adapter, "r", 0) for adapter in adapters(policy.model).values()}
+    if config.lora_rank and found != {config.lora_rank}:
+        rule = f"lora_rank must be 0 or the rank of the policy's own adapters ({', '.join(map(str, found))})"
+        raise ValueError(f"{rule}, got {config.lora_rank}. Leave it out.")
+    if config.train_layers is not None:
+        _freeze_below(policy.model, config.train_layers)
+    check_trainable(policy.model)
+    if config.gradient_checkpointing:
+        recompute_activations(policy.model)
+    return policy
+
+
+def saved_policy(folder: str | Path, task: Task) -> LanguageModel:
+    """The policy that a learner saved in ``folder``; an adapter shares the weights of the task's reference or of the
+    model that it names."""
+    base = adapter_base(folder)
+    if base is None:
+        return load_language_model(folder, **_where(task))
+    if base == registry.portable_name(task.config.reference):
+        return load_language_model(folder, base=task.reference)
+    return registry.fresh_language_model(str(folder), *task.config.loading)
+
+
+def make_adam(config: MemoryConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Adam over groups of parameters, as PyTorch takes them.
+
+    Raises:
+        ValueError: 8 bits without CUDA or without bitsandbytes.
+    """
+    if not config.adam_8bit:
+        return torch.optim.Adam(groups, fused=True)
+    device = groups[0]["params"][0].device
+    if device.type != "cuda":
+        raise ValueError(f"adam_8bit needs a CUDA device, got {device}. Leave it out, or use device='cuda'.")
     try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+        from bitsandbytes.optim import Adam8bit  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise ValueError("adam_8bit needs the package bitsandbytes: pip install 'textenv[adam8bit]'.") from error
+    return Adam8bit(groups)
+
+
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Keep only the inputs of each block in passes with gradient, and compute the rest again in the backward pass.
+
+    Raises:
+        ValueError: the model does not support it.
+    """
+    # Deprecated under its old name, and not there yet under its new one in transformers 5.0.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    model.base_model.register_forward_pre_hook(_recompute_with_gradient)
+
+
+def _recompute_with_gradient(trunk: nn.Module, arguments: Any) -> None:
+    """transformers recomputes in blocks that are in training mode, and takes their cache away: not in sampling."""
+    for module in trunk.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = torch.is_grad_enabled()
+
+
+def _where(task: Task) -> dict[str, Any]:
+    """How a model with weights to train is loaded: in float32, whatever the task's dtype."""
+    return {"device": task.config.device, "attn_implementation": task.config.attn_implementation}
+
+
+def _with_adapters(base: LanguageModel, name: str, config: MemoryConfig) -> LanguageModel:
+    model = shared_copy(base.model)
+    rank, alpha, head = config.lora_rank, config.lora_alpha or 2.0 * config.lora_rank, output_embeddings(model)
+    add_adapters(model, rank=rank, alpha=alpha, seed=getattr(config, "seed", 0), leave=head)
+    for adapter in adapters(model).values():
+        adapter.task_type, adapter.base_model_name_or_path = "CAUSAL_LM", name
+    return dataclasses.replace(base, model=model)
+
+
+def _freeze_below(model: PreTrainedModel, layers: int) -> None:
+    """Freeze all embeddings and all blocks but the ``layers`` last ones."""
+    total = model.config.get_text_config().num_hidden_layers
+    blocks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == total]
+    if layers > total or not blocks:
+        raise ValueError(f"train_layers must be {total} or less, the blocks of the model, got {layers}. Lower it.")
+    for frozen in [*blocks[0][: total - layers], *(m for m in model.modules() if isinstance(m, nn.Embedding))]:
+        frozen.requires_grad_(False)

@@ -11,9 +11,9 @@ from textenv.data.records import write_json
 
 
 def check_trainable(model: nn.Module) -> None:
-    """Refuse weights of lower precision than float32."""
-    dtype = next(model.parameters()).dtype
-    if torch.finfo(dtype).bits < 32:
+    """Refuse weights to train of lower precision than float32; frozen ones may have any."""
+    dtype = min((weight.dtype for weight in trainable_weights(model).values()), key=lambda dtype: dtype.itemsize)
+    if dtype.itemsize < 4:
         raise ValueError(
             f"a policy to train must have float32 weights, got {dtype}, in which Adam's small steps round to nothing. "
             "Load it in float32; the environment's dtype='bfloat16' computes in bfloat16."
