@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from agents.baselines import RandomAgent, ReferenceAgent
     from agents.best_of_n import BestOfN
     from agents.grpo import GRPO, GRPOConfig
+    from agents.online_dpo import OnlineDPO, OnlineDPOConfig
     from agents.ppo import PPO, PPOConfig
     from agents.reinforce import Reinforce, ReinforceConfig
     from agents.rloo import RLOO, RLOOConfig
@@ -23,6 +24,8 @@ __all__ = [
     "RLOO",
     "BestOfN",
     "GRPOConfig",
+    "OnlineDPO",
+    "OnlineDPOConfig",
     "PPOConfig",
     "RLOOConfig",
     "RandomAgent",

@@ -8,7 +8,7 @@ optimiser step, whose gradient is summed over micro-batches of episodes of simil
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Generic, NamedTuple, Self, TypeVar, cast
 
@@ -109,10 +109,8 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
         targets = self.advantages(rollout)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
-        logs = []
-        for _ in range(self.config.epochs):
-            order = torch.randperm(len(rollout.rewards), generator=self.generator)
-            logs += [self.step(rollout, targets, index) for index in order.tensor_split(self.config.minibatches)]
+        passes = range(self.config.epochs)
+        logs = [self.step(rollout, targets, index) for _ in passes for index in self.minibatches(rollout)]
         means = {key: float(np.mean([log[key] for log in logs])) for key in logs[0]}
         if self.config.critic != "none":
             mask, returns = rollout.tokens.response_mask, targets.returns
@@ -120,6 +118,10 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
             means["explained_variance"] = float(1.0 - residual / variance.clamp(min=1e-12))
         means["learning_rate"] = self.learning_rate
         return means
+
+    def minibatches(self, rollout: Rollout) -> Sequence[Int[Tensor, " n"]]:
+        """The episodes of each optimiser step of one pass, in random order."""
+        return torch.randperm(len(rollout.rewards), generator=self.generator).tensor_split(self.config.minibatches)
 
     @property
     def learning_rate(self) -> float:
