@@ -18,8 +18,7 @@ How this differs from the paper:
    such optimum: each pair's loss falls for ever as its gap grows, so β limits the speed and not the distance from the
    reference (Azar et al. 2024). Such a run must be stopped in time.
 2. The judge is the reward model of the environment. A score of another scale is another Bradley–Terry model.
-3. With more than two responses to a prompt all their pairs count; a prompt's loss is the mean over them. (Best against
-   worst alone came half as near to the optimum of the exact world.)
+3. With more than two responses to a prompt all their pairs count; a prompt's loss is the mean over them.
 4. The reference's log-probabilities are those of the environment's KL, so no pass over the reference is added. The
    gradient is ``Σ ∂loss/∂h(y) ∇log π(y)``: a pass without gradient first tells all h, so that micro-batches may split
    pairs. One step per batch does without, since h is then known from the episodes.

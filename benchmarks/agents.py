@@ -17,6 +17,7 @@ import tyro
 
 from agents.experiments.page import write_summary
 from agents.experiments.run import Cell, markdown, run_experiment, summarise
+from agents.presets import WORLDS, preset
 from benchmarks.record import RESULTS, write_result
 from textenv.registry.experiment import AgentPlan
 
@@ -53,7 +54,8 @@ def cells(seeds: Sequence[int], env_ids: Sequence[str]) -> list[Cell]:
         agents, episodes, evaluation = SETTINGS[env_id]
         for seed in seeds:
             for name, algorithm, options in agents:
-                plan = AgentPlan(name=name, algorithm=algorithm, options=options)
+                written_out = preset(WORLDS[env_id], algorithm, episodes) | options
+                plan = AgentPlan(name=name, algorithm=algorithm, options=written_out)
                 out.append(Cell(env_id, plan, seed, episodes, evaluation))
     return out
 
