@@ -95,22 +95,18 @@ def test_label_smoothing_moves_the_best_gap_of_ipo():
 
 @pytest.mark.parametrize(("loss", "smoothing"), [("sigmoid", 0.0), ("sigmoid", 0.2), ("ipo", 0.0), ("ipo", 0.2)])
 def test_the_logged_losses_are_those_done_by_hand_before_and_after_a_step(loss, smoothing):
-    """Steps of one ranking each at a rate of almost 0 after a first step of ordinary size."""
+    """The second loss on the same ranking is that of the policy which the first step left."""
     lm = tiny_model()
     kept = [ranking._replace(margin=0.0) if loss == "ipo" else ranking for ranking in RANKINGS]
-    trained = train_dpo(lm, kept, config(loss=loss)).model
     for ranking in kept:
         at_start = train_dpo(lm, [ranking], config(loss=loss, label_smoothing=smoothing, epochs=1))
         expected = hand_loss(lm, lm, ranking, loss=loss, smoothing=smoothing)
         assert at_start.history[0]["loss"] == pytest.approx(expected, rel=1e-4)
-    # Two steps on the same ranking: the second loss is that of the policy which the first step left.
-    for ranking in kept:
         options = {"loss": loss, "label_smoothing": smoothing, "warmup_ratio": 0.0, "lr_schedule": "constant"}
         once = train_dpo(lm, [ranking], config(epochs=1, **options)).model
         twice = train_dpo(lm, [ranking], config(epochs=2, **options))
         expected = hand_loss(once, lm, ranking, loss=loss, smoothing=smoothing)
         assert twice.history[1]["loss"] == pytest.approx(expected, rel=1e-4)
-    assert not torch.equal(weights(trained), weights(lm))
 
 
 def test_the_log_ratios_are_those_of_plain_forward_passes_and_zero_at_the_start(family_model):
@@ -155,7 +151,7 @@ def test_whatever_stands_on_padding_changes_nothing():
         assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
 
 
-def test_of_two_equal_responses_and_of_ties_alone_nothing_is_learned_or_they_are_refused():
+def test_ties_alone_are_refused_and_equal_responses_make_no_nan():
     lm = tiny_model()
     tie = Ranking("red", ("green", "blue"), ranks=(0, 0))
     with pytest.raises(ValueError, match="a ranking of single turns that is not a tie, got 1 without one"):
@@ -170,7 +166,6 @@ def test_the_policy_moves_towards_what_is_preferred_and_held_out_pairs_tell():
     lm = tiny_model()
     result = train_dpo(lm, RANKINGS, config(epochs=20), eval_rankings=RANKINGS)
     at_start = train_dpo(lm, RANKINGS, config(learning_rate=1e-12, epochs=1), eval_rankings=RANKINGS)
-    assert at_start.metrics["eval_accuracy_per_pair"] == pytest.approx(0.5, abs=0.5)
     assert at_start.metrics["eval_nll_per_pair"] == pytest.approx(math.log(2), rel=1e-3)
     assert result.metrics["eval_accuracy_per_pair"] == 1.0
     gaps = []
