@@ -11,7 +11,9 @@ from agents.algorithms import ALGORITHMS
 if TYPE_CHECKING:
     from agents.baselines import RandomAgent, ReferenceAgent
     from agents.best_of_n import BestOfN
+    from agents.dpo import DPOConfig, train_dpo
     from agents.grpo import GRPO, GRPOConfig
+    from agents.online_dpo import OnlineDPO, OnlineDPOConfig
     from agents.ppo import PPO, PPOConfig
     from agents.reinforce import Reinforce, ReinforceConfig
     from agents.rloo import RLOO, RLOOConfig
@@ -22,7 +24,10 @@ __all__ = [
     "PPO",
     "RLOO",
     "BestOfN",
+    "DPOConfig",
     "GRPOConfig",
+    "OnlineDPO",
+    "OnlineDPOConfig",
     "PPOConfig",
     "RLOOConfig",
     "RandomAgent",
@@ -30,12 +35,14 @@ __all__ = [
     "Reinforce",
     "ReinforceConfig",
     "SFTConfig",
+    "train_dpo",
     "train_sft",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    modules = {"SFTConfig": "agents.sft", "train_sft": "agents.sft"}
+    modules = {"DPOConfig": "agents.dpo", "train_dpo": "agents.dpo"}
+    modules |= {"SFTConfig": "agents.sft", "train_sft": "agents.sft"}
     for target in ALGORITHMS.values():
         module, _, kind = target.partition(":")
         modules |= {kind: module, f"{kind}Config": module}

@@ -18,6 +18,7 @@ LEARNERS = {
     "rloo": "agents.rloo:RLOO",
     "grpo": "agents.grpo:GRPO",
     "reinforce": "agents.reinforce:Reinforce",
+    "online-dpo": "agents.online_dpo:OnlineDPO",
 }
 """Learners of this package. Each is also a command of ``textenv``, with the first line of its file as help."""
 

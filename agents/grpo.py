@@ -24,7 +24,7 @@ import torch
 
 from agents.core.actor import Evaluated
 from agents.core.checkpoint import CheckpointedLearner
-from agents.core.group import GroupConfig, clipped_loss, group_advantages, on_every_token
+from agents.core.group import ClippedGroupConfig, clipped_loss, group_advantages, on_every_token
 from agents.core.learner import MicroBatch
 from agents.core.losses import Loss
 from agents.core.returns import Advantages
@@ -32,7 +32,7 @@ from agents.core.rollout import Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
-class GRPOConfig(GroupConfig):
+class GRPOConfig(ClippedGroupConfig):
     """Settings of GRPO. The KL coefficient is the environment's ``kl_coef``."""
 
     normalize_std: bool = True

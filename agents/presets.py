@@ -15,12 +15,14 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "rloo": {**_GROUP, "learning_rate": 1e-3},
         "grpo": {**_GROUP, "learning_rate": 1e-3},
         "reinforce": {"learning_rate": 2e-3},
+        "online-dpo": {**_GROUP, "learning_rate": 1e-3},
     },
     "assistant": {
         "ppo": {"learning_rate": 3e-4},
         "rloo": {**_GROUP, "learning_rate": 3e-4},
         "grpo": {**_GROUP, "learning_rate": 3e-4},
         "reinforce": {"learning_rate": 1e-3},
+        "online-dpo": {**_GROUP, "learning_rate": 3e-4},
     },
 }
 """Preset → learner → settings that differ from the defaults of its config."""

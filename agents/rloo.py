@@ -22,7 +22,7 @@ import torch
 
 from agents.core.actor import Evaluated
 from agents.core.checkpoint import CheckpointedLearner
-from agents.core.group import GroupConfig, clipped_loss, leave_one_out_advantages, on_every_token
+from agents.core.group import ClippedGroupConfig, clipped_loss, leave_one_out_advantages, on_every_token
 from agents.core.learner import MicroBatch
 from agents.core.losses import Loss
 from agents.core.returns import Advantages
@@ -30,7 +30,7 @@ from agents.core.rollout import Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
-class RLOOConfig(GroupConfig):
+class RLOOConfig(ClippedGroupConfig):
     """Settings of RLOO. The KL coefficient is the environment's ``kl_coef``."""
 
 

@@ -3,9 +3,11 @@
 Every agent trains on the same number of episodes, with three seeds. Measured are the regret ratio where the optimum is
 known, and gold, reward-model score, KL, wall-clock time and tokens everywhere; in the embedded world on test prompts.
 
-Command: ``python -m benchmarks.agents`` (about half an hour on one core; finished cells are not run again).
+Command: ``python -m benchmarks.agents`` (about half an hour on one core; finished cells are not run again). With
+``--agents`` only those are run; the figures of the others stay those of the last record.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +17,8 @@ import tyro
 
 from agents.experiments.page import write_summary
 from agents.experiments.run import Cell, markdown, run_experiment, summarise
-from benchmarks.record import write_result
+from agents.presets import WORLDS, preset
+from benchmarks.record import RESULTS, write_result
 from textenv.registry.experiment import AgentPlan
 
 SB3 = {"gamma": 1.0, "vf_coef": 0.1, "linear_decay": True}
@@ -25,6 +28,7 @@ LEARNERS: list[tuple[str, str, dict[str, Any]]] = [  # with the preset of the id
     ("GRPO", "grpo", {}),
     ("Dr. GRPO", "grpo", {"normalize_std": False, "normalize_length": False}),
     ("REINFORCE", "reinforce", {}),
+    ("Online DPO", "online-dpo", {}),
 ]
 FIXED = [("best-of-4", "best-of-n", {"n": 4}), ("reference", "reference", {}), ("random", "random", {})]
 SB3_MICRO = {**SB3, "num_envs": 256, "n_steps": 4}
@@ -50,7 +54,8 @@ def cells(seeds: Sequence[int], env_ids: Sequence[str]) -> list[Cell]:
         agents, episodes, evaluation = SETTINGS[env_id]
         for seed in seeds:
             for name, algorithm, options in agents:
-                plan = AgentPlan(name=name, algorithm=algorithm, options=options)
+                written_out = preset(WORLDS[env_id], algorithm, episodes) | options
+                plan = AgentPlan(name=name, algorithm=algorithm, options=written_out)
                 out.append(Cell(env_id, plan, seed, episodes, evaluation))
     return out
 
@@ -58,14 +63,21 @@ def cells(seeds: Sequence[int], env_ids: Sequence[str]) -> list[Cell]:
 def main(
     seeds: tuple[int, ...] = (1, 2, 3),
     env_ids: tuple[Literal[tuple(SETTINGS)], ...] = tuple(SETTINGS),
+    agents: tuple[str, ...] = (),
     output: Path = Path("runs/agents"),
 ) -> None:
     torch.set_num_threads(1)
-    results = run_experiment(cells(seeds, env_ids), output)
+    chosen = [cell for cell in cells(seeds, env_ids) if not agents or cell.plan.name in agents]
+    results = run_experiment(chosen, output)
     print(f"summary: {write_summary(results, output)}")
-    rows = summarise(results)
-    cells_run = [{"settings": result["settings"], "figures": result["figures"]} for result in results]
-    print(write_result("agents", {"rows": rows, "cells": cells_run}))
+    record: dict[str, Any] = {}
+    measured = [{"settings": result["settings"], "figures": result["figures"]} for result in results]
+    if agents:
+        last = json.loads((RESULTS / "agents.json").read_text("utf-8"))
+        measured = [cell for cell in last["cells"] if cell["settings"]["agent"] not in agents] + measured
+        record["added_to"] = {key: last[key] for key in ("command", "commit", "machine")}
+    rows = summarise(measured)
+    print(write_result("agents", {**record, "rows": rows, "cells": measured}))
     print(markdown(rows))
 
 

@@ -23,7 +23,8 @@ def evaluate_reward_model(
         ``accuracy_per_pair`` (share of pairs ordered as ranked; equal scores count one half) and ``nll_per_pair``
         (nats), in which every pair weighs the same; ``accuracy_per_ranking`` and ``nll_per_ranking``, in which every
         ranking does, as in training. Each has half the width of its 95 % interval over prompts beside it (``…_ci95``).
-        Then ``calibration_slope_per_pair``, ``ece_per_pair``, and the counts ``pairs``, ``ties`` and ``prompts``.
+        Then ``margin_per_pair`` (mean log-odds of the better response), ``calibration_slope_per_pair``,
+        ``ece_per_pair``, and the counts ``pairs``, ``ties`` and ``prompts``.
 
         The NLL is that of ``σ(score_unit · (s_better − s_worse))``, so that normalisation changes no figure. Margins
         play no part; tied pairs are only counted; two equal responses are no pair.
@@ -57,6 +58,7 @@ def measure_scores(scores: Float[Tensor, " n"], rankings: Sequence[Ranking]) -> 
             figures |= {f"{name}_per_{weighting}": mean.mean, f"{name}_per_{weighting}_ci95": mean.ci95}
     ties = sum(len(list(better_pairs(r.responses, r.levels, operator.eq))) for r in rankings)
     return figures | {
+        "margin_per_pair": float(margins.mean()),
         "calibration_slope_per_pair": stats.calibration_slope(margins, prompt[ranking]).value,
         "ece_per_pair": stats.ece(stats.reliability(margins, prompt[ranking])),
         "pairs": float(len(rows)),

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -200,7 +201,8 @@ class CheckpointedLearner(Learner[Config], Algorithm):
         """Train on a job, continuing from the checkpoint in its folder if there is one."""
         options = dict(job.options)
         num_envs, name = options.pop("num_envs", None), options.pop("preset", WORLDS.get(job.env_id, "pretrained"))
-        options = {**preset(name, cls.__name__.lower(), job.total_episodes), **options}
+        learner = re.sub("(?<=[a-z])(?=[A-Z])", "-", cls.__name__).lower()  # OnlineDPO: online-dpo
+        options = {**preset(name, learner, job.total_episodes), **options}
         config = cast(Config, cls.config_type(**options, seed=job.seed))
         agent = cls.resume(job.folder, make_vec(job.env_id, int(num_envs or config.batch_size)), config)
         agent.learn_with_checkpoints(job.total_episodes, job.folder, advance=job.advance)

@@ -1,4 +1,4 @@
-"""What RLOO and GRPO share: several responses to each prompt, each judged against the others."""
+"""What RLOO, GRPO and online DPO share: several responses to each prompt, each judged against the others."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -20,15 +20,21 @@ class GroupConfig(LearnerConfig):
     """Settings of algorithms that compare the responses to one prompt."""
 
     group_size: Annotated[int, Ge(2), "The responses to one prompt are compared."] = 4
-    """Responses per prompt, 2 or more. More give a better baseline and fewer prompts per batch."""
-    clip_range: Positive = 0.2
-    """ε of the surrogate: how far a ratio may move from 1 before its gradient stops."""
+    """Responses per prompt, 2 or more. More tell better how good each is, and leave fewer prompts per batch."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.batch_size % self.group_size:
             rule = f"batch_size must be a multiple of group_size ({self.group_size})"
             raise ValueError(f"{rule}, got {self.batch_size}. Change one of them.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClippedGroupConfig(GroupConfig):
+    """Settings of those that use the clipped surrogate."""
+
+    clip_range: Positive = 0.2
+    """ε of the surrogate: how far a ratio may move from 1 before its gradient stops."""
 
 
 def leave_one_out_advantages(returns: Float[Tensor, " B"], group_size: int) -> Float[Tensor, " B"]:

@@ -8,7 +8,7 @@ optimiser step, whose gradient is summed over micro-batches of episodes of simil
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Generic, NamedTuple, Self, TypeVar, cast
 
@@ -113,10 +113,8 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
         targets = self.advantages(rollout)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * self.decay
-        logs = []
-        for _ in range(self.config.epochs):
-            order = torch.randperm(len(rollout.rewards), generator=self.generator)
-            logs += [self.step(rollout, targets, index) for index in order.tensor_split(self.config.minibatches)]
+        passes = range(self.config.epochs)
+        logs = [self.step(rollout, targets, index) for _ in passes for index in self.minibatches(rollout)]
         means = update_log(logs)
         if isinstance(self.config, CriticConfig):
             mask, returns = rollout.tokens.response_mask, targets.returns
@@ -124,6 +122,10 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
             means["explained_variance"] = float(1.0 - residual / variance.clamp(min=1e-12))
         means["learning_rate"] = self.config.learning_rate * self.decay
         return means
+
+    def minibatches(self, rollout: Rollout) -> Sequence[Int[Tensor, " n"]]:
+        """The episodes of each optimiser step of one pass, in random order."""
+        return torch.randperm(len(rollout.rewards), generator=self.generator).tensor_split(self.config.minibatches)
 
     @property
     def decay(self) -> float:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,15 +10,25 @@ from torch import Tensor
 
 from reward_models.preferences import Ranking
 from reward_models.scorers.texts import EncodedTexts
-from reward_models.scorers.transformer import TransformerRewardModel
 
 Featurize = Callable[[EncodedTexts], Float[Tensor, "n H"]]
+
+
+class Texts(Protocol):
+    """Texts as tokens, numbered from 0."""
+
+    @property
+    def lengths(self) -> Int[Tensor, " n"]: ...
+
+    def digest(self) -> str: ...
+
+    def batch(self, index: Int[Tensor, " B"]) -> dict[str, Tensor]: ...
 
 
 class Examples(NamedTuple):
     """The responses of prompt b are the texts ``starts[b] … starts[b] + counts[b] − 1``."""
 
-    texts: EncodedTexts
+    texts: Texts
     starts: Int[Tensor, " N"]
     counts: Int[Tensor, " N"]
     ranks: Int[Tensor, " n"]
@@ -27,13 +37,11 @@ class Examples(NamedTuple):
     """Features of each text, where the trunk is frozen."""
 
     @classmethod
-    def of(cls, model: TransformerRewardModel, rankings: Sequence[Ranking], featurize: Featurize | None = None) -> Self:
-        """With ``featurize``, the trunk is frozen and read once."""
-        texts = model.encode_rankings(rankings)
+    def of(cls, texts: Texts, rankings: Sequence[Ranking], features: Float[Tensor, "n H"] | None = None) -> Self:
+        """``texts`` are the responses of all rankings, one after another, each from best to worst."""
         counts = torch.tensor([len(ranking.responses) for ranking in rankings])
         ranks = torch.tensor([rank for ranking in rankings for rank in ranking.levels])
         margins = torch.tensor([ranking.margin for ranking in rankings], dtype=torch.float32)
-        features = None if featurize is None else featurize(texts)
         return cls(texts, counts.cumsum(0) - counts, counts, ranks, margins, features)
 
     @property

@@ -131,7 +131,8 @@ def train_reward_model(
     learner = _learner(model)
     start = learner.identity
     featurize = _featurize(learner, config, on_progress) if config.freeze_trunk else None
-    examples = Examples.of(learner, rankings, featurize)
+    texts = learner.encode_rankings(rankings)
+    examples = Examples.of(texts, rankings, None if featurize is None else featurize(texts))
     lora = _choose_trainable(learner.model, config)
     patience, evaluation = config.early_stopping_patience, None
     if held_out is not None:

@@ -15,6 +15,7 @@ from agents.core.actor import Evaluated
 from agents.core.group import clipped_loss, group_advantages, leave_one_out_advantages, on_every_token
 from agents.core.learner import MicroBatch
 from agents.grpo import GRPO, GRPOConfig
+from agents.online_dpo import OnlineDPO
 from agents.ppo import PPO
 from agents.reinforce import Reinforce, ReinforceConfig
 from agents.rloo import RLOO, RLOOConfig
@@ -23,6 +24,7 @@ from textenv.evaluation import Evaluation, evaluate
 from textenv.tasks.exact import exact_world
 
 LEARNERS = [(RLOO, {"group_size": 4}), (GRPO, {"group_size": 4}), (Reinforce, {})]
+LEARNERS += [(OnlineDPO, {"group_size": 2, "epochs": 2, "minibatches": 2})]
 
 
 @pytest.fixture
@@ -220,7 +222,7 @@ def test_what_stands_on_padding_changes_nothing(learner, kind, config, poison):
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize("kind", [RLOO, GRPO])
+@pytest.mark.parametrize("kind", [RLOO, GRPO, OnlineDPO])
 def test_the_responses_of_a_group_answer_one_prompt_and_groups_differ(learner, kind):
     agent = learner(kind, group_size=4)
     seen = set()

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from agents import GRPO, PPO, RLOO, Reinforce
+from agents import GRPO, PPO, RLOO, OnlineDPO, Reinforce
 from agents.logs.figures import rollout_log
 from tests.conftest import tiny_model
 
-LEARNERS = [PPO, RLOO, GRPO, Reinforce]
+LEARNERS = [PPO, RLOO, GRPO, Reinforce, OnlineDPO]
 
 
 @pytest.fixture

@@ -212,6 +212,7 @@ def test_sft_and_prompts_read_every_kind_of_file(capsys, tmp_path, model_folder,
         ("rloo", ["--group-size", 2], "leave-one-out"),
         ("grpo", ["--group-size", 8, "--no-normalize-std"], "Group-relative"),
         ("reinforce", ["--value-coef", 0.5], "value function as its baseline"),
+        ("online-dpo", ["--group-size", 2, "--no-soft-labels"], "pairs of the policy's own responses"),
     ],
 )
 def test_each_learner_is_a_command_that_trains_resumes_and_knows_its_own_checkpoints(

@@ -16,13 +16,14 @@ def run(capsys, *arguments):
     return code, capsys.readouterr()
 
 
-SUPERVISED_COMMANDS = ("sft", "reward")
+SUPERVISED_COMMANDS = ("sft", "reward", "dpo")
 MICRO = ["--env-id", "textenv/Micro-v0", "--num-envs", "8"]
-LEARNER = [*MICRO, "--batch-size", "8", "--total-episodes", "8", "--output", "OUT"]
+LEARNER = [*MICRO, "--batch-size", "16", "--total-episodes", "16", "--output", "OUT"]
 SUPERVISED = ["--model", "micro-reference", "--data", "good.jsonl", "--output", "OUT"]
 COMPLETE = {
     "sft": SUPERVISED,
     "reward": SUPERVISED,
+    "dpo": SUPERVISED,
     "rm-bench": ["micro-gold", "--data", "good.jsonl", "--output", "OUT"],
     **dict.fromkeys(LEARNERS, LEARNER),
     "evaluate": ["--model", "micro-reference", *MICRO, "--output", "OUT"],
@@ -48,13 +49,13 @@ COMPLETE = {
 }
 """Every command with arguments that it would accept; OUT stands for a new folder."""
 FAULTS = {
-    **{(name, "model"): ["--model", "org/gone"] for name in ("sft", "reward", "evaluate")},
+    **{(name, "model"): ["--model", "org/gone"] for name in (*SUPERVISED_COMMANDS, "evaluate")},
     ("rm-bench", "model"): ["org/gone"],
     ("serve-rm", "model"): ["org/gone"],
     **{(name, "model"): ["--reference", "org/gone"] for name in LEARNERS},
     **{(name, "reward model"): ["--reward-model", "no_such_module:rule"] for name in (*LEARNERS, "evaluate")},
-    **{(name, "data"): ["--data", "gone.jsonl"] for name in ("sft", "reward", "rm-bench")},
-    **{(name, "empty data"): ["--data", "empty.jsonl"] for name in ("sft", "reward", "rm-bench")},
+    **{(name, "data"): ["--data", "gone.jsonl"] for name in (*SUPERVISED_COMMANDS, "rm-bench")},
+    **{(name, "empty data"): ["--data", "empty.jsonl"] for name in (*SUPERVISED_COMMANDS, "rm-bench")},
     **{(name, "data"): ["--prompts", "gone.jsonl"] for name in (*LEARNERS, "evaluate")},
     **{(name, "device"): ["--device", "cuda:99"] for name in (*SUPERVISED_COMMANDS, *LEARNERS, "evaluate", "serve-rm")},
     **{(name, "setting"): ["--learning-rate", "-1"] for name in (*SUPERVISED_COMMANDS, *LEARNERS)},
@@ -66,7 +67,7 @@ FAULTS = {
     ("evaluate", "no number"): ["--best-of", "many"],
     ("rm-bench", "no number"): ["--bins", "2.5"],
     ("demo", "choice"): ["--eval-split", "tst"],
-    ("reward", "choice"): ["--loss", "pointwise"],
+    **{(name, "choice"): ["--loss", "pointwise"] for name in ("reward", "dpo")},
     ("serve-rm", "token"): ["--token-variable", "NO_SUCH_VARIABLE"],
     ("check", "option"): ["--option", "reference"],
     ("envs", "data"): ["--experiment", "gone.yaml"],
@@ -147,7 +148,7 @@ def test_what_is_wrong_is_one_line_before_any_work(shell, name, fault):
     assert not Path("out").exists()
 
 
-WRITERS = ("sft", "reward", "rm-bench", *LEARNERS, "demo", "run")
+WRITERS = (*SUPERVISED_COMMANDS, "rm-bench", *LEARNERS, "demo", "run")
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/out", "/sys/a/b"])

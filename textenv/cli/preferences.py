@@ -1,0 +1,114 @@
+"""``textenv reward`` and ``textenv dpo``: what learns from rankings or pairs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from agents.dpo import DPOConfig, train_dpo
+from reward_models.preferences import Ranking, layout_list, load_rankings
+from reward_models.training.start import start_reward_model
+from reward_models.training.trainer import RewardConfig, train_reward_model
+from textenv.cli.common import Json, check_device, check_unfinished, show, show_loss
+from textenv.training.progress import progress_bar
+from textenv.training.trackers import Tracker, check_trackers
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceArgs:
+    """Which preferences."""
+
+    data: str
+    """JSONL (.gz too), JSON, CSV or Parquet file, data set folder or hub id, in one of the layouts above."""
+    eval_data: str | None = None
+    """Held-out records; accuracy and NLL are printed at the end."""
+    split: str | None = None
+    """Of a data set that has several; default "train"."""
+    eval_split: str | None = None
+    """Of the held-out data set."""
+    format: str | None = None
+    """Layout of the records, as name or name:option; default: the one that their keys show."""
+    skip_malformed: bool = False
+    """Leave malformed records out, and say how many, instead of stopping at the first."""
+
+    def read(self) -> tuple[list[Ranking], list[Ranking] | None]:
+        """The rankings to learn from, and the held-out ones."""
+        how = {"format": self.format, "skip_malformed": self.skip_malformed}
+        rankings = load_rankings(self.data, split=self.split, **how)
+        return rankings, None if self.eval_data is None else load_rankings(self.eval_data, split=self.eval_split, **how)
+
+
+def reward(
+    model: str,
+    preferences: Annotated[PreferenceArgs, tyro.conf.arg(name="")],
+    output: Path,
+    config: Annotated[RewardConfig, tyro.conf.arg(name="")],
+    *,
+    device: str = "cpu",
+    resume: bool = False,
+    report_to: tuple[Tracker, ...] = (),
+    as_json: Json = False,
+) -> None:
+    """Train a reward model on rankings or pairs; the result is a Hugging Face sequence-classification folder.
+
+    LAYOUTS
+
+    Args:
+        model: language model or encoder that lends its trunk, or a reward model to train on: a registered name, a
+            folder or a hub id.
+        preferences: the data.
+        output: folder for the result; an interrupted run leaves its checkpoint there.
+        config: how to train.
+        device: where to train, like cpu or cuda:0.
+        resume: continue the interrupted run in the output folder.
+        report_to: trackers that get the loss and the held-out figures.
+    """
+    check_unfinished(output)
+    check_device(device)
+    check_trackers(report_to)
+    rankings, held_out = preferences.read()
+    start = start_reward_model(model, device)
+    with progress_bar("reward model") as advance:
+        options = {"resume": resume, "report_to": report_to, "on_progress": show_loss(advance)}
+        result = train_reward_model(start, rankings, config, output, eval_rankings=held_out, **options)
+    show({**result.metrics, "output": str(output)}, as_json)
+
+
+def dpo(
+    model: str,
+    preferences: Annotated[PreferenceArgs, tyro.conf.arg(name="")],
+    output: Path,
+    config: Annotated[DPOConfig, tyro.conf.arg(name="")],
+    *,
+    device: str = "cpu",
+    resume: bool = False,
+    report_to: tuple[Tracker, ...] = (),
+    as_json: Json = False,
+) -> None:
+    """Train a policy on rankings or pairs by direct preference optimisation; the result is a Hugging Face folder.
+
+    LAYOUTS
+
+    Args:
+        model: where to start, and what the KL is measured against: a registered name, a folder or a hub id.
+        preferences: the data.
+        output: folder for the result; an interrupted run leaves its checkpoint there.
+        config: how to train.
+        device: where to train, like cpu or cuda:0.
+        resume: continue the interrupted run in the output folder.
+        report_to: trackers that get the loss and the held-out figures.
+    """
+    check_unfinished(output)
+    check_device(device)
+    check_trackers(report_to)
+    rankings, held_out = preferences.read()
+    with progress_bar("DPO") as advance:
+        options = {"device": device, "resume": resume, "report_to": report_to, "on_progress": show_loss(advance)}
+        result = train_dpo(model, rankings, config, output, eval_rankings=held_out, **options)
+    show({**result.metrics, "output": str(output)}, as_json)
+
+
+for command in (reward, dpo):
+    assert command.__doc__ is not None
+    command.__doc__ = command.__doc__.replace("LAYOUTS", layout_list().replace("\n", "\n    "))
