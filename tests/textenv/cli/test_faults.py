@@ -30,6 +30,7 @@ COMPLETE = {
     "serve-rm": ["micro-gold", "--port", "0"],
     "demo": ["--output", "OUT"],
     "run": ["experiment.yaml"],
+    "plot": ["learned", "--output", "curves.png"],
     "check": ["textenv/Micro-v0"],
     "envs": ["--experiment", "experiment.yaml"],
     "feedback demo": ["--output", "OUT", "--no-open-browser"],
@@ -64,6 +65,8 @@ FAULTS = {
     ("evaluate", "setting"): ["--temperature", "0"],
     **{(name, "number"): ["--num-envs", "0"] for name in (*LEARNERS, "evaluate")},
     **{(name, "no number"): ["--learning-rate", "fast"] for name in (*SUPERVISED_COMMANDS, *LEARNERS)},
+    ("plot", "run"): ["gone"],
+    ("plot", "picture"): ["--output", "curves.pdf"],
     ("evaluate", "no number"): ["--best-of", "many"],
     ("rm-bench", "no number"): ["--bins", "2.5"],
     ("demo", "choice"): ["--eval-split", "tst"],
@@ -117,6 +120,8 @@ def shell(tmp_path, monkeypatch, capsys):
     good = {"prompt": "q", "completion": "a", "chosen": "a", "rejected": "b"}
     write_jsonl("good.jsonl", [good] * 4)
     Path("empty.jsonl").write_text("")
+    Path("learned").mkdir()
+    write_jsonl("learned/curves.jsonl", [{"episodes": 8.0 * update, "reward": 0.5} for update in (1, 2)])
 
     def call(name, extra=(), output="out"):
         plan = "environments: [textenv/Micro-v0], agents: [random], seeds: [0], total_episodes: 8"
