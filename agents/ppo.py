@@ -6,7 +6,7 @@ the reward, KL included, comes from the environment at the last token.
 How this differs from the papers:
 
 1. Log-probabilities and values are captured while decoding; no second pass of the policy over its own samples.
-2. γ = 1, and the score is paid at the last token.
+2. γ = λ = 1, and the score is paid at the last token: a value function that still learns adds variance but no bias.
 3. The KL is the environment's (k1), charged token by token as in Ziegler et al. (2019). Without ``per_token_kl`` the
    last token pays the sum: the return is the same, the credit assignment is not.
 4. Losses are sums over real tokens divided by the minibatch's token count, so splitting it changes nothing.
@@ -14,7 +14,6 @@ How this differs from the papers:
 6. Dropout is off, so the first ratio is 1.
 7. The value function is a small network on the policy's hidden states. It starts at zero, has its own learning rate,
    and its loss does not train the policy's trunk (``value_function`` offers that, and a trunk of its own).
-8. λ = 1: a value function that is still learning adds variance but no bias.
 
 References: Schulman et al. 2017 (PPO); Ziegler et al. 2019 and Ouyang et al. 2022 (RLHF); Huang et al. 2024 (details).
 

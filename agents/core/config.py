@@ -21,6 +21,10 @@ class LearnerConfig(MemoryConfig):
     """Optimiser steps per pass."""
     micro_batch_size: PositiveInt | None = None
     """Episodes per forward pass; None takes the whole minibatch. Lower saves memory; the gradient is the same."""
+    max_tokens_per_pass: PositiveInt = 16_384
+    """Tokens per forward pass, prompts included; a longer episode has one to itself. Lower saves memory too."""
+    target_kl: Positive | None = None
+    """Ends the passes over a batch once the policy is so many nats per token away from the one that drew it."""
     learning_rate: NonNegative = 1e-5
     """Learning rate of Adam. The default suits a pretrained model; the small worlds here have presets with more."""
     lr_decay_episodes: PositiveInt | None = None

@@ -23,11 +23,12 @@ from agents.core.losses import Loss
 from agents.core.returns import Advantages
 from agents.core.rollout import Rollout, Stream
 from agents.logs.alarms import alarms
-from agents.logs.figures import add_figures, machine_log, pass_figures, rollout_log, update_log
+from agents.logs.figures import add_figures, explained_variance, machine_log, pass_figures, rollout_log, update_log
 from textenv.kl import AdaptiveKL, FixedKL, KLController
 from textenv.lm import LanguageModel, length_buckets
 from textenv.lm.packing import packed
 from textenv.training.memory import make_adam, policy_to_train
+from textenv.training.trainable import clip_gradients
 from textenv.vector import TextVectorEnv
 
 
@@ -113,15 +114,13 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
         targets = self.advantages(rollout)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * self.decay
-        passes = range(self.config.epochs)
-        logs = [self.step(rollout, targets, index) for _ in passes for index in self.minibatches(rollout)]
-        means = update_log(logs)
-        if isinstance(self.config, CriticConfig):
-            mask, returns = rollout.tokens.response_mask, targets.returns
-            residual, variance = (x[mask].var(unbiased=False) for x in (returns - rollout.values, returns))
-            means["explained_variance"] = float(1.0 - residual / variance.clamp(min=1e-12))
-        means["learning_rate"] = self.config.learning_rate * self.decay
-        return means
+        logs = []
+        for _ in range(self.config.epochs):
+            logs += [self.step(rollout, targets, index) for index in self.minibatches(rollout)]
+            if self.config.target_kl is not None and logs[-1].get("approx_kl", 0.0) > self.config.target_kl:
+                break
+        log = update_log(logs) | {"learning_rate": self.config.learning_rate * self.decay}
+        return log | (explained_variance(rollout, targets) if isinstance(self.config, CriticConfig) else {})
 
     def minibatches(self, rollout: Rollout) -> Sequence[Int[Tensor, " n"]]:
         """The episodes of each optimiser step of one pass, in random order."""
@@ -140,7 +139,8 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
         tokens = int(rollout.tokens.response_lengths[index].sum())
         log: dict[str, float] = {}
         self.optimizer.zero_grad(set_to_none=True)
-        for part in length_buckets(rollout.tokens.total_lengths[index], config.micro_batch_size or len(index)):
+        size, most = config.micro_batch_size or len(index), config.max_tokens_per_pass
+        for part in length_buckets(rollout.tokens.total_lengths[index], size, max_tokens=most):
             chosen = index[part]
             batch = rollout.tokens.select(chosen).to(device)
             mask = batch.response_mask
@@ -153,9 +153,6 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
                 loss = loss - config.entropy_coef * (new.entropy.sum() / tokens)
             loss.backward()
             add_figures(log, {**figures, **pass_figures(new, logprobs, batch, packed(self.policy.model, batch))})
-        norms = [
-            torch.nn.utils.clip_grad_norm_(group["params"], config.max_grad_norm or math.inf).item()
-            for group in self.optimizer.param_groups
-        ]
+        norm, *_ = clip_gradients(self.optimizer, config.max_grad_norm)
         self.optimizer.step()
-        return {**log, "grad_norm": norms[0]}
+        return {**log, "grad_norm": norm}

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from agents.core.actor import Evaluated
+from agents.core.returns import Advantages
 from agents.core.rollout import Rollout
 from textenv.kl import kl_k3
 from textenv.lm import Responses
@@ -71,6 +72,13 @@ def update_log(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
     log |= {"ratio_max": max(columns["ratio_max"]), "ratio_min": min(columns["ratio_min"])}
     log["first_ratio_deviation"] = max(columns["ratio_max"][0] - 1.0, 1.0 - columns["ratio_min"][0])
     return {**log, "update_tokens": tokens, "padding_share": 1.0 - tokens / positions}
+
+
+def explained_variance(rollout: Rollout, targets: Advantages) -> dict[str, float]:
+    """How much of the variance of the returns, over real tokens, the values knew that were held while playing."""
+    mask, returns = rollout.tokens.response_mask, targets.returns
+    residual, variance = (x[mask].var(unbiased=False) for x in (returns - rollout.values, returns))
+    return {"explained_variance": float(1.0 - residual / variance.clamp(min=1e-12))}
 
 
 def machine_log(

@@ -284,6 +284,41 @@ def test_a_critic_of_its_own_values_the_state_before_each_token(agent):
             assert rollout.values[b, t].item() == pytest.approx(value.item(), abs=1e-5)
 
 
+@pytest.mark.parametrize(("target_kl", "passes"), [(None, 4), (1e-9, 1), (1e9, 4)])
+def test_passes_over_a_batch_end_once_the_policy_is_too_far_from_the_one_that_drew_it(agent, target_kl, passes):
+    learner, steps = agent(learning_rate=1e-2, epochs=4, minibatches=2, target_kl=target_kl), []
+    step = learner.step
+    learner.step = lambda *args: steps.append(args) or step(*args)
+    learner.update(learner.collect())
+    assert len(steps) == 2 * passes
+
+
+def seen_lengths(learner):
+    """The lengths of the episodes of each pass that trains, from now on."""
+    sizes, evaluate = [], learner.actor.evaluate
+
+    def spy(batch, *args, **options):
+        sizes.append(batch.total_lengths)
+        return evaluate(batch, *args, **options)
+
+    learner.actor.evaluate = spy
+    return sizes
+
+
+def test_passes_of_few_tokens_have_the_gradient_of_one_pass(agent):
+    gradients, passes = [], []
+    for most in (10_000, 20, 1):
+        learner = agent(tiny_model(seed=5), learning_rate=0.0, epochs=1, minibatches=1, max_tokens_per_pass=most)
+        sizes = seen_lengths(learner)
+        learner.update(learner.collect())
+        assert all(len(lengths) == 1 or lengths.sum() <= most for lengths in sizes)
+        passes.append(len(sizes))
+        gradients.append(torch.cat([weight.grad.flatten() for weight in learner.policy.model.parameters()]))
+    assert passes[0] == 1 < passes[1] < passes[2] == 32
+    for gradient in gradients[1:]:
+        torch.testing.assert_close(gradient, gradients[0], atol=1e-6, rtol=1e-4)
+
+
 def after_a_value_loss_alone(agent, **config):
     """Which weights a batch without advantages has moved: ``(policy, critic of its own, value head)``."""
     learner = agent(tiny_model(seed=5), learning_rate=1e-2, minibatches=1, **config)

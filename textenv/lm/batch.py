@@ -114,8 +114,12 @@ _FULL = 512
 """The cost of a pass grows with its tokens from about here on; below, a few more are free."""
 
 
-def length_buckets(lengths: Int[Tensor, " B"], size: int, *, max_padding: float = 1.0) -> Iterator[Int[Tensor, " n"]]:
+def length_buckets(
+    lengths: Int[Tensor, " B"], size: int, *, max_padding: float = 1.0, max_tokens: int | None = None
+) -> Iterator[Int[Tensor, " n"]]:
     """Row indices in chunks of at most ``size``, each of rows of similar length (less padding, fewer FLOPs).
+
+    No chunk of several rows has more than ``max_tokens`` real tokens.
 
     A chunk of ``_FULL`` tokens or more is closed early if one more row would raise its share of padding above
     ``max_padding``: otherwise a few long rows would be padded to the longest of all.
@@ -124,7 +128,8 @@ def length_buckets(lengths: Int[Tensor, " B"], size: int, *, max_padding: float 
     start = real = 0
     for end, length in enumerate(lengths[order].tolist()):
         wide = real >= _FULL and real + length < (1 - max_padding) * (end + 1 - start) * length
-        if end - start == size or wide:
+        full = max_tokens is not None and end > start and real + length > max_tokens
+        if end - start == size or wide or full:
             yield order[start:end]
             start, real = end, 0
         real += length
