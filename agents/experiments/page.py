@@ -1,6 +1,7 @@
 """The page of an experiment: a table for each environment, and learning curves with their range over seeds."""
 
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +65,25 @@ def learning_curves(results: list[dict[str, Any]]) -> Figure | None:
             if len(values):
                 axes.plot(episodes, values.mean(0), color=colour, label=agent)
                 axes.fill_between(episodes, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
-        draw_levels(axes, key, {agent: group for agent, group in groups.items() if agent not in learners})
+        bounds = results[0].get("bounds") if key == "reward" else None
+        hidden = {*learners, "reference"} if bounds else set(learners)
+        draw_levels(axes, key, {agent: group for agent, group in groups.items() if agent not in hidden})
+        if bounds:
+            draw_bounds(axes, bounds)
         axes.set(title=CURVES[key], xlabel="episodes")
         axes.set_xlim(left=0)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), handlelength=2.2)
     return figure
+
+
+def draw_bounds(axes: Axes, bounds: Mapping[str, float]) -> None:
+    """Reference and optimum as dotted lines; the optimum as "≥" where the samples show too little of it."""
+    sign = "≥" if bounds["unclear_prompts"] > 0.1 else "≈"
+    for key, name in {"reference": "reference", "optimum": f"optimum {sign} {bounds['optimum']:.2f}"}.items():
+        place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
+        axes.axhline(bounds[key], color="#24292f", linewidth=1.0, linestyle=(0, (1, 2)))
+        axes.annotate(name, (0.99, bounds[key]), fontsize=9, **place)
 
 
 def draw_levels(axes: Axes, key: str, groups: dict[str, list[dict[str, Any]]]) -> None:

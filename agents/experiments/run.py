@@ -30,7 +30,8 @@ from textenv.training.progress import Advance, progress_bar
 from textenv.vector import make_vec
 
 FIGURES = {
-    "reward": "reward",
+    "reward": "objective",
+    "share": "of the way",
     "rm_score": "reward model",
     "gold_score": "gold",
     "kl": "KL, nats",

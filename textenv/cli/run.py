@@ -6,6 +6,7 @@ from pathlib import Path
 
 import tyro
 
+from agents.experiments.bounds import with_bounds
 from agents.experiments.page import write_summary
 from agents.experiments.plot import compare_curves, read_runs
 from agents.experiments.run import cells_of, print_tables, run_experiment, summarise
@@ -28,7 +29,7 @@ def run(experiment: tyro.conf.Positional[Path], *, as_json: Json = False) -> Non
         raise ValueError(f"an experiment must have the section 'run', got {str(experiment)!r} without one. Add it.")
     check_collection(loaded.run.output)
     loaded.register()
-    results = run_experiment(cells_of(loaded.run, loaded.agents), loaded.run.output)
+    results = with_bounds(run_experiment(cells_of(loaded.run, loaded.agents), loaded.run.output), loaded.run.output)
     page = write_summary(results, loaded.run.output)
     rows = summarise(results)
     if as_json:

@@ -105,7 +105,8 @@ def _equals_own(model: PreTrainedModel, kind: type[CachedDecoding] | type[WholeD
     exact = torch.finfo(model.dtype).bits >= 32
     ids = torch.arange(1, 6, device=model.device) % output_embeddings(model).weight.shape[0]
     long, short = ids[:3], ids[3:]
-    own = torch.cat([model(input_ids=row[None], use_cache=False).logits[:, -1] for row in (short, long)])
+    each = [{"input_ids": row[None], "attention_mask": torch.ones_like(row[None])} for row in (short, long)]
+    own = torch.cat([model(**row, use_cache=False).logits[:, -1] for row in each])
     prompts = torch.stack([long[:2], ids[2:4]])  # the short row is its second token alone
     try:
         decoder = kind(model, prompts, torch.tensor([2, 1], device=model.device))

@@ -6,11 +6,14 @@ import re
 import pytest
 
 import textenv
+from agents.experiments import bounds
 from agents.experiments import run as experiment
+from agents.experiments.bounds import with_bounds
 from agents.experiments.page import write_summary
 from agents.experiments.run import Cell, cells_of, print_tables, run_experiment, summarise
 from textenv.cli import main
 from textenv.registry.experiment import AgentPlan
+from textenv.tasks.exact import exact_world
 from textenv.vector import make_vec
 
 FILE = """
@@ -177,3 +180,29 @@ def test_best_of_n_answers_the_prompts_that_it_is_measured_on(tmp_path):
     )
     reference, best = (result["figures"]["rm_score"] for result in results)
     assert best > reference + 0.5
+
+
+def test_shares_run_from_the_reference_to_the_optimum_and_bounds_are_estimated_once(tmp_path, monkeypatch):
+    """On Micro the share of an agent is 1 − its regret ratio, up to what is sampled."""
+    plans = {"reference": {}, "small-ppo": {"batch_size": 64, "num_envs": 64}, "best-of-n": {}}
+    kinds = {"small-ppo": "ppo"}
+    cells = [
+        Cell("textenv/Micro-v0", AgentPlan(name=name, algorithm=kinds.get(name, name), options=options), 1, 1280, {})
+        for name, options in plans.items()
+    ]
+    results = with_bounds(run_experiment(cells, tmp_path), tmp_path)
+    reference, ppo, best = (result["figures"] for result in results)
+    assert abs(reference["share"]) < 0.5
+    assert ppo["share"] == pytest.approx(1 - ppo["regret_ratio"], abs=0.25)
+    assert "share" not in best  # its KL is not known
+    monkeypatch.setattr(bounds, "bounds_of", None)
+    assert with_bounds(run_experiment(cells, tmp_path), tmp_path) == results
+    low, high = results[0]["bounds"]["low"], results[0]["bounds"]["high"]
+    assert low < exact_world(make_vec("textenv/Micro-v0", 4)).optimum().objective < high
+
+
+def test_an_environment_without_a_kl_penalty_has_no_optimum_to_show(tmp_path):
+    settings = {"env_id": "textenv/Micro-v0", "evaluation": {"kl_coef": 0.0}}
+    (result,) = with_bounds([{"settings": settings, "figures": {"kl": 0.0, "reward": 1.0}}], tmp_path)
+    assert result["bounds"] is None
+    assert "share" not in result["figures"]

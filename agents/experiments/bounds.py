@@ -1,0 +1,45 @@
+"""Where the agents of an environment stand on the way from its reference to its optimum."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from textenv.data.records import write_json
+from textenv.evaluation import optimum
+from textenv.vector import make_vec
+
+SAMPLES = 8_192
+"""Responses of the reference from which an optimum is estimated, over all prompts."""
+
+
+def with_bounds(results: list[dict[str, Any]], output: str | Path) -> list[dict[str, Any]]:
+    """The results with the ``bounds`` of their environment, and their ``share`` of the way where the KL is known.
+
+    Bounds are estimated once and kept in ``bounds.json``. An environment without a KL penalty has none.
+    """
+    path = Path(output) / "bounds.json"
+    known: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    out = []
+    for result in results:
+        settings, figures = result["settings"], result["figures"]
+        key = json.dumps([settings["env_id"], settings["evaluation"]], sort_keys=True)
+        if key not in known:
+            known[key] = bounds_of(settings["env_id"], settings["evaluation"])
+            write_json(path, known)
+        bounds = known[key]
+        if bounds is not None and "kl" in figures:
+            gain = figures["reward"] - bounds["reference"]
+            figures = {**figures, "share": gain / (bounds["optimum"] - bounds["reference"])}
+        out.append({**result, "figures": figures, "bounds": bounds})
+    return out
+
+
+def bounds_of(env_id: str, options: dict[str, Any]) -> dict[str, float] | None:
+    """Objective of the reference and of the best policy, as :func:`textenv.evaluation.optimum` estimates them."""
+    env = make_vec(env_id, 128, **options)
+    if env.kl_coef <= 0:
+        return None
+    best = optimum(env, max(8, SAMPLES // len(env.task.prompts.ids)))
+    low, high = best.ci95
+    figures = {"reference": best.reference.mean, "optimum": best.value, "low": low, "high": high}
+    return {**figures, "unclear_prompts": best.unclear_prompts}
