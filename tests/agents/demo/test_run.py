@@ -141,6 +141,7 @@ def test_a_run_folder_with_other_files_or_other_settings_is_refused_and_left_as_
     DemoRun(DemoConfig(output=tmp_path / "run", seed=1), Console(quiet=True))
 
 
+@pytest.mark.timeout(300)
 def test_a_person_ranks_in_a_browser_and_the_demo_goes_on(tmp_path, monkeypatch):
     """A program at the page ranks the shortest answer first; a stop in the middle loses nothing."""
     from tests.agents.demo.person import rank_shortest_first
