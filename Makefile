@@ -16,8 +16,8 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)        ## SFT -> reward model -> PPO on the embedded world; report in runs/demo/
 	$(BIN)/textenv demo
 
-test: $(READY)        ## every test but those in a browser, which may take over Ctrl-C in their process
-	$(BIN)/python -m pytest -n auto --dist worksteal --ignore tests/browser
+test: $(READY)        ## every test
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-browser: $(READY) ## the pages where people rank, in a real Chromium (which must be installed)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
@@ -43,7 +43,7 @@ lint: $(READY)        ## format, lint and types
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 check: lint           ## the same and the fast tests
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" --ignore tests/browser
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 assets: $(READY)      ## re-make the language and reward model shipped in textenv/assets
 	$(BIN)/python -m scripts.make_assets

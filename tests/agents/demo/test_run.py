@@ -1,6 +1,7 @@
 """The demo in miniature: every step runs, leaves its files, can be interrupted and continued."""
 
 import json
+import signal
 from dataclasses import replace
 
 import pytest
@@ -148,8 +149,10 @@ def test_a_person_ranks_in_a_browser_and_the_demo_goes_on(tmp_path, monkeypatch)
 
     monkeypatch.setattr("webbrowser.open", lambda link: rank_shortest_first(link, 3))
     config = miniature(tmp_path / "human", human=6, ppo_updates=1)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
     with pytest.raises(KeyboardInterrupt):
         run_demo(config, QUIET)
+    signal.signal(signal.SIGINT, before)
     monkeypatch.setattr("webbrowser.open", lambda link: rank_shortest_first(link, 100))
     summary = run_demo(config, QUIET)
     rankings = load_rankings(config.output / "data" / "rankings-train.jsonl")
