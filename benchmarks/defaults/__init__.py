@@ -1,0 +1,1 @@
+"""Do the default settings gain, whatever the reward? ``python -m benchmarks.defaults``."""
