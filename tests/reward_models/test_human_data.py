@@ -51,4 +51,4 @@ def test_no_prompt_is_in_two_folds(rankings):
     prompts = [{r.prompt for r, own in zip(rankings, fold, strict=True) if own == number} for number in range(5)]
     assert sum(map(len, prompts)) == len(set().union(*prompts)) == 1_155
     assert min(map(len, prompts)) >= 231
-    assert {r.prompt for r in without_prompt(rankings)} == {""}
+    assert {r.prompt for r in without_prompt(rankings)} == {" "}
