@@ -72,8 +72,9 @@ def learning_curves(results: list[dict[str, Any]]) -> Figure | None:
             draw_bounds(axes, bounds)
         axes.set(title=CURVES[key], xlabel="episodes")
         axes.set_xlim(left=0)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), handlelength=2.2)
+    lines = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    handles = [lines[agent] for agent in groups if agent in lines]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5), handlelength=2.2)
     return figure
 
 

@@ -92,8 +92,9 @@ def _same_outputs(model: PreTrainedModel) -> bool:
 
 def _run_packed(model: PreTrainedModel, ids: Int[Tensor, "B S"], layout: Layout) -> Outputs:
     with _packed_attention(model):
-        tokens, positions = ids[layout.real][None], layout.positions[None]
-        outputs, _ = run(model, tokens, position_ids=positions, use_cache=False, layout=layout)
+        tokens = ids[layout.real][None]
+        where = {"attention_mask": torch.ones_like(tokens), "position_ids": layout.positions[None]}
+        outputs, _ = run(model, tokens, **where, use_cache=False, layout=layout)
     return outputs
 
 
