@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from agents.experiments.bounds import draw_bounds
 from textenv.pages.figures import BLUE, GREEN, INK, ORANGE, PURPLE, STYLE, panel
 
 STAGE_NAMES = {"base": "Base", "sft": "SFT", "best_of_4": "Best of 4", "ppo": "PPO"}
@@ -26,8 +27,10 @@ def learning_curve(
     unit: str = "",
     scale: float = 1.0,
     levels: Mapping[str, float] | None = None,
+    bounds: Mapping[str, float] | None = None,
 ) -> Figure:
-    """One logged quantity, divided by ``scale``, against episodes; ``levels``: stages' held-out means, dashed."""
+    """One logged quantity, divided by ``scale``, against episodes; ``levels``: stages' held-out means, dashed;
+    ``bounds``: objective of the reference and of the best policy, dotted."""
     figure, axes = panel(4.0, 3.0)
     axes.plot(*curve(updates, key, scale), color=STAGE_COLOURS["ppo"])
     for stage, level in (levels or {}).items():
@@ -36,6 +39,8 @@ def learning_curve(
             STAGE_NAMES[stage], (1.0, level), xycoords=("axes fraction", "data"), xytext=(4, 0),
             textcoords="offset points", va="center", fontsize=9,
         )  # fmt: skip
+    if bounds:
+        draw_bounds(axes, bounds)
     axes.set(title=title, xlabel="episodes", ylabel=unit)
     axes.set_xlim(left=0)
     return figure
@@ -102,7 +107,11 @@ def summary_picture(
     """PPO's curves and every stage's held-out gold score, in one wide picture."""
     figure = Figure(figsize=(9.0, 3.0), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    lines = [("rm_score", "reward-model score", 1.0, INK), ("kl", "KL from SFT (nats)", 1.0, PURPLE)]
+    lines = [
+        ("reward", "objective", 1.0, BLUE),
+        ("rm_score", "reward-model score", 1.0, INK),
+        ("kl", "KL from SFT (nats)", 1.0, PURPLE),
+    ]
     if gold_unit:
         lines.insert(1, ("gold_score", "gold score (SFT sd)", gold_unit, STAGE_COLOURS["ppo"]))
     for key, label, scale, colour in lines:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from agents.best_of_n import best_responses
 from agents.core.agent import LanguageModelAgent
+from agents.experiments.bounds import bounds_of
 from reward_models.benchmark.measures.best_of_n import kl_bound
 from reward_models.evaluation import measure_scores
 from reward_models.preferences import load_rankings
@@ -45,8 +46,10 @@ def evaluate_stages(
     write_json(folder / "best_of_n.json", [best_point(n, evaluation, unit) for n, evaluation in best.items()])
     write_json(folder / "samples.json", side_by_side({name: stages[name][0] for name in order}, split, unit))
     summary: dict[str, Any] = {name: stage_summary(stages[name], unit) for name in order}
-    summary[f"best_of_{repeats}"]["kl_bound"] = kl_bound(repeats)
-    return summary | {"reward_model": measure_reward_model(folder), "gold_unit": unit}
+    chosen, bound = summary[f"best_of_{repeats}"], kl_bound(repeats)
+    chosen |= {"kl_bound": bound, "reward_bound": chosen["rm_score"]["mean"] - kl_coef * bound}
+    measured = {"reward_model": measure_reward_model(folder), "bounds": bounds_of(env)}
+    return summary | measured | {"gold_unit": unit}
 
 
 def assistant_env(split: str, *, num_envs: int = 256, **options: Any) -> TextVectorEnv:
@@ -71,6 +74,7 @@ def stage_summary(repeats: list[Evaluation], unit: float) -> dict[str, Any]:
         "gold_score": mean([gold_of(e) for e in repeats], unit),
         "rm_score": mean([e.rm_scores for e in repeats]),
         "kl": mean(kl) if len(kl) == len(repeats) else None,
+        "reward": mean([e.rewards for e in repeats]) if len(kl) == len(repeats) else None,
         **assistant.rates(assistant.judge(*answer) for answer in answers),
         "eos_rate": float(np.mean([reason != "length" for e in repeats for reason in e.finish_reasons])),
         "response_tokens": float(np.mean([e.lengths for e in repeats])),

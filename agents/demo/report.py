@@ -4,9 +4,11 @@ A run folder holds what the demo measured. Gold scores are in standard deviation
 otherwise; a measured value is a number or ``{"mean", "ci95"}``; an unknown value, null or absent, is shown as "–".
 
 - ``summary.json`` (needed): ``base``, ``sft``, ``best_of_4``, ``ppo``, each with the keys of ``METRICS`` (``best_of_4``
-  has ``kl_bound``, nats, instead of ``kl``); ``reward_model`` (``accuracy, accuracy_ci95, bayes_accuracy, nll,
-  nll_floor``); ``gold_unit`` (that standard deviation); ``seconds`` by step; ``seed``; ``versions``; ``config``.
-- ``history.json`` (needed): ``ppo``, one log per update (``episodes, rm_score, kl``, raw ``gold_score``).
+  has ``kl_bound``, nats, and ``reward_bound`` instead of ``kl`` and ``reward``); ``bounds`` (the objective of the
+  reference and of the best policy, :mod:`agents.experiments.bounds`; null if β is 0); ``reward_model``
+  (``accuracy, accuracy_ci95, bayes_accuracy, nll, nll_floor``); ``gold_unit`` (that standard deviation); ``seconds``
+  by step; ``seed``; ``versions``; ``config``.
+- ``history.json`` (needed): ``ppo``, one log per update (``episodes, reward, rm_score, kl``, raw ``gold_score``).
 - ``calibration.json``: ``margin, prompt``, one entry per held-out pair; the margin, in log-odds, is positive
   where the annotator agreed.
 - ``best_of_n.json``: records of ``n, gold, ci95, kl_bound``.
@@ -48,6 +50,7 @@ class Metric(NamedTuple):
 
 
 METRICS = {
+    "reward": Metric("Objective: score − β KL", "objec-\ntive", "", "↑", 2),
     "gold_score": Metric("Gold score", "gold\nSFT sd", "SFT sd", "↑", 2),
     "rm_score": Metric("Reward-model score", "reward\nmodel", "", "↑", 2),
     "kl": Metric("KL from SFT", "KL\nnats", "nats", "", 2),
@@ -58,8 +61,6 @@ METRICS = {
     "eos_rate": Metric("Answers that end by themselves", "EOS\n%", "%", "↑", 1),
     "response_tokens": Metric("Length of an answer", "tokens", "tokens", "", 1),
 }
-
-SCORES = ("gold_score", "rm_score", "kl")
 
 
 class DemoRun(NamedTuple):
@@ -160,7 +161,7 @@ def write_report(run: str | Path) -> Path:
 
 
 def summary_table(summary: Mapping[str, Any]) -> Table:
-    """The results for a terminal: stages as rows, metrics as columns, scores with 95 % intervals."""
+    """The results for a terminal: stages as rows, metrics as columns."""
     table = Table(
         box=box.SIMPLE_HEAD, padding=0, show_edge=False, pad_edge=False, title="Held-out prompts, mean ± 95 %"
     )
@@ -169,8 +170,8 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         table.add_column(metric.short, justify="right", no_wrap=True)
     for stage, name in STAGE_NAMES.items():
         cells = ((key, cell(summary.get(stage) or {}, key)) for key in METRICS)
-        # Intervals of the scores alone: with those of the rates the table would not fit 80 columns.
-        table.add_row(name, *(f"{c.value} {c.note}".strip() if key in SCORES else c.value for key, c in cells))
+        # One interval: with more of them the table would not fit 80 columns.
+        table.add_row(name, *(f"{c.value} {c.note}".strip() if key == "gold_score" else c.value for key, c in cells))
     table.caption = reward_model_caption(summary.get("reward_model") or {})
     table.caption_justify = "left"
     return table
@@ -201,8 +202,9 @@ def measured(value: Any) -> tuple[float, float] | None:
 def cell(stage: Mapping[str, Any], key: str) -> Cell:
     """A value with its interval, if that is known."""
     metric = METRICS[key]
-    if key == "kl" and stage.get("kl_bound") is not None:
-        return Cell(f"≤ {number(stage['kl_bound'])}")
+    bound = stage.get(f"{key}_bound")
+    if bound is not None:
+        return Cell(f"{'≤' if key == 'kl' else '≥'} {number(bound)}")
     value = measured(stage.get(key))
     if value is None:
         return Cell()
@@ -240,17 +242,22 @@ def steps(seconds: Mapping[str, float]) -> dict[str, Any] | None:
 
 
 def learning_curves(run: DemoRun) -> list[Picture]:
-    """Score, gold and KL against episodes; dashed lines are what other stages reach on held-out prompts."""
-    curves = [("rm_score", "Reward-model score", "score", 1.0), ("kl", "KL from SFT", "nats", 1.0)]
+    """Objective, gold, score and KL against episodes; lines are what other stages reach on held-out prompts."""
+    curves = [
+        ("reward", "Objective: score − β KL", "objective", 1.0),
+        ("rm_score", "Reward-model score", "score", 1.0),
+        ("kl", "KL from SFT", "nats", 1.0),
+    ]
     if run.summary.get("gold_unit"):
         curves.insert(1, ("gold_score", "Gold score", "SFT sd", float(run.summary["gold_unit"])))
     out = []
     for key, title, unit, scale in curves:
         if not any(key in update for update in run.updates):
             continue
-        stages = ("sft", "best_of_4") if key != "kl" else ()
+        stages = ("sft", "best_of_4") if key in ("gold_score", "rm_score") else ()
         levels = {stage: value[0] for stage in stages if (value := run.value(stage, key))}
-        figure = figures.learning_curve(run.updates, key, title, unit=unit, scale=scale, levels=levels)
+        bounds = run.summary.get("bounds") if key == "reward" else None
+        figure = figures.learning_curve(run.updates, key, title, unit=unit, scale=scale, levels=levels, bounds=bounds)
         out.append(Picture(data_uri(figure), f"{title} ({unit}) against episodes of PPO"))
     return out
 

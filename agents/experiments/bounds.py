@@ -1,12 +1,16 @@
 """Where the agents of an environment stand on the way from its reference to its optimum."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
+
 from textenv.data.records import write_json
 from textenv.evaluation import optimum
-from textenv.vector import make_vec
+from textenv.pages.figures import INK
+from textenv.vector import TextVectorEnv, make_vec
 
 SAMPLES = 8_192
 """Responses of the reference from which an optimum is estimated, over all prompts."""
@@ -24,7 +28,7 @@ def with_bounds(results: list[dict[str, Any]], output: str | Path) -> list[dict[
         settings, figures = result["settings"], result["figures"]
         key = json.dumps([settings["env_id"], settings["evaluation"]], sort_keys=True)
         if key not in known:
-            known[key] = bounds_of(settings["env_id"], settings["evaluation"])
+            known[key] = bounds_of(make_vec(settings["env_id"], 128, **settings["evaluation"]))
             write_json(path, known)
         bounds = known[key]
         if bounds is not None and "kl" in figures:
@@ -34,12 +38,21 @@ def with_bounds(results: list[dict[str, Any]], output: str | Path) -> list[dict[
     return out
 
 
-def bounds_of(env_id: str, options: dict[str, Any]) -> dict[str, float] | None:
-    """Objective of the reference and of the best policy, as :func:`textenv.evaluation.optimum` estimates them."""
-    env = make_vec(env_id, 128, **options)
+def bounds_of(env: TextVectorEnv) -> dict[str, float] | None:
+    """Objective of the reference and of the best policy, as :func:`textenv.evaluation.optimum` estimates them; None
+    without a KL penalty."""
     if env.kl_coef <= 0:
         return None
     best = optimum(env, max(8, SAMPLES // len(env.task.prompts.ids)))
     low, high = best.ci95
     figures = {"reference": best.reference.mean, "optimum": best.value, "low": low, "high": high}
     return {**figures, "unclear_prompts": best.unclear_prompts}
+
+
+def draw_bounds(axes: Axes, bounds: Mapping[str, float]) -> None:
+    """Reference and optimum as dotted lines; the optimum as "≥" where the samples show too little of it."""
+    sign = "≥" if bounds["unclear_prompts"] > 0.1 else "≈"
+    for key, name in {"reference": "reference", "optimum": f"optimum {sign} {bounds['optimum']:.2f}"}.items():
+        place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
+        axes.axhline(bounds[key], color=INK, linewidth=1.0, linestyle=(0, (1, 2)))
+        axes.annotate(name, (0.99, bounds[key]), fontsize=9, **place)

@@ -1,7 +1,6 @@
 """The page of an experiment: a table for each environment, and learning curves with their range over seeds."""
 
 import itertools
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from agents.experiments.bounds import draw_bounds
 from agents.experiments.run import markdown, summarise, tables
 from textenv.data.records import write_json
 from textenv.pages import write_page
@@ -76,15 +76,6 @@ def learning_curves(results: list[dict[str, Any]]) -> Figure | None:
     handles = [lines[agent] for agent in groups if agent in lines]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5), handlelength=2.2)
     return figure
-
-
-def draw_bounds(axes: Axes, bounds: Mapping[str, float]) -> None:
-    """Reference and optimum as dotted lines; the optimum as "≥" where the samples show too little of it."""
-    sign = "≥" if bounds["unclear_prompts"] > 0.1 else "≈"
-    for key, name in {"reference": "reference", "optimum": f"optimum {sign} {bounds['optimum']:.2f}"}.items():
-        place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
-        axes.axhline(bounds[key], color="#24292f", linewidth=1.0, linestyle=(0, (1, 2)))
-        axes.annotate(name, (0.99, bounds[key]), fontsize=9, **place)
 
 
 def draw_levels(axes: Axes, key: str, groups: dict[str, list[dict[str, Any]]]) -> None:

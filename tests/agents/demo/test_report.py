@@ -25,7 +25,7 @@ VOID = {"meta", "img", "br", "link", "input", "hr"}
 def stage(rng: np.random.Generator) -> dict:
     scores = {
         key: {"mean": float(rng.uniform(low, 2)), "ci95": float(rng.uniform(0.02, 0.09))}
-        for key, low in (("gold_score", -1), ("rm_score", -1), ("kl", 0))
+        for key, low in (("reward", -1), ("gold_score", -1), ("rm_score", -1), ("kl", 0))
     }
     return {**scores, **{key: float(rng.uniform()) for key in RATES}, "response_tokens": 12.34}
 
@@ -35,9 +35,11 @@ def contents(rng) -> dict:
     """The files of a complete run, small and random."""
     stages = {name: stage(rng) for name in STAGES}
     stages["base"]["kl"] = None
-    stages["best_of_4"] = {**stages["best_of_4"], "kl": None, "kl_bound": math.log(4) - 3 / 4}
+    chosen = {"kl": None, "kl_bound": math.log(4) - 3 / 4, "reward": None, "reward_bound": 0.4271}
+    stages["best_of_4"] = {**stages["best_of_4"], **chosen}
     logs = [
-        {"episodes": 64.0 * (i + 1), "rm_score": 0.1 * i, "kl": 0.05 * i - 0.01, "gold_score": 0.2 * i}
+        {"episodes": 64.0 * (i + 1), "reward": 0.09 * i, "rm_score": 0.1 * i, "kl": 0.05 * i - 0.01}
+        | {"gold_score": 0.2 * i}
         for i in range(8)
     ]
     answers = [
@@ -49,6 +51,7 @@ def contents(rng) -> dict:
             **stages,
             "reward_model": {"accuracy": 0.7284, "bayes_accuracy": 0.7716, "nll": 0.5413, "nll_floor": 0.4877},
             "gold_unit": 2.0,
+            "bounds": {"reference": 0.0, "optimum": 1.2345, "low": 1.2, "high": 1.3, "unclear_prompts": 0.5},
             "seconds": {"base": 41.26, "ppo": 52.74},
             "seed": 12345,
             "versions": {"torch": "9.8.7<b>"},
@@ -134,7 +137,7 @@ def test_the_page_needs_nothing_from_outside_and_runs_nothing(make_run, contents
     assert not {"script", "link", "iframe", "object", "base"} & set(page.tags)
     assert not {name for name, _ in page.attributes if name.startswith("on") or name in ("href", "srcset")}
     assert not re.search(r"url\(|@import|https?:", html)
-    assert len(page.pictures()) == 5
+    assert len(page.pictures()) == 6
     for picture in page.pictures():
         assert not re.search(r"<script|<image|@import|(href|src)\s*=\s*[\"'](?!#)|url\((?!#)", picture)
 
@@ -142,10 +145,12 @@ def test_the_page_needs_nothing_from_outside_and_runs_nothing(make_run, contents
 def test_every_stage_and_number_of_the_summary_is_in_the_table(make_run, contents):
     page, summary = read_page(make_run(contents)), contents["summary"]
     assert next(row for row in page.cells if "Base" in row)[1:] == list(STAGES.values())
-    for key, title in (("gold_score", "Gold score"), ("rm_score", "Reward-model score"), ("kl", "KL from SFT")):
+    titles = {"reward": "Objective", "gold_score": "Gold score", "rm_score": "Reward-model score", "kl": "KL from SFT"}
+    limits = {"kl": "≤ 0.64", "reward": "≥ 0.43"}  # log 4 − 3/4 = 0.636
+    for key, title in titles.items():
         for text, name in zip(page.row(title), STAGES, strict=True):
             value = summary[name][key]
-            bound = "≤ 0.64" if name == "best_of_4" else "–"  # log 4 − 3/4 = 0.636
+            bound = limits.get(key) if name == "best_of_4" else "–"
             assert text == (f"{shown(value['mean'])} ±{shown(value['ci95'])}" if value else bound)
     rates = ("Helpful", "Harmful", "Harmless", "Requested tone", "Answers that end")
     for key, title in zip(RATES, rates, strict=True):
@@ -188,7 +193,7 @@ def test_a_world_without_a_judge_gives_a_page_without_gold(make_run, contents):
     for log in contents["history"]["ppo"]:
         del log["gold_score"]
     page = read_page(make_run(contents))
-    assert len(page.pictures()) == 3  # score, KL, calibration
+    assert len(page.pictures()) == 4  # objective, score, KL, calibration
     assert "Not in this run: gold scores" in page.text
 
 
@@ -223,8 +228,9 @@ def test_a_broken_file_is_an_error_that_names_it(make_run, contents, name, text,
 def test_the_terminal_table_has_a_row_a_stage_and_fits_80_columns(make_run, contents):
     summary = read_run(make_run(contents)).summary
     for name in STAGES:  # the widest values that a run may well have
-        for key in ("gold_score", "rm_score"):
-            summary[name][key]["mean"] -= 3.0
+        for key in ("reward", "gold_score", "rm_score"):
+            if summary[name][key]:
+                summary[name][key]["mean"] -= 3.0
         summary[name]["eos_rate"] = 1.0
     stream = io.StringIO()
     Console(width=80, file=stream).print(summary_table(summary))
@@ -267,6 +273,14 @@ def test_the_learning_curve_of_gold_is_in_sft_standard_deviations(make_run, cont
     ticks = [float(number) for number in re.findall(r">(\d+)</text>", gold)]
     assert 500 in ticks  # 8 × 64 episodes; in raw units the ticks would be hundreds of thousands
     assert max(ticks) <= 600
+
+
+def test_the_objective_is_drawn_first_with_the_reference_and_the_optimum(make_run, contents):
+    first = read_page(make_run(contents)).pictures()[0]
+    for text in ("Objective: score − β KL", "reference", "optimum ≥ 1.23"):  # half of the prompts are unclear
+        assert f">{text}<" in first
+    contents["summary"]["bounds"] = None  # β = 0
+    assert "optimum" not in read_page(make_run(contents)).pictures()[0]
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])

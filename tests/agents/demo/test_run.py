@@ -56,6 +56,15 @@ def test_the_summary_has_every_figure_of_every_stage(finished):
     assert summary["best_of_4"]["kl"] is None
     assert summary["best_of_4"]["kl_bound"] == pytest.approx(0.6363, abs=1e-4)  # log 4 − 3/4
     assert summary["best_of_4"]["rm_score"]["mean"] > summary["sft"]["rm_score"]["mean"]
+    beta = summary["config"]["kl_coef"]
+    for stage in ("base", "sft", "ppo"):
+        score, kl, objective = (summary[stage][key]["mean"] for key in ("rm_score", "kl", "reward"))
+        assert objective == pytest.approx(score - beta * kl, abs=1e-5)
+    bounds, chosen = summary["bounds"], summary["best_of_4"]
+    assert chosen["reward"] is None
+    assert chosen["reward_bound"] == pytest.approx(chosen["rm_score"]["mean"] - beta * 0.6363, abs=1e-4)
+    assert bounds["reference"] == pytest.approx(summary["sft"]["reward"]["mean"], abs=0.1)  # other samples of SFT
+    assert bounds["optimum"] > bounds["reference"]
     assert summary["reward_model"].keys() >= {"accuracy", "bayes_accuracy", "nll", "nll_floor"}
     assert summary["seconds"].keys() == set(STEPS)
     assert summary["seed"] == 3
