@@ -10,6 +10,8 @@ them. Therefore
 """
 
 import threading
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,15 +24,21 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
-from textenv import registry
+from textenv.config import Loading
 from textenv.episode import observation_tokens
-from textenv.lm import Responses, ScalarHead, TokenRule, rows
+from textenv.lm import LanguageModel, Responses, ScalarHead, TokenRule, rows
+from textenv.lm.adapters import adapters
 from textenv.lm.decoding import decodes_with_cache
 from textenv.lm.prefix import PrefixCache, prefix_outputs
 from textenv.task import Task
+from textenv.training.memory import MemoryConfig, named_policy
+from textenv.training.trainable import trainable_weights
 
 EXACT_FLOATS = 2**24
 """Stable-Baselines3 passes actions through float32, which is exact up to this number."""
+
+MEMORY_OPTIONS = ("lora_rank", "lora_alpha", "train_layers", "gradient_checkpointing")
+"""Settings of :class:`textenv.training.memory.MemoryConfig` that a policy takes."""
 
 
 class TokenSpace(spaces.Discrete):
@@ -39,6 +47,7 @@ class TokenSpace(spaces.Discrete):
     def __init__(self, task: Task) -> None:
         super().__init__(task.reference.vocab_size)
         self.reference = task.config.reference
+        self.loading = task.config.loading
         self.rule = task.rule
         self.prompt_width = task.prompt_width
 
@@ -76,10 +85,13 @@ class CausalLMPolicy(ActorCriticPolicy):
 
     ``policy_kwargs``: ``model`` (registered name, folder or hub id; default: the environment's reference), ``rule`` and
     ``prompt_width`` (default: the environment's, see :class:`TokenSpace`), ``use_cache`` (keys and values are kept
-    between the steps of a rollout), ``optimizer_class``, ``optimizer_kwargs``.
+    between the steps of a rollout), ``lora_rank``, ``lora_alpha``, ``train_layers`` and ``gradient_checkpointing`` (see
+    :class:`textenv.training.memory.MemoryConfig`), ``optimizer_class``, ``optimizer_kwargs``.
 
     The policy trains its own copy of the model, which is found by name when an agent is loaded: a saved agent holds
-    weights, not the module. Dropout is off. Observations of both modes are read as integers; no features are extracted.
+    weights, not the module. With ``lora_rank`` it trains adapters on the weights of the environment's reference, and a
+    saved agent holds what is trained alone. Dropout is off. Observations of both modes are read as integers; no
+    features are extracted.
     """
 
     def __init__(
@@ -92,6 +104,10 @@ class CausalLMPolicy(ActorCriticPolicy):
         rule: TokenRule | None = None,
         prompt_width: int | None = None,
         use_cache: bool = True,
+        lora_rank: int = 0,
+        lora_alpha: float | None = None,
+        train_layers: int | None = None,
+        gradient_checkpointing: bool = False,
         use_sde: bool = False,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
@@ -109,15 +125,45 @@ class CausalLMPolicy(ActorCriticPolicy):
         self.rule: TokenRule = _given("rule", rule, told and told.rule)
         self.prompt_width: int = _given("prompt_width", prompt_width, told and told.prompt_width)
         self.use_cache = use_cache
-        language_model = registry.fresh_language_model(self.model_name)
-        _check_vocabulary(self.model_name, language_model.vocab_size, int(action_space.n))
-        self.model = language_model.model
-        self.value_head = ScalarHead(language_model.hidden_size)
+        self.memory = MemoryConfig(
+            lora_rank=lora_rank,
+            lora_alpha=lora_alpha,
+            train_layers=train_layers,
+            gradient_checkpointing=gradient_checkpointing,
+        )
+        # Stable-Baselines3 has seeded the global generator, from which its own policies draw their weights too.
+        seed = int(torch.randint(2**31, ())) if lora_rank else 0
+        self._trained = named_policy(self.memory, self.model_name, told.loading if told else Loading(), seed)
+        _check_vocabulary(self.model_name, self._trained.vocab_size, int(action_space.n))
+        self.model = self._trained.model
+        self.value_head = ScalarHead(self._trained.hidden_size)
         self._cache = PrefixCache()
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         self.optimizer = optimizer_class(trained, lr=lr_schedule(1), **optimizer_kwargs)  # type: ignore[call-arg]
         # The cache sees most changes of weights itself, but not those of fused optimisers.
         self.optimizer.register_step_post_hook(lambda *_: self._cache.forget())
+
+    @property
+    def language_model(self) -> LanguageModel:
+        """The model that is trained: ``save_pretrained(folder)`` writes it (adapters alone, where it has some), and
+        ``merged()`` is a plain copy."""
+        return replace(self._trained, model=self.model)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """All weights; with adapters only what is trained, since the others are shared."""
+        weights = super().state_dict(*args, **kwargs)
+        return {name: weights[name] for name in trainable_weights(self)} if adapters(self.model) else weights
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """ValueError: the policy has adapters, and the weights are not exactly those that it trains."""
+        if not adapters(self.model):
+            return super().load_state_dict(state_dict, strict, assign)
+        if other := state_dict.keys() ^ trainable_weights(self).keys():
+            rule = "weights to load must be those that a policy with adapters trains"
+            raise ValueError(
+                f"{rule}, got {sorted(other)[0]} on one side only. Use the policy_kwargs of the saved agent."
+            )
+        return super().load_state_dict(state_dict, strict=False)
 
     def forward(
         self, obs: PyTorchObs, deterministic: bool = False, action_masks: Any = None
@@ -153,7 +199,8 @@ class CausalLMPolicy(ActorCriticPolicy):
     def _get_constructor_parameters(self) -> dict[str, Any]:
         names = ("observation_space", "action_space", "rule", "prompt_width", "use_cache")
         kept = {name: getattr(self, name) for name in (*names, "optimizer_class", "optimizer_kwargs")}
-        return {**kept, "lr_schedule": self._dummy_schedule, "model": self.model_name}
+        memory = {name: getattr(self.memory, name) for name in MEMORY_OPTIONS}
+        return {**kept, **memory, "lr_schedule": self._dummy_schedule, "model": self.model_name}
 
     def _decide(
         self, obs: PyTorchObs, deterministic: bool, distribution: CategoricalDistribution

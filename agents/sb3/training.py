@@ -13,11 +13,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 from agents.core.agent import LanguageModelAgent
 from agents.core.job import Algorithm, Job, Trained
 from agents.sb3.env import make_vec_env
-from agents.sb3.policy import CausalLMPolicy
+from agents.sb3.policy import MEMORY_OPTIONS, CausalLMPolicy
+from textenv.training.memory import MemoryConfig
 from textenv.training.progress import Advance
 
 CURVE = ("rm_score", "gold_score", "kl")
-OPTIONS = ("num_envs", "linear_decay")
+OPTIONS = ("num_envs", "linear_decay", *MEMORY_OPTIONS)
 
 
 class EpisodeLog(BaseCallback):
@@ -55,7 +56,8 @@ class EpisodeLog(BaseCallback):
 class SB3Algorithm(Algorithm):
     """One of Stable-Baselines3's algorithms, with a language model as its policy.
 
-    Options are those of the algorithm's constructor, ``num_envs``, and ``linear_decay`` (of the learning rate, to 0).
+    Options are those of the algorithm's constructor, ``num_envs``, ``linear_decay`` (of the learning rate, to 0), and
+    those of the policy that save memory.
     """
 
     kind: ClassVar[type[BaseAlgorithm]]
@@ -68,8 +70,13 @@ class SB3Algorithm(Algorithm):
         return [*(name for name in inspect.signature(cls.kind.__init__).parameters if name not in given), *OPTIONS]
 
     @classmethod
+    def check(cls, options: Mapping[str, Any]) -> None:
+        MemoryConfig(**_memory(options))
+
+    @classmethod
     def train(cls, job: Job) -> Trained:
-        options = dict(job.options)
+        options = {name: value for name, value in job.options.items() if name not in MEMORY_OPTIONS}
+        options["policy_kwargs"] = {**(options.get("policy_kwargs") or {}), **_memory(job.options)}
         env = make_vec_env(job.env_id, int(options.pop("num_envs", 64)), seed=job.seed)
         log = EpisodeLog(job.total_episodes, job.advance)
         if options.pop("linear_decay", False):
@@ -81,6 +88,10 @@ class SB3Algorithm(Algorithm):
         model.learn(job.total_episodes * task.config.max_new_tokens, callback=log)
         trained = replace(task.reference, name=cls.__name__, model=model.policy.model)
         return Trained(LanguageModelAgent(trained, task, seed=job.seed), trained.model, log.curve, log.tokens)
+
+
+def _memory(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name in MEMORY_OPTIONS}
 
 
 class SB3PPO(SB3Algorithm):

@@ -11,10 +11,11 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from textenv import registry
+from textenv.config import Loading
 from textenv.lm import LanguageModel, load_language_model
 from textenv.lm.adapters import adapter_base, adapters, add_adapters, shared_copy
 from textenv.lm.load import output_embeddings
-from textenv.settings import Count, Positive, PositiveInt
+from textenv.settings import Count, Positive, PositiveInt, check_settings
 from textenv.task import Task
 from textenv.training.trainable import check_trainable
 
@@ -36,6 +37,9 @@ class MemoryConfig:
     adam_8bit: bool = False
     """Keep Adam's moments in 8 bits (bitsandbytes; needs CUDA)."""
 
+    def __post_init__(self) -> None:
+        check_settings(self)
+
 
 def policy_to_train(config: MemoryConfig, task: Task, policy: LanguageModel | None = None) -> LanguageModel:
     """What a learner trains: ``policy`` or a copy of the task's reference, in float32; with ``lora_rank``, new adapters
@@ -45,22 +49,24 @@ def policy_to_train(config: MemoryConfig, task: Task, policy: LanguageModel | No
         ValueError: the policy has other adapters or fewer layers than asked for, or has weights to train that are not
             in float32.
     """
-    reference = task.config.reference
+    seed = getattr(config, "seed", 0)
     if config.lora_rank and (policy is None or not adapters(policy.model)):
-        name = registry.portable_name(reference if policy is None else policy.name)
-        policy = _with_adapters(policy or task.reference, name, config)
+        name = task.config.reference if policy is None else policy.name
+        policy = _with_adapters(policy or task.reference, name, config, seed)
     elif policy is None:
-        policy = registry.fresh_language_model(reference, **_where(task))
-    found = {getattr(adapter, "r", 0) for adapter in adapters(policy.model).values()}
-    if config.lora_rank and found != {config.lora_rank}:
-        rule = f"lora_rank must be 0 or the rank of the policy's own adapters ({', '.join(map(str, found))})"
-        raise ValueError(f"{rule}, got {config.lora_rank}. Leave it out.")
-    if config.train_layers is not None:
-        _freeze_below(policy.model, config.train_layers)
-    check_trainable(policy.model)
-    if config.gradient_checkpointing:
-        recompute_activations(policy.model)
-    return policy
+        policy = registry.fresh_language_model(task.config.reference, **_where(task))
+    return _restricted(policy, config)
+
+
+def named_policy(config: MemoryConfig, name: str, loading: Loading, seed: int) -> LanguageModel:
+    """What is trained where there is no task: a float32 copy of the model behind ``name``; with ``lora_rank``, new
+    adapters (``seed``) on the weights of the one that is shared, as ``loading`` says. Raises as
+    :func:`policy_to_train`."""
+    if config.lora_rank:
+        policy = _with_adapters(registry.language_model(name, *loading), name, config, seed)
+    else:
+        policy = registry.fresh_language_model(name)
+    return _restricted(policy, config)
 
 
 def saved_policy(folder: str | Path, task: Task) -> LanguageModel:
@@ -116,13 +122,27 @@ def _where(task: Task) -> dict[str, Any]:
     return {"device": task.config.device, "attn_implementation": task.config.attn_implementation}
 
 
-def _with_adapters(base: LanguageModel, name: str, config: MemoryConfig) -> LanguageModel:
+def _with_adapters(base: LanguageModel, name: str, config: MemoryConfig, seed: int) -> LanguageModel:
     model = shared_copy(base.model)
     rank, alpha, head = config.lora_rank, config.lora_alpha or 2.0 * config.lora_rank, output_embeddings(model)
-    add_adapters(model, rank=rank, alpha=alpha, seed=getattr(config, "seed", 0), leave=head)
+    add_adapters(model, rank=rank, alpha=alpha, seed=seed, leave=head)
     for adapter in adapters(model).values():
-        adapter.task_type, adapter.base_model_name_or_path = "CAUSAL_LM", name
+        adapter.task_type, adapter.base_model_name_or_path = "CAUSAL_LM", registry.portable_name(name)
     return dataclasses.replace(base, model=model)
+
+
+def _restricted(policy: LanguageModel, config: MemoryConfig) -> LanguageModel:
+    """The same policy, with no more to train than ``config`` says."""
+    found = {getattr(adapter, "r", 0) for adapter in adapters(policy.model).values()}
+    if config.lora_rank and found != {config.lora_rank}:
+        rule = f"lora_rank must be 0 or the rank of the policy's own adapters ({', '.join(map(str, found))})"
+        raise ValueError(f"{rule}, got {config.lora_rank}. Leave it out.")
+    if config.train_layers is not None:
+        _freeze_below(policy.model, config.train_layers)
+    check_trainable(policy.model)
+    if config.gradient_checkpointing:
+        recompute_activations(policy.model)
+    return policy
 
 
 def _freeze_below(model: PreTrainedModel, layers: int) -> None:
