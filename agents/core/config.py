@@ -1,14 +1,15 @@
 """Settings that policy-gradient algorithms share."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 from textenv.settings import Count, NonNegative, Positive, PositiveInt, check_settings
 from textenv.training.memory import MemoryConfig
+from textenv.training.optimizer import OptimizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnerConfig(MemoryConfig):
+class LearnerConfig(MemoryConfig, OptimizerConfig):
     """Settings of every algorithm. The KL coefficient is the environment's ``kl_coef``."""
 
     batch_size: PositiveInt = 256
@@ -26,11 +27,9 @@ class LearnerConfig(MemoryConfig):
     target_kl: Positive | None = None
     """Ends the passes over a batch once the policy is so many nats per token away from the one that drew it."""
     learning_rate: NonNegative = 1e-5
-    """Learning rate of Adam. The default suits a pretrained model; the small worlds here have presets with more."""
+    """Peak learning rate of AdamW. The default suits a pretrained model; the small worlds have presets with more."""
     lr_decay_episodes: PositiveInt | None = None
-    """Episodes over which the learning rate falls linearly to 0; None keeps it constant."""
-    max_grad_norm: Annotated[Positive | None, "Use None to switch clipping off."] = 1.0
-    """Gradients with a larger norm are scaled down to this one; None does not clip."""
+    """Episodes that ``lr_schedule`` and ``warmup_ratio`` span; None: the learning rate is constant."""
     entropy_coef: NonNegative = 0.0
     """Weight of the entropy bonus. The KL penalty already keeps the policy from collapsing."""
     kl_target: Positive | None = None
@@ -45,6 +44,9 @@ class LearnerConfig(MemoryConfig):
         if self.minibatches > self.batch_size:
             rule = f"minibatches must be batch_size ({self.batch_size}) or less"
             raise ValueError(f"{rule}, got {self.minibatches}. Each needs an episode.")
+        if self.lr_decay_episodes is None and (self.warmup_ratio > 0 or self.lr_schedule == "cosine"):
+            rule = f"lr_decay_episodes must be given with warmup_ratio ({self.warmup_ratio}) and lr_schedule 'cosine'"
+            raise ValueError(f"{rule}, which it spans, got None. Give the episodes of the run.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,8 +27,8 @@ from agents.logs.figures import add_figures, explained_variance, machine_log, pa
 from textenv.kl import AdaptiveKL, FixedKL, KLController
 from textenv.lm import LanguageModel, length_buckets
 from textenv.lm.packing import packed
-from textenv.training.memory import make_adam, policy_to_train
-from textenv.training.trainable import clip_gradients
+from textenv.training.memory import policy_to_train
+from textenv.training.optimizer import clip_gradients, make_adamw, set_rates
 from textenv.vector import TextVectorEnv
 
 
@@ -65,11 +65,11 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
         critic = policy_to_train(config, env.task).model if place == "trunk" else None
         self.actor = ActorCritic(self.policy, critic, shared=place == "shared", seed=config.seed)
         self.actor.to(env.task.config.device)
-        groups = [{"params": self.actor.trunk_parameters(), "peak": config.learning_rate}]
+        self.parts, rates = [self.actor.trunk_parameters()], [config.learning_rate]
         if isinstance(config, CriticConfig):
-            peak = config.value_learning_rate or 10 * config.learning_rate
-            groups.append({"params": list(self.actor.value_head.parameters()), "peak": peak})
-        self.optimizer = make_adam(config, groups)
+            self.parts.append(list(self.actor.value_head.parameters()))
+            rates.append(config.value_learning_rate or 10 * config.learning_rate)
+        self.optimizer = make_adamw(config, self.parts, rates, eight_bit=config.adam_8bit)
         self.controller: KLController = FixedKL(env.kl_coef)
         if config.kl_target is not None:
             self.controller = AdaptiveKL(env.kl_coef, config.kl_target, config.kl_horizon)
@@ -111,26 +111,19 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
 
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Improve the policy on a batch; returns the log of its optimiser steps."""
-        targets = self.advantages(rollout)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * self.decay
+        config, targets = self.config, self.advantages(rollout)
+        rate = set_rates(self.optimizer, config, self.episodes, config.lr_decay_episodes, ahead=config.batch_size)
         logs = []
-        for _ in range(self.config.epochs):
+        for _ in range(config.epochs):
             logs += [self.step(rollout, targets, index) for index in self.minibatches(rollout)]
-            if self.config.target_kl is not None and logs[-1].get("approx_kl", 0.0) > self.config.target_kl:
+            if config.target_kl is not None and logs[-1].get("approx_kl", 0.0) > config.target_kl:
                 break
-        log = update_log(logs) | {"learning_rate": self.config.learning_rate * self.decay}
-        return log | (explained_variance(rollout, targets) if isinstance(self.config, CriticConfig) else {})
+        log = update_log(logs) | {"learning_rate": config.learning_rate * rate}
+        return log | (explained_variance(rollout, targets) if isinstance(config, CriticConfig) else {})
 
     def minibatches(self, rollout: Rollout) -> Sequence[Int[Tensor, " n"]]:
         """The episodes of each optimiser step of one pass, in random order."""
         return torch.randperm(len(rollout.rewards), generator=self.generator).tensor_split(self.config.minibatches)
-
-    @property
-    def decay(self) -> float:
-        """The learning rates, relative to those at the start."""
-        decay = self.config.lr_decay_episodes
-        return 1.0 if decay is None else max(0.0, 1.0 - self.episodes / decay)
 
     def step(self, rollout: Rollout, targets: Advantages, index: Int[Tensor, " n"]) -> dict[str, float]:
         """One optimiser step on the episodes of ``index``, micro-batch by micro-batch."""
@@ -153,6 +146,6 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
                 loss = loss - config.entropy_coef * (new.entropy.sum() / tokens)
             loss.backward()
             add_figures(log, {**figures, **pass_figures(new, logprobs, batch, packed(self.policy.model, batch))})
-        norm, *_ = clip_gradients(self.optimizer, config.max_grad_norm)
+        norm, *_ = clip_gradients(self.parts, config.max_grad_norm)
         self.optimizer.step()
         return {**log, "grad_norm": norm}

@@ -12,7 +12,7 @@ import textenv
 from agents.core.returns import Advantages
 from agents.ppo import PPO, PPOConfig
 from tests.conftest import FAMILIES, tiny_model
-from textenv.training.memory import make_adam
+from textenv.training.optimizer import make_adamw
 from textenv.training.trainable import check_trainable
 
 
@@ -138,11 +138,11 @@ def test_eight_bit_adam_is_refused_where_it_cannot_run(learner, monkeypatch):
         learner(adam_8bit=True)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
-    on_gpu = types.SimpleNamespace(requires_grad=True, device=torch.device("cuda"))
+    on_gpu = types.SimpleNamespace(ndim=1, device=torch.device("cuda"))
     with pytest.raises(
         ValueError, match=r"adam_8bit needs the package bitsandbytes: pip install 'textenv\[adam8bit\]'"
     ):
-        make_adam(PPOConfig(adam_8bit=True), [{"params": [on_gpu]}])
+        make_adamw.__wrapped__(PPOConfig(), [[on_gpu]], [1e-5], eight_bit=True)  # beyond the check of types
 
 
 def test_frozen_weights_may_have_any_precision_and_trained_ones_float32_alone():

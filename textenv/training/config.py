@@ -1,14 +1,15 @@
 """Settings shared by all supervised training."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
-from textenv.settings import Below1, Count, NonNegative, Positive, PositiveInt, check_settings
+from textenv.settings import Below1, Count, Positive, PositiveInt, check_settings
+from textenv.training.optimizer import OptimizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """Optimisation, shared by supervised fine-tuning and reward-model training: AdamW with one learning-rate schedule.
+class TrainingConfig(OptimizerConfig):
+    """Optimisation, shared by supervised fine-tuning and reward-model training.
 
     Dropout is off in every model of this package and stays off in training.
     """
@@ -23,14 +24,6 @@ class TrainingConfig:
     """Forward passes per optimizer step, ≥ 1. The gradient is that of one large batch, however it is split."""
     warmup_ratio: Annotated[Below1, "It is a share of the steps."] = 0.05
     """Share of the steps, in [0, 1), over which the learning rate rises from 0 to its peak."""
-    lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """The learning rate after the warm-up: down to 0 along a line or a cosine, or constant."""
-    weight_decay: NonNegative = 0.0
-    """Decoupled weight decay, ≥ 0, on matrices only (not on biases and norms)."""
-    max_grad_norm: Annotated[Positive | None, "Use None to switch clipping off."] = 1.0
-    """Gradients with a larger norm are scaled down to this one; None does not clip."""
-    adam_beta2: Below1 = 0.999
-    """Decay of AdamW's average of squared gradients, in [0, 1). Lower follows changes faster."""
     seed: Count = 0
     """Seed of the order of the examples. The same seed gives the same weights, bit for bit on a CPU."""
     logging_steps: Annotated[PositiveInt | None, "Use None for the default."] = None

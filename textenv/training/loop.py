@@ -11,13 +11,14 @@ from typing import Any, NamedTuple, Protocol, cast
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel, get_scheduler
+from transformers import PreTrainedModel
 
 from textenv.training.batches import epoch_windows
 from textenv.training.checkpoint import RunFolder
 from textenv.training.config import TrainingConfig
 from textenv.training.interrupt import deferred_interrupt
 from textenv.training.isolation import untouched_globals
+from textenv.training.optimizer import make_adamw, set_rates
 from textenv.training.trackers import Tracker, tracking
 from textenv.training.trainable import BestWeights, trainable_weights
 
@@ -155,15 +156,7 @@ class _Loop:
         self.steps = config.epochs * self.epoch_steps
         self.log_every = config.logging_steps or max(1, self.steps // 50)
         weights = list(trainable_weights(objective.model).values())
-        groups = [
-            {"params": [weight for weight in weights if weight.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [weight for weight in weights if weight.ndim <= 1], "weight_decay": 0.0},
-        ]
-        groups = [group for group in groups if group["params"]]
-        betas = (0.9, config.adam_beta2)
-        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
-        name = "constant_with_warmup" if config.lr_schedule == "constant" else config.lr_schedule
-        self.schedule = get_scheduler(name, optimizer, round(config.warmup_ratio * self.steps), self.steps)
+        optimizer = make_adamw(config, [weights], [config.learning_rate])
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
         self.step = 0
         self.history: list[dict[str, float]] = []
@@ -201,15 +194,14 @@ class _Loop:
                 accelerator.backward(loss * processes)  # gradients are averaged over processes
             total += loss.detach()
         norm = accelerator.clip_grad_norm_(self.objective.parameters(), config.max_grad_norm or math.inf)
-        rate = self.schedule.get_last_lr()[0]
+        rate = config.learning_rate * set_rates(self.optimizer, config, self.step, self.steps)
         self.optimizer.step()
-        self.schedule.step()
         self.optimizer.zero_grad()
         self.step += 1
         self.losses.append(float(cast(Tensor, accelerator.reduce(total))))
         if self.step == 1 or self.step % self.log_every == 0:
             mean = sum(self.losses) / len(self.losses)
-            self.log({"loss": mean, "grad_norm": float(cast(Tensor, norm)), "learning_rate": float(rate)})
+            self.log({"loss": mean, "grad_norm": float(cast(Tensor, norm)), "learning_rate": rate})
             self.losses = []
 
     def log(self, figures: dict[str, float]) -> None:
@@ -243,7 +235,6 @@ class _Loop:
             "history": self.history,
             "losses": self.losses,
             "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
         }
         self.folder.save(self.model, state, self.identity, self.best)
 
@@ -252,4 +243,3 @@ class _Loop:
         if state is not None:
             self.step, self.history, self.losses = state["step"], state["history"], state["losses"]
             self.optimizer.load_state_dict(state["optimizer"])
-            self.schedule.load_state_dict(state["schedule"])

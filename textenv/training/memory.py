@@ -80,24 +80,6 @@ def saved_policy(folder: str | Path, task: Task) -> LanguageModel:
     return registry.fresh_language_model(str(folder), *task.config.loading)
 
 
-def make_adam(config: MemoryConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """Adam over groups of parameters, as PyTorch takes them.
-
-    Raises:
-        ValueError: 8 bits without CUDA or without bitsandbytes.
-    """
-    if not config.adam_8bit:
-        return torch.optim.Adam(groups, fused=True)
-    device = groups[0]["params"][0].device
-    if device.type != "cuda":
-        raise ValueError(f"adam_8bit needs a CUDA device, got {device}. Leave it out, or use device='cuda'.")
-    try:
-        from bitsandbytes.optim import Adam8bit  # type: ignore[import-not-found]
-    except ImportError as error:
-        raise ValueError("adam_8bit needs the package bitsandbytes: pip install 'textenv[adam8bit]'.") from error
-    return Adam8bit(groups)
-
-
 def recompute_activations(model: PreTrainedModel) -> None:
     """Keep only the inputs of each block in passes with gradient, and compute the rest again in the backward pass.
 

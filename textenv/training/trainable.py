@@ -1,7 +1,6 @@
 """The trainable part of a model: saving it, loading it, and keeping its best version during training."""
 
 import json
-import math
 from pathlib import Path
 
 import torch
@@ -19,15 +18,6 @@ def check_trainable(model: nn.Module) -> None:
             f"a policy to train must have float32 weights, got {dtype}, in which Adam's small steps round to nothing. "
             "Load it in float32; the environment's dtype='bfloat16' computes in bfloat16."
         )
-
-
-def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float | None) -> list[float]:
-    """Scale the gradient of each parameter group down to ``max_norm``, if it is larger; returns the norms before.
-
-    Each group by itself: a large loss of a value function does not shrink the steps of the policy.
-    """
-    limit = math.inf if max_norm is None else max_norm
-    return [nn.utils.clip_grad_norm_(group["params"], limit).item() for group in optimizer.param_groups]
 
 
 def trainable_weights(model: nn.Module) -> dict[str, Tensor]:

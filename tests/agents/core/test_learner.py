@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -50,6 +51,53 @@ def test_the_learning_rate_falls_linearly_to_zero_and_stays_there(learner, kind)
     assert [log["learning_rate"] for log in agent.history] == pytest.approx([8e-4, 6e-4, 4e-4, 2e-4, 0, 0])
     moved = [not torch.equal(one, other) for one, other in itertools.pairwise(weights)]
     assert moved == [True, True, True, False, False]
+
+
+def test_the_rate_rises_to_its_peak_over_the_warm_up_from_the_first_update_on_and_then_follows_the_schedule(learner):
+    """A warm-up of half of eight updates: ¼, ½, ¾ and 1 of the peak at the end of each; then four parts of a cosine."""
+    agent = learner(RLOO, lr_decay_episodes=8 * 16, warmup_ratio=0.5, lr_schedule="cosine", learning_rate=1e-3)
+    falling = [(1 + math.cos(math.pi * k / 4)) / 2 for k in range(4)]
+    expected = [0.25, 0.5, 0.75, 1.0, *falling, 0.0]
+    assert [1e3 * log["learning_rate"] for log in agent.learn(9 * 16).history] == pytest.approx(expected, abs=1e-9)
+    one = learner(RLOO, lr_decay_episodes=16, warmup_ratio=0.99, learning_rate=1e-3).learn(48)
+    assert [log["learning_rate"] for log in one.history][::2] == [1e-3, 0.0]
+
+
+@pytest.mark.parametrize(("decay", "rates"), [(1, [1, 0]), (24, [1, 1 / 3]), (40, [1, 0.6, 0.2, 0])])
+def test_a_schedule_need_not_be_whole_updates(learner, decay, rates):
+    agent = learner(PPO, lr_decay_episodes=decay, learning_rate=1e-3).learn(len(rates) * 16)
+    assert [1e3 * log["learning_rate"] for log in agent.history] == pytest.approx(rates)
+
+
+@pytest.mark.parametrize("changed", [{"warmup_ratio": 0.1}, {"lr_schedule": "cosine"}])
+def test_a_warm_up_or_a_cosine_needs_episodes_to_span(changed):
+    with pytest.raises(
+        ValueError, match=r"lr_decay_episodes must be given .*, got None\. Give the episodes of the run"
+    ):
+        RLOO.config_type(**changed)
+    RLOO.config_type(lr_schedule="constant")
+    RLOO.config_type(**changed, lr_decay_episodes=1)
+
+
+@pytest.mark.parametrize("kind", LEARNERS)
+def test_without_weight_decay_a_learner_takes_the_steps_of_adam_bit_for_bit(learner, kind):
+    """Those of PyTorch's Adam over the same weights, the value head at ten times the rate."""
+    ours, other = (learner(kind, tiny_model(seed=5), max_grad_norm=0.5) for _ in range(2))
+    groups = [{"params": part, "peak": rate} for part, rate in zip(other.parts, (3e-3, 3e-2), strict=False)]
+    other.optimizer = torch.optim.Adam(groups, fused=True)
+    assert torch.equal(flat_weights(ours.learn(48)), flat_weights(other.learn(48)))
+    assert not torch.equal(flat_weights(ours), flat_weights(learner(kind, tiny_model(seed=5))))
+
+
+def test_weight_decay_shrinks_the_matrices_of_policy_and_value_head_at_their_own_rates(learner):
+    """Decoupled: what it changes is −rate · decay · weight, whatever the gradient is."""
+    agents = [learner(PPO, tiny_model(seed=5), weight_decay=decay, learning_rate=1e-2) for decay in (0.0, 0.5)]
+    before = [weight.detach().clone() for weight in agents[0].actor.parameters()]
+    plain, decayed = (list(agent.learn(16).actor.parameters()) for agent in agents)
+    head = {id(weight) for weight in agents[0].actor.value_head.parameters()}
+    for start, one, other in zip(before, plain, decayed, strict=True):
+        shrunk = start * 0.5 * (0.1 if id(one) in head else 0.01) * (start.ndim > 1)
+        torch.testing.assert_close(one - other, shrunk, atol=1e-6, rtol=1e-4)
 
 
 def test_without_a_decay_the_learning_rate_stays(learner):
