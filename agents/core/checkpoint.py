@@ -138,13 +138,15 @@ class CheckpointedLearner(Learner[Config], Algorithm):
         keep: Keep | None = None,
         sample_every: int = 10,
         report_to: Sequence[Tracker] = (),
+        name: str | None = None,
         advance: Advance | None = None,
     ) -> None:
         """Learn until ``total_episodes`` have been played in total, saving every ``every`` updates and at the end.
 
         Each update adds a line to ``curves.jsonl`` in the folder, and the first and every ``sample_every``-th one a few
-        texts to ``samples.jsonl``; ``report_to`` names trackers that get the figures too. Ctrl-C or SIGTERM finishes
-        the running update, saves, and raises KeyboardInterrupt; :meth:`load` continues from there.
+        texts to ``samples.jsonl``; ``report_to`` names trackers that get the figures too, for a run called ``name``.
+        Ctrl-C or SIGTERM finishes the running update, saves, and raises KeyboardInterrupt; :meth:`load` continues from
+        there.
         """
         folder, keep, size = Path(folder), keep or Keep(), self.config.batch_size
         self._open_logs(folder)
@@ -166,7 +168,8 @@ class CheckpointedLearner(Learner[Config], Algorithm):
             return not stopped.is_set()
 
         settings = {"algorithm": type(self).__name__, **dataclasses.asdict(self.config)}
-        with deferred_interrupt() as stopped, tracking(report_to, folder, settings, len(self.history)) as report:
+        tracked = tracking(report_to, folder, settings, len(self.history), name=name)
+        with deferred_interrupt() as stopped, tracked as report:
             self.learn(max(0, total - len(self.history)) * size, callback=after_update)
             done = len(self.history)
             self._save(folder, keep, compare=done % every == 0 or done >= total)
@@ -205,6 +208,7 @@ class CheckpointedLearner(Learner[Config], Algorithm):
         options = {**preset(name, learner, job.total_episodes), **options}
         config = cast(Config, cls.config_type(**options, seed=job.seed))
         agent = cls.resume(job.folder, make_vec(job.env_id, int(num_envs or config.batch_size)), config)
-        agent.learn_with_checkpoints(job.total_episodes, job.folder, advance=job.advance)
+        where = {"report_to": job.report_to, "name": job.name, "advance": job.advance}
+        agent.learn_with_checkpoints(job.total_episodes, job.folder, **where)
         tokens = round(sum(log["response_tokens"] * config.batch_size for log in agent.history))
         return Trained(agent, agent.policy.model, agent.history, tokens)

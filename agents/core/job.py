@@ -1,12 +1,13 @@
 """What an experiment gives to an algorithm, and what it gets back."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from textenv.evaluation import Agent
 from textenv.training.progress import Advance
+from textenv.training.trackers import Tracker
 
 
 class Job(NamedTuple):
@@ -22,6 +23,10 @@ class Job(NamedTuple):
     advance: Advance | None = None
     evaluation: Mapping[str, Any] | None = None
     """Options of the environment that the agent is measured in, where they differ, like other prompts."""
+    report_to: Sequence[Tracker] = ()
+    """Trackers that get the figures of the training as well."""
+    name: str | None = None
+    """What the job is called there."""
 
 
 class Trained(NamedTuple):

@@ -10,7 +10,7 @@ import itertools
 import json
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from textenv.registry.experiment import BUILT_IN_AGENTS, AgentPlan, RunPlan
 from textenv.stats import Mean, mean_ci95
 from textenv.tasks.exact import exact_world
 from textenv.training.progress import Advance, progress_bar
+from textenv.training.trackers import Tracker
 from textenv.vector import make_vec
 
 FIGURES = {
@@ -83,8 +84,12 @@ def cells_of(plan: RunPlan, agents: Mapping[str, AgentPlan]) -> list[Cell]:
     ]
 
 
-def run_experiment(cells: Iterable[Cell], output: str | Path, console: Console | None = None) -> list[dict[str, Any]]:
+def run_experiment(
+    cells: Iterable[Cell], output: str | Path, console: Console | None = None, *, report_to: Sequence[Tracker] = ()
+) -> list[dict[str, Any]]:
     """Run the cells that have no result in ``output`` yet; return the results of all, in order.
+
+    ``report_to`` names trackers that get each training's figures as well.
 
     Raises:
         ValueError: an agent's plan is wrong (before anything runs), or two cells share a folder.
@@ -104,7 +109,7 @@ def run_experiment(cells: Iterable[Cell], output: str | Path, console: Console |
         if known is None:
             title = f"{number}/{len(cells)} {cell.plan.name}, seed {cell.seed}"
             with progress_bar(f"{title:<34.34}", console) as advance:
-                known = run_cell(cell, folder, advance)
+                known = run_cell(cell, folder, advance, report_to)
         results.append(known)
     return results
 
@@ -130,12 +135,14 @@ def finished_result(folder: Path, cell: Cell) -> dict[str, Any] | None:
     return None
 
 
-def run_cell(cell: Cell, folder: Path, advance: Advance | None = None) -> dict[str, Any]:
+def run_cell(
+    cell: Cell, folder: Path, advance: Advance | None = None, report_to: Sequence[Tracker] = ()
+) -> dict[str, Any]:
     """Train and measure one cell."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "cell.json", {"settings": cell.settings})
     start = time.perf_counter()
-    trained = train(cell, folder, advance)
+    trained = train(cell, folder, advance, report_to)
     seconds = time.perf_counter() - start
     if trained.curve and "rollout_seconds" in trained.curve[0]:  # includes the time before an interruption
         seconds = sum(log["rollout_seconds"] + log["update_seconds"] for log in trained.curve)
@@ -148,10 +155,11 @@ def run_cell(cell: Cell, folder: Path, advance: Advance | None = None) -> dict[s
     return result
 
 
-def train(cell: Cell, folder: Path, advance: Advance | None) -> Trained:
+def train(cell: Cell, folder: Path, advance: Advance | None, report_to: Sequence[Tracker] = ()) -> Trained:
     """Train the cell's agent; a learner keeps its checkpoint in the folder and continues from there."""
     where = (cell.env_id, cell.plan.options, cell.seed, cell.total_episodes, folder / "checkpoint")
-    job = Job(*where, advance, cell.evaluation)
+    name = f"{cell.env_id}, {cell.plan.name}, seed {cell.seed}"
+    job = Job(*where, advance, cell.evaluation, report_to, name)
     return algorithm(cell.plan.algorithm).train(job)
 
 

@@ -1,7 +1,7 @@
 """Training Stable-Baselines3's algorithms by name, with the same record of episodes as our own learners keep."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ from agents.sb3.env import make_vec_env
 from agents.sb3.policy import MEMORY_OPTIONS, CausalLMPolicy
 from textenv.training.memory import MemoryConfig
 from textenv.training.progress import Advance
+from textenv.training.trackers import tracking
 
 CURVE = ("rm_score", "gold_score", "kl")
 OPTIONS = ("num_envs", "linear_decay", *MEMORY_OPTIONS)
@@ -27,6 +28,7 @@ class EpisodeLog(BaseCallback):
     def __init__(self, total_episodes: int, advance: Advance | None = None) -> None:
         super().__init__()
         self.total_episodes, self.advance = total_episodes, advance
+        self.report: Callable[[dict[str, float], int], None] = lambda figures, step: None
         self.curve: list[dict[str, float]] = []
         self.episodes = self.tokens = 0
         self._ended: list[dict[str, Any]] = []
@@ -48,6 +50,7 @@ class EpisodeLog(BaseCallback):
         log = {key: float(np.mean([info[key] for info in self._ended])) for key in CURVE if key in self._ended[0]}
         log["reward"] = float(np.mean([sum(info["reward_terms"].values()) for info in self._ended]))
         self.curve.append({"episodes": float(self.episodes), **log})
+        self.report(self.curve[-1], len(self.curve))
         self._ended = []
         if self.advance is not None:
             self.advance(min(self.episodes, self.total_episodes), self.total_episodes, log)
@@ -85,7 +88,8 @@ class SB3Algorithm(Algorithm):
         kind: Any = cls.kind
         model = kind(cls.policy, env, seed=job.seed, device="cpu", **cls.settings, **options)
         task = env.get_attr("task")[0]
-        model.learn(job.total_episodes * task.config.max_new_tokens, callback=log)
+        with tracking(job.report_to, job.folder, job.options, name=job.name) as log.report:
+            model.learn(job.total_episodes * task.config.max_new_tokens, callback=log)
         trained = replace(task.reference, name=cls.__name__, model=model.policy.model)
         return Trained(LanguageModelAgent(trained, task, seed=job.seed), trained.model, log.curve, log.tokens)
 

@@ -14,23 +14,27 @@ from textenv.cli.common import Json
 from textenv.data.folders import check_collection
 from textenv.pages.figures import save
 from textenv.registry.experiment import load_experiment
+from textenv.training.trackers import Tracker, check_trackers
 
 
-def run(experiment: tyro.conf.Positional[Path], *, as_json: Json = False) -> None:
+def run(experiment: tyro.conf.Positional[Path], *, report_to: tuple[Tracker, ...] = (), as_json: Json = False) -> None:
     """Run an experiment file: every agent in every environment with every seed, compared at the end.
 
     Finished parts are not run again. Ctrl-C finishes the update and saves; the same command continues from there.
 
     Args:
         experiment: YAML file (docs/experiments.md) with a section "run".
+        report_to: trackers that get the figures of each training as well.
     """
+    check_trackers(report_to)
     loaded = load_experiment(experiment)
     if loaded.run is None:
         raise ValueError(f"an experiment must have the section 'run', got {str(experiment)!r} without one. Add it.")
     check_collection(loaded.run.output)
     loaded.register()
-    results = with_bounds(run_experiment(cells_of(loaded.run, loaded.agents), loaded.run.output), loaded.run.output)
-    page = write_summary(results, loaded.run.output)
+    output = loaded.run.output
+    results = with_bounds(run_experiment(cells_of(loaded.run, loaded.agents), output, report_to=report_to), output)
+    page = write_summary(results, output)
     rows = summarise(results)
     if as_json:
         print(json.dumps(rows, indent=2, ensure_ascii=False))

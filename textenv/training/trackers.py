@@ -28,12 +28,17 @@ def check_trackers(report_to: Sequence[Tracker]) -> None:
 
 @contextmanager
 def tracking(
-    report_to: Sequence[Tracker], output: Path | None, settings: Mapping[str, Any], step: int = 0
+    report_to: Sequence[Tracker],
+    output: Path | None,
+    settings: Mapping[str, Any],
+    step: int = 0,
+    *,
+    name: str | None = None,
 ) -> Iterator[Callable[[Mapping[str, float], int], None]]:
     """Yield ``report(figures, step)``; without trackers it does nothing.
 
-    A run is named like its ``output`` folder. TensorBoard's files go into ``tensorboard/`` beside that folder. A run
-    that continues after ``step`` hides what was reported later than that.
+    A run is named ``name``, or like its ``output`` folder. TensorBoard's files go into ``tensorboard/`` beside that
+    folder, under its name. A run that continues after ``step`` hides what was reported later than that.
 
     Raises:
         ValueError: a package is missing, or there is no output folder.
@@ -54,8 +59,8 @@ def tracking(
             "logging_dir": output.parent / "tensorboard",
             "purge_step": step + 1,
         },
-        "wandb": {"run_name": PROJECT, "name": output.name, "dir": str(output.parent)},
-        "trackio": {"run_name": PROJECT, "name": output.name},
+        "wandb": {"run_name": PROJECT, "name": name or output.name, "dir": str(output.parent)},
+        "trackio": {"run_name": PROJECT, "name": name or output.name},
     }
     trackers = [LOGGER_TYPE_TO_CLASS[name](**options[name]) for name in dict.fromkeys(report_to)]
     accelerator = Accelerator(device_placement=False, log_with=trackers)

@@ -1,5 +1,7 @@
 """What reaches TensorBoard, read back by TensorBoard itself; what a missing package says."""
 
+import json
+
 import accelerate.tracking
 import pytest
 
@@ -76,6 +78,30 @@ def test_the_commands_take_trackers(tmp_path, model_folder, read, capsys):
     arguments = ["rloo", "--output", str(tmp_path / "rloo"), *options, "--report-to", "tensorboard"]
     assert main(arguments) == 0, capsys.readouterr().err
     assert len(read(tmp_path / "tensorboard" / "rloo")["reward"]) == 2
+
+
+EXPERIMENT = """
+agents:
+  mine: {algorithm: reinforce, batch_size: 8, num_envs: 8, learning_rate: 1e-3, preset: pretrained}
+  theirs: {algorithm: sb3-a2c, num_envs: 8}
+run: {environments: [textenv/Micro-v0], agents: [mine, theirs], seeds: [1], total_episodes: 16, output: results}
+"""
+
+
+def test_an_experiment_reports_the_curves_of_every_training(tmp_path, read, monkeypatch):
+    (tmp_path / "experiment.yaml").write_text(EXPERIMENT)
+    names = []
+    monkeypatch.setattr(
+        "agents.core.checkpoint.tracking", lambda *a, name, **k: (names.append(name), tracking(*a, **k))[1]
+    )
+    assert main(["run", str(tmp_path / "experiment.yaml"), "--report-to", "tensorboard"]) == 0
+    for agent in ("mine", "theirs"):
+        folder = tmp_path / "results" / "textenv-Micro-v0" / agent / "seed-1"
+        curve = json.loads((folder / "result.json").read_text())["curve"]
+        found = read(folder / "tensorboard" / "checkpoint")["reward"]
+        assert [value for _, value in found] == pytest.approx([log["reward"] for log in curve], rel=1e-6)
+        assert [step for step, _ in found] == list(range(1, len(curve) + 1))
+    assert names == ["textenv/Micro-v0, mine, seed 1"]
 
 
 @pytest.mark.parametrize(
