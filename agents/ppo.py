@@ -21,7 +21,9 @@ Command: ``textenv ppo --env-id textenv/Assistant-v0``.
 """
 
 from dataclasses import dataclass
-from typing import final
+from typing import Annotated, final
+
+from annotated_types import Gt
 
 from agents.core.actor import Evaluated
 from agents.core.checkpoint import CheckpointedLearner
@@ -43,6 +45,8 @@ class PPOConfig(CriticConfig):
     """Optimiser steps per pass."""
     clip_range: Positive = 0.2
     """ε of the surrogate: how far a ratio may move from 1 before its gradient stops."""
+    dual_clip: Annotated[float, Gt(1), "3 is usual."] | None = None
+    """How far the ratio of a token with a negative advantage may rise before its gradient stops; None: without end."""
     value_clip_range: Positive | None = None
     """Keeps the new value within this distance of the old one; None does not clip."""
     gamma: Fraction = 1.0
@@ -69,11 +73,9 @@ class PPO(CheckpointedLearner[PPOConfig]):
 
     def loss(self, new: Evaluated, old: MicroBatch) -> Loss:
         """Clipped surrogate and squared error of the values."""
-        config = self.config
-        policy = ppo_policy_loss(
-            new.logprobs, old.logprobs, old.advantages, old.mask, clip_range=config.clip_range, normalizer=old.tokens
-        )
-        value = value_loss(
-            new.values, old.values, old.returns, old.mask, clip_range=config.value_clip_range, normalizer=old.tokens
-        )
+        config, mask, tokens = self.config, old.mask, old.tokens
+        clip = {"clip_range": config.clip_range, "dual_clip": config.dual_clip}
+        policy = ppo_policy_loss(new.logprobs, old.logprobs, old.advantages, mask, normalizer=tokens, **clip)
+        near = config.value_clip_range
+        value = value_loss(new.values, old.values, old.returns, mask, normalizer=tokens, clip_range=near)
         return Loss(policy.loss + config.value_coef * value, {**policy.log, "value_loss": value})

@@ -39,6 +39,22 @@ class KLController(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class KLConfig:
+    """How learners change the KL coefficient."""
+
+    kl_target: Positive | None = None
+    """KL per episode, in nats, that an adaptive controller steers towards; None keeps the coefficient fixed."""
+    kl_horizon: Positive = 10_000.0
+    """Episodes over which the adaptive controller acts; larger is slower."""
+
+    def controller(self, kl_coef: float) -> KLController:
+        """What decides the coefficient, starting from ``kl_coef``."""
+        if self.kl_target is None:
+            return FixedKL(kl_coef)
+        return AdaptiveKL(kl_coef, self.kl_target, self.kl_horizon)
+
+
 @dataclass
 class FixedKL:
     """β stays constant."""

@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
+from gymnasium.wrappers.utils import RunningMeanStd
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -242,6 +243,19 @@ def accepted_columns(function: Callable[..., Any], columns: Mapping[str, Sequenc
         return {}
     everything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     return {key: list(values) for key, values in columns.items() if everything or key in parameters}
+
+
+class ReturnUnit(RunningMeanStd):
+    """The standard deviation of all returns so far, by which rewards may be divided (Engstrom et al. 2020)."""
+
+    def __init__(self) -> None:
+        super().__init__(epsilon=0.0)
+
+    def after(self, returns: Float[Tensor, " B"]) -> float:
+        """The unit with these returns as well; 1 while all are alike."""
+        self.update(returns.double().numpy())
+        deviation = float(self.var) ** 0.5
+        return deviation if deviation > 1e-6 else 1.0
 
 
 def spread_kl(

@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from textenv.episode import observation_tokens
 from textenv.lm import LanguageModel, Responses, Sampled, ValueHead, gather_predictions, response_scores
-from textenv.lm.packing import run_rows
+from textenv.lm.logprobs import response_hidden
 from textenv.task import Task
+from textenv.training.memory import Trunk
 
 
 class Evaluated(NamedTuple):
@@ -28,7 +28,7 @@ class ActorCritic(nn.Module):
     def __init__(
         self,
         policy: LanguageModel,
-        critic: PreTrainedModel | None = None,
+        critic: LanguageModel | Trunk | None = None,
         *,
         shared: bool = False,
         seed: int = 0,
@@ -37,8 +37,8 @@ class ActorCritic(nn.Module):
         the value function trains it only if ``shared``."""
         super().__init__()
         self.model = policy.model
-        self.value_head = ValueHead(policy.hidden_size, seed)
-        self.critic: PreTrainedModel | None = None if critic is None else critic.base_model  # type: ignore[assignment]
+        self.value_head = ValueHead((critic or policy).hidden_size, seed)
+        self.critic: Any = None if critic is None else critic.model.base_model
         self.shared = shared
 
     def trunk_parameters(self) -> list[nn.Parameter]:
@@ -52,7 +52,7 @@ class ActorCritic(nn.Module):
             scores = response_scores(self.model, batch, task.rule, entropy=entropy)
             hidden = scores.hidden if self.shared else scores.hidden.detach()
             if self.critic is not None:
-                hidden = critic_hidden(self.critic, batch)
+                hidden = response_hidden(self.critic, batch)
         entropies = None if scores.entropy is None else gather_predictions(scores.entropy, batch)
         values = gather_predictions(self.value_head(hidden), batch)
         return Evaluated(gather_predictions(scores.logprobs, batch), values, entropies)
@@ -66,11 +66,5 @@ class ActorCritic(nn.Module):
             if self.critic is None:
                 return sampled
             done = batch._replace(response_ids=sampled.response_ids, response_lengths=sampled.response_lengths)
-            values = gather_predictions(self.value_head(critic_hidden(self.critic, done)), done)
+            values = gather_predictions(self.value_head(response_hidden(self.critic, done)), done)
         return sampled._replace(values=values)
-
-
-def critic_hidden(critic: PreTrainedModel, batch: Responses) -> Float[Tensor, "n H"]:
-    """Hidden states of a separate critic at the real response positions."""
-    outputs, index = run_rows(critic, batch)
-    return outputs.hidden[index]

@@ -80,6 +80,7 @@ class CheckpointedLearner(Learner[Config], Algorithm):
             "prompt_indices": self.stream.prompt_indices.tolist(),
             "random_states": self.env.random_states,
             "history": self.history,
+            "return_unit": {name: float(value) for name, value in vars(self.return_unit).items()},
         }
         write_json(folder / "state.json", state)
         append(folder / CURVES, self.history)
@@ -118,6 +119,7 @@ class CheckpointedLearner(Learner[Config], Algorithm):
         agent.optimizer.load_state_dict(tensors["optimizer"])
         agent.generator.set_state(tensors["generator"])
         agent.episodes, agent.history = state["episodes"], state["history"]
+        vars(agent.return_unit).update(state["return_unit"])
         env.kl_coef = agent.controller.kl_coef = state["kl_coef"]
         agent.stream.restart(state["prompt_indices"])
         env.random_states = state["random_states"]

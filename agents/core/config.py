@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from textenv.kl import KLConfig
 from textenv.settings import Count, NonNegative, Positive, PositiveInt, check_settings
 from textenv.training.memory import MemoryConfig
-from textenv.training.optimizer import OptimizerConfig
+from textenv.training.optimizer import EpisodeOptimizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnerConfig(MemoryConfig, OptimizerConfig):
+class LearnerConfig(MemoryConfig, EpisodeOptimizerConfig, KLConfig):
     """Settings of every algorithm. The KL coefficient is the environment's ``kl_coef``."""
 
     batch_size: PositiveInt = 256
@@ -26,16 +27,11 @@ class LearnerConfig(MemoryConfig, OptimizerConfig):
     """Tokens per forward pass, prompts included; a longer episode has one to itself. Lower saves memory too."""
     target_kl: Positive | None = None
     """Ends the passes over a batch once the policy is so many nats per token away from the one that drew it."""
-    learning_rate: NonNegative = 1e-5
-    """Peak learning rate of AdamW. The default suits a pretrained model; the small worlds have presets with more."""
-    lr_decay_episodes: PositiveInt | None = None
-    """Episodes that ``lr_schedule`` and ``warmup_ratio`` span; None: the learning rate is constant."""
     entropy_coef: NonNegative = 0.0
     """Weight of the entropy bonus. The KL penalty already keeps the policy from collapsing."""
-    kl_target: Positive | None = None
-    """KL per episode, in nats, that an adaptive controller steers towards; None keeps the coefficient fixed."""
-    kl_horizon: Positive = 10_000.0
-    """Episodes over which the adaptive controller acts; larger is slower."""
+    scale_rewards: bool = False
+    """Divide rewards, KL included, by the running standard deviation of the return: β keeps its meaning, and the value
+    function and advantages that are not whitened get another unit, to which ``entropy_coef`` then refers."""
     seed: Count = 0
     """Seed of the prompts, the sampled tokens and the minibatches."""
 
@@ -44,21 +40,22 @@ class LearnerConfig(MemoryConfig, OptimizerConfig):
         if self.minibatches > self.batch_size:
             rule = f"minibatches must be batch_size ({self.batch_size}) or less"
             raise ValueError(f"{rule}, got {self.minibatches}. Each needs an episode.")
-        if self.lr_decay_episodes is None and (self.warmup_ratio > 0 or self.lr_schedule == "cosine"):
-            rule = f"lr_decay_episodes must be given with warmup_ratio ({self.warmup_ratio}) and lr_schedule 'cosine'"
-            raise ValueError(f"{rule}, which it spans, got None. Give the episodes of the run.")
+        self.check_span()
 
 
 @dataclass(frozen=True, kw_only=True)
 class CriticConfig(LearnerConfig):
     """Settings of algorithms that learn a value function."""
 
-    value_function: Literal["head", "shared", "trunk"] = "head"
+    value_function: Literal["head", "shared", "trunk", "reward-model"] = "head"
     """"head": a small network on the policy's hidden states, which it leaves alone. "shared": its loss trains the
-    policy's trunk too. "trunk": another model, which learns fastest and costs its memory and forward passes."""
+    policy's trunk too. "trunk": another model, which learns fastest and costs its memory and forward passes.
+    "reward-model": the same, and it starts as the trunk of the reward model."""
     value_learning_rate: Positive | None = None
     """Learning rate of the value head; None: ten times ``learning_rate``. It falls with that one."""
     value_coef: NonNegative = 0.1
     """Weight of the value loss relative to the policy loss; it matters where they share a trunk."""
+    critic_warmup: Count = 0
+    """Updates at the start that train the value function alone, while the schedule of the learning rate goes on."""
     per_token_kl: bool = True
     """Charge each token its own KL instead of charging the sum at the last token."""

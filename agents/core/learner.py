@@ -24,10 +24,10 @@ from agents.core.returns import Advantages
 from agents.core.rollout import Rollout, Stream
 from agents.logs.alarms import alarms
 from agents.logs.figures import add_figures, explained_variance, machine_log, pass_figures, rollout_log, update_log
-from textenv.kl import AdaptiveKL, FixedKL, KLController
 from textenv.lm import LanguageModel, length_buckets
 from textenv.lm.packing import packed
-from textenv.training.memory import policy_to_train
+from textenv.scoring import ReturnUnit
+from textenv.training.memory import critic_to_train, policy_to_train
 from textenv.training.optimizer import clip_gradients, make_adamw, set_rates
 from textenv.vector import TextVectorEnv
 
@@ -61,19 +61,18 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
         config = config or cast(Config, self.config_type())
         super().__init__(policy_to_train(config, env.task, policy), env.task, seed=config.seed)
         self.env, self.config = env, config
-        place = config.value_function if isinstance(config, CriticConfig) else None
-        critic = policy_to_train(config, env.task).model if place == "trunk" else None
+        place, rates, self.policy_starts = "head", [config.learning_rate], 0
+        if isinstance(config, CriticConfig):
+            place, self.policy_starts = config.value_function, config.critic_warmup * config.batch_size
+            rates.append(config.value_learning_rate or 10 * config.learning_rate)
+        critic = critic_to_train(config, env.task, place)
         self.actor = ActorCritic(self.policy, critic, shared=place == "shared", seed=config.seed)
         self.actor.to(env.task.config.device)
-        self.parts, rates = [self.actor.trunk_parameters()], [config.learning_rate]
-        if isinstance(config, CriticConfig):
-            self.parts.append(list(self.actor.value_head.parameters()))
-            rates.append(config.value_learning_rate or 10 * config.learning_rate)
+        self.parts = [self.actor.trunk_parameters(), list(self.actor.value_head.parameters())][: len(rates)]
         self.optimizer = make_adamw(config, self.parts, rates, eight_bit=config.adam_8bit)
-        self.controller: KLController = FixedKL(env.kl_coef)
-        if config.kl_target is not None:
-            self.controller = AdaptiveKL(env.kl_coef, config.kl_target, config.kl_horizon)
+        self.controller = config.controller(env.kl_coef)
         self.stream = Stream(env, config.seed, group_size=config.group_size)
+        self.return_unit = ReturnUnit()
         self.episodes = 0
         self.history: list[dict[str, float]] = []
 
@@ -93,8 +92,9 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
             rollout = self.collect()
             collected = time.perf_counter()
             log = rollout_log(rollout) | self.update(rollout)
+            if self.episodes >= self.policy_starts:
+                self.env.kl_coef = self.controller.update(log["kl"], self.config.batch_size)
             self.episodes += self.config.batch_size
-            self.env.kl_coef = self.controller.update(log["kl"], self.config.batch_size)
             log |= {"kl_coef": rollout.kl_coef, "episodes": float(self.episodes)}
             seconds = collected - start, time.perf_counter() - collected
             log |= machine_log(log, rollout, *seconds, self.task.config.device)
@@ -111,7 +111,11 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
 
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Improve the policy on a batch; returns the log of its optimiser steps."""
-        config, targets = self.config, self.advantages(rollout)
+        config = self.config
+        if config.scale_rewards:
+            unit = self.return_unit.after(rollout.rewards)
+            rollout = rollout._replace(rewards=rollout.rewards / unit, kl_coef=rollout.kl_coef / unit)
+        targets = self.advantages(rollout)
         rate = set_rates(self.optimizer, config, self.episodes, config.lr_decay_episodes, ahead=config.batch_size)
         logs = []
         for _ in range(config.epochs):
@@ -146,6 +150,8 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
                 loss = loss - config.entropy_coef * (new.entropy.sum() / tokens)
             loss.backward()
             add_figures(log, {**figures, **pass_figures(new, logprobs, batch, packed(self.policy.model, batch))})
+        if self.episodes < self.policy_starts:  # until then the value function learns alone
+            self.policy.model.zero_grad(set_to_none=True)
         norm, *_ = clip_gradients(self.parts, config.max_grad_norm)
         self.optimizer.step()
         return {**log, "grad_norm": norm}

@@ -25,17 +25,22 @@ def ppo_policy_loss(
     *,
     clip_range: float,
     normalizer: float,
+    dual_clip: float | None = None,
 ) -> Loss:
     """Clipped surrogate (Schulman et al. 2017): −Σ_t min(ρ_t Â_t, clip(ρ_t, 1−ε, 1+ε) Â_t) / normalizer.
 
-    ``ρ_t = exp(logprobs − old_logprobs)``. Poisoned padding (NaN, 1e6) changes neither value nor gradient. The log
-    counts tokens whose ratio left the clip range and sums k3 of KL(π_old ‖ π), both divided by the normalizer.
+    ``ρ_t = exp(logprobs − old_logprobs)``. With ``dual_clip`` c, where Â_t < 0 the surrogate is c Â_t at least (Ye et
+    al. 2020). Poisoned padding (NaN, 1e6) changes neither value nor gradient. The log counts tokens whose ratio left
+    the clip range and sums k3 of KL(π_old ‖ π), both divided by the normalizer.
     """
     logprobs, old_logprobs, advantages = (torch.where(mask, x, 0.0) for x in (logprobs, old_logprobs, advantages))
     log_ratio = logprobs - old_logprobs
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
-    loss = -torch.minimum(ratio * advantages, clipped * advantages).sum() / normalizer
+    surrogate = torch.minimum(ratio * advantages, clipped * advantages)
+    if dual_clip is not None:
+        surrogate = torch.where(advantages < 0, torch.maximum(surrogate, dual_clip * advantages), surrogate)
+    loss = -surrogate.sum() / normalizer
     with torch.no_grad():
         outside = ((ratio - 1.0).abs() > clip_range).to(ratio.dtype)
         approx_kl = torch.expm1(log_ratio) - log_ratio

@@ -57,9 +57,8 @@ class Stream:
     def __init__(self, env: TextVectorEnv, seed: int | None, *, group_size: int = 1) -> None:
         env.require_same_step("collecting rollouts")
         if env.num_envs % group_size:
-            raise ValueError(
-                f"num_envs must be a multiple of group_size, got {env.num_envs} and {group_size}. Change one."
-            )
+            sizes = f"{env.num_envs} and {group_size}"
+            raise ValueError(f"num_envs must be a multiple of group_size, got {sizes}. Change one.")
         self.env, self.group_size = env, group_size
         self._continue_from(*env.reset(seed=seed))
 

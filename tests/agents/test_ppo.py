@@ -1,5 +1,7 @@
 """PPO as software: ratios, micro-batches, checkpoints, determinism, errors. Exact worlds test that it learns."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,7 @@ from tests.conftest import WORDS, tiny_model
 from textenv.episode import observation_tokens
 from textenv.evaluation import evaluate
 from textenv.lm import Responses, response_logprobs
-from textenv.lm.load import word_level_tokenizer
+from textenv.lm.load import word_level_tokenizer, wrap_language_model
 
 CONFIG = {"batch_size": 32, "epochs": 2, "minibatches": 2, "learning_rate": 3e-3, "seed": 0}
 
@@ -212,6 +214,11 @@ def test_the_loss_clips_ratios_and_values_and_weighs_the_values_as_the_config_sa
     assert log["clip_fraction"].item() == pytest.approx(2 / 3)
     assert log["value_loss"].item() == pytest.approx(0.5 * (1.0 + 0.0 + 1.1**2) / 3)
     assert loss.item() == pytest.approx(policy + 0.5 * 0.5 * (1.0 + 0.0 + 1.1**2) / 3)
+    # Twice as bad a token costs no more than 1.05 with a dual clip of that.
+    risen = new._replace(logprobs=torch.tensor([[1.5, 1.0], [2.0, 1.0]]).log())
+    for dual_clip, cost in ((None, 2.0), (1.05, 1.05)):
+        _, log = agent(clip_range=0.1, dual_clip=dual_clip).loss(risen, old)
+        assert log["policy_loss"].item() == pytest.approx(-(1.1 + 1.0 - cost) / 3)
     # The first value may move by a quarter: 0.25, which is 1.75 from its target.
     loss, log = agent(clip_range=0.1, value_coef=0.5, value_clip_range=0.25).loss(new, old)
     assert log["value_loss"].item() == pytest.approx(0.5 * (1.75**2 + 0.0 + 1.1**2) / 3)
@@ -282,6 +289,64 @@ def test_a_critic_of_its_own_values_the_state_before_each_token(agent):
             with torch.no_grad():
                 value = head(learner.actor.critic(input_ids=before).last_hidden_state[0, -1])
             assert rollout.values[b, t].item() == pytest.approx(value.item(), abs=1e-5)
+
+
+def wide_reward_model(seed=3, words=WORDS):
+    """A random reward model with hidden states twice as wide as those of the policy, with a padding token besides."""
+    lm = tiny_model("llama", seed)
+    config = copy.deepcopy(lm.model.config)
+    config.hidden_size, config.head_dim = 64, 16
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        wide = wrap_language_model(AutoModelForCausalLM.from_config(config), word_level_tokenizer(words))
+    model = TransformerRewardModel.from_language_model(wide)
+    torch.nn.init.normal_(model.model.score.weight, generator=torch.Generator().manual_seed(0))
+    return model
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"lora_rank": 2}, {"train_layers": 1, "gradient_checkpointing": True}], ids=str
+)
+def test_a_value_function_from_the_reward_model_reads_its_trunk_and_leaves_it_alone(agent, options):
+    reward_model = wide_reward_model()
+    textenv.register_reward_model("wide", reward_model)
+    before = copy.deepcopy(reward_model.model.state_dict())
+    learner = agent(env_options={"reward_model": "wide"}, value_function="reward-model", **options)
+    with torch.no_grad():
+        learner.actor.value_head.output.linear.weight.normal_(generator=torch.Generator().manual_seed(0))
+    rollout = learner.collect()
+    tokens = rollout.tokens
+    for b in range(4):
+        prompt = tokens.prompt_ids[b, -tokens.prompt_lengths[b] :]
+        for t in range(int(tokens.response_lengths[b])):
+            ids = torch.cat([prompt, tokens.response_ids[b, :t]])[None]
+            with torch.no_grad():
+                hidden = reward_model.model.base_model(input_ids=ids).last_hidden_state[0, -1]
+                assert hidden.shape == (64,)
+                assert rollout.values[b, t].item() == pytest.approx(learner.actor.value_head(hidden).item(), abs=1e-4)
+    critic = [weight.detach().clone() for weight in learner.actor.critic.parameters()]
+    learner.learn(64)
+    assert any(not torch.equal(*pair) for pair in zip(critic, learner.actor.critic.parameters(), strict=True))
+    assert_equal_weights(before, dict(reward_model.model.state_dict()))
+
+
+@pytest.mark.parametrize(
+    ("reward_model", "message"),
+    [
+        (
+            lambda prompts, completions: [0.0] * len(prompts),
+            r"needs a reward model that is a decoder .*, got <lambda>\.",
+        ),
+        (lambda: wide_reward_model(words=("<eos>", *reversed(WORDS[1:]))), "got 'unnamed', which has others"),
+        (lambda: short_reward_model(), r"and reads \d+ of them, got one of 4"),
+    ],
+    ids=["rule", "other tokens", "short"],
+)
+def test_a_reward_model_that_cannot_become_the_value_function_is_refused(agent, reward_model, message):
+    made = reward_model() if not reward_model.__code__.co_argcount else reward_model
+    textenv.register_reward_model("other", made)
+    with pytest.raises(ValueError, match=f"{message}.*Use value_function='trunk'"):
+        agent(env_options={"reward_model": "other", "max_new_tokens": 3}, value_function="reward-model")
 
 
 @pytest.mark.parametrize(("target_kl", "passes"), [(None, 4), (1e-9, 1), (1e9, 4)])
@@ -378,14 +443,33 @@ def test_the_rewards_a_learner_sees_are_score_minus_beta_kl_on_the_last_token(ag
             torch.testing.assert_close(rewards[before], -0.1 * rollout.kl_per_token[before])
 
 
-def test_n_updates_saved_loaded_and_n_more_equal_two_n(agent, make_vector, tmp_path):
-    config = {"kl_target": 0.5, "kl_horizon": 100.0, "lr_decay_episodes": 500, "value_function": "trunk"}
-    whole = agent(**config)
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"value_function": "trunk"},
+        {
+            "lr_schedule": "cosine",
+            "warmup_ratio": 0.15,
+            "weight_decay": 0.1,
+            "adam_beta1": 0.8,
+        },  # into the third update
+        {"critic_warmup": 3, "value_function": "shared"},
+        {"critic_warmup": 1, "scale_rewards": True, "dual_clip": 1.5},
+        {"value_function": "reward-model"},
+        {"value_function": "reward-model", "lora_rank": 2},
+    ],
+    ids=str,
+)
+def test_n_updates_saved_loaded_and_n_more_equal_two_n(agent, make_vector, tmp_path, changed):
+    config = {"kl_target": 0.5, "kl_horizon": 100.0, "lr_decay_episodes": 500, **changed}
+    textenv.register_reward_model("wide", wide_reward_model())
+    world = {"reward_model": "wide"} if "reward-model" in changed.values() else {}
+    whole = agent(env_options=world, **config)
     whole.learn(128)
-    half = agent(**config)
+    half = agent(env_options=world, **config)
     half.learn(64)
     half.save(tmp_path / "checkpoint")
-    resumed = PPO.load(tmp_path / "checkpoint", make_vector(16).unwrapped)
+    resumed = PPO.load(tmp_path / "checkpoint", make_vector(16, **world).unwrapped)
     assert resumed.config == half.config
     resumed.learn(64)
     assert_equal_weights(weights(whole), weights(resumed))
@@ -507,7 +591,6 @@ def test_a_policy_with_another_vocabulary_is_refused(make_vector):
     from transformers import AutoModelForCausalLM as Auto
 
     from tests.conftest import FAMILIES, word_tokenizer
-    from textenv.lm.load import wrap_language_model
 
     config = AutoConfig.for_model("gpt2", vocab_size=15, bos_token_id=0, eos_token_id=0, **FAMILIES["gpt2"])
     other = wrap_language_model(Auto.from_config(config), word_tokenizer(), name="other")

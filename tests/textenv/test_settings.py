@@ -70,6 +70,9 @@ def test_no_switch_of_any_config_takes_a_number(config, name):
     [
         (PPOConfig, "clip_range", 0),
         (PPOConfig, "value_clip_range", 0.0),
+        (PPOConfig, "dual_clip", 1.0),
+        (PPOConfig, "critic_warmup", -1),
+        (PPOConfig, "value_function", "reward model"),
         (PPOConfig, "micro_batch_size", 0),
         (PPOConfig, "lr_decay_episodes", 0),
         (PPOConfig, "kl_target", -0.1),

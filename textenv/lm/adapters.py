@@ -49,7 +49,7 @@ def shared_copy(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model, frozen)
 
 
-def add_adapters(model: PreTrainedModel, *, rank: int, alpha: float, seed: int, leave: nn.Module) -> Any:
+def add_adapters(model: PreTrainedModel, *, rank: int, alpha: float, seed: int, leave: nn.Module | None) -> Any:
     """Put adapters on every linear layer but ``leave``, in place, and freeze all else. Returns peft's ``LoraModel``.
 
     ``W + (alpha / rank) · B A`` with A random (``seed``) and B zero: nothing changes before the first step.

@@ -68,6 +68,12 @@ def response_outputs(
     return rule.logprobs(logits, batch.response_mask.nonzero()[:, 1]), hidden
 
 
+def response_hidden(model: PreTrainedModel, batch: Responses) -> Float[Tensor, "n H"]:
+    """Hidden states before each of the ``n`` real response tokens."""
+    outputs, index = run_rows(model, batch)
+    return outputs.hidden[index]
+
+
 def gather_predictions(flat: Float[Tensor, " n"], batch: Responses) -> Float[Tensor, "B T"]:
     """Put values of the real response positions back into ``[B, T]``; exact zeros on padding."""
     out = flat.new_zeros(batch.response_ids.shape)

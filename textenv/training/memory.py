@@ -1,9 +1,10 @@
 """Training a policy in little memory: adapters on shared weights, fewer layers, recomputed activations."""
 
+import copy
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -14,7 +15,6 @@ from textenv import registry
 from textenv.config import Loading
 from textenv.lm import LanguageModel, load_language_model
 from textenv.lm.adapters import adapter_base, adapters, add_adapters, shared_copy
-from textenv.lm.load import output_embeddings
 from textenv.settings import Count, Positive, PositiveInt, check_settings
 from textenv.task import Task
 from textenv.training.trainable import check_trainable
@@ -69,6 +69,45 @@ def named_policy(config: MemoryConfig, name: str, loading: Loading, seed: int) -
     return _restricted(policy, config)
 
 
+class Trunk(NamedTuple):
+    """A network whose hidden states a value function reads."""
+
+    model: PreTrainedModel
+    hidden_size: int
+
+
+Network = TypeVar("Network", LanguageModel, Trunk)
+
+
+def critic_to_train(config: MemoryConfig, task: Task, place: str) -> LanguageModel | Trunk | None:
+    """What a value function reads at ``place``: None (the policy), with "trunk" another copy of the reference, with
+    "reward-model" one of the reward model's trunk (Ouyang et al. 2022); with ``lora_rank``, adapters on either.
+
+    Raises:
+        ValueError: the reward model is no decoder with the tokens of the policy; or see :func:`policy_to_train`.
+    """
+    if place == "trunk":
+        return policy_to_train(config, task)
+    if place != "reward-model":
+        return None
+    found: Any = registry.reward_model(task.config.reward_model, *task.config.loading)
+    rule = "value_function='reward-model' needs a reward model that is a decoder with the tokens of the policy"
+    remedy = "Use value_function='trunk'"
+    if not (getattr(found, "is_decoder", False) and isinstance(getattr(found, "model", None), PreTrainedModel)):
+        called = getattr(found, "__name__", type(found).__name__)
+        raise ValueError(f"{rule}, got {called}. {remedy}.")
+    if not task.reference.tokenizer.get_vocab().items() <= found.tokenizer.get_vocab().items():
+        raise ValueError(f"{rule}, got {found.name!r}, which has others. {remedy}.")
+    if found.max_tokens is not None and found.max_tokens < task.width:
+        raise ValueError(f"{rule} and reads {task.width} of them, got one of {found.max_tokens}. {remedy}.")
+    trunk = found.model.base_model
+    if config.lora_rank:
+        trunk = _adapted(trunk, config, getattr(config, "seed", 0))
+    else:
+        trunk = copy.deepcopy(trunk).float().requires_grad_()
+    return _restricted(Trunk(trunk, found.model.score.in_features), config)
+
+
 def saved_policy(folder: str | Path, task: Task) -> LanguageModel:
     """The policy that a learner saved in ``folder``; an adapter shares the weights of the task's reference or of the
     model that it names."""
@@ -104,17 +143,23 @@ def _where(task: Task) -> dict[str, Any]:
     return {"device": task.config.device, "attn_implementation": task.config.attn_implementation}
 
 
+def _adapted(model: PreTrainedModel, config: MemoryConfig, seed: int) -> PreTrainedModel:
+    """New adapters on the weights of a model; an LM head gets none."""
+    model = shared_copy(model)
+    alpha, head = config.lora_alpha or 2.0 * config.lora_rank, model.get_output_embeddings()
+    add_adapters(model, rank=config.lora_rank, alpha=alpha, seed=seed, leave=head)
+    return model
+
+
 def _with_adapters(base: LanguageModel, name: str, config: MemoryConfig, seed: int) -> LanguageModel:
-    model = shared_copy(base.model)
-    rank, alpha, head = config.lora_rank, config.lora_alpha or 2.0 * config.lora_rank, output_embeddings(model)
-    add_adapters(model, rank=rank, alpha=alpha, seed=seed, leave=head)
+    model = _adapted(base.model, config, seed)
     for adapter in adapters(model).values():
         adapter.task_type, adapter.base_model_name_or_path = "CAUSAL_LM", registry.portable_name(name)
     return dataclasses.replace(base, model=model)
 
 
-def _restricted(policy: LanguageModel, config: MemoryConfig) -> LanguageModel:
-    """The same policy, with no more to train than ``config`` says."""
+def _restricted(policy: Network, config: MemoryConfig) -> Network:
+    """The same network, with no more to train than ``config`` says."""
     found = {getattr(adapter, "r", 0) for adapter in adapters(policy.model).values()}
     if config.lora_rank and found != {config.lora_rank}:
         rule = f"lora_rank must be 0 or the rank of the policy's own adapters ({', '.join(map(str, found))})"

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
-from textenv.settings import Below1, NonNegative, Positive
+from textenv.settings import Below1, NonNegative, Positive, PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,22 @@ class OptimizerConfig:
     """Decay of AdamW's average of squared gradients, in [0, 1). Lower follows changes faster."""
     adam_eps: Positive = 1e-8
     """Added to the root of that average. Higher means smaller steps where gradients are tiny; usual is up to 1e-5."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeOptimizerConfig(OptimizerConfig):
+    """The same for learners, whose schedule is counted in episodes."""
+
+    learning_rate: NonNegative = 1e-5
+    """Peak learning rate of AdamW. The default suits a pretrained model; the small worlds have presets with more."""
+    lr_decay_episodes: PositiveInt | None = None
+    """Episodes that ``lr_schedule`` and ``warmup_ratio`` span; None: the learning rate is constant."""
+
+    def check_span(self) -> None:
+        """Refuse a warm-up or a cosine that spans nothing."""
+        if self.lr_decay_episodes is None and (self.warmup_ratio > 0 or self.lr_schedule == "cosine"):
+            rule = f"lr_decay_episodes must be given with warmup_ratio ({self.warmup_ratio}) and lr_schedule 'cosine'"
+            raise ValueError(f"{rule}, which it spans, got None. Give the episodes of the run.")
 
 
 def make_adamw(

@@ -11,6 +11,7 @@ import torch
 from agents import GRPO, PPO, RLOO, OnlineDPO, Reinforce
 from agents.logs.figures import rollout_log
 from tests.conftest import tiny_model
+from textenv.scoring import ReturnUnit
 
 LEARNERS = [PPO, RLOO, GRPO, Reinforce, OnlineDPO]
 
@@ -28,8 +29,13 @@ def flat_gradient(agent):
     return torch.cat([p.grad.flatten() for p in agent.policy.model.parameters() if p.grad is not None])
 
 
-def flat_weights(agent):
-    return torch.cat([p.detach().flatten().clone() for p in agent.actor.parameters()])
+def flat_weights(net):
+    return torch.cat([p.detach().flatten().clone() for p in net.parameters()])
+
+
+def rollout_returns(agent):
+    """What the environment paid in the last batch."""
+    return agent._played.rewards.numpy()
 
 
 @pytest.mark.parametrize("kind", LEARNERS)
@@ -47,7 +53,7 @@ def test_a_gradient_over_the_limit_is_scaled_down_to_it_and_the_log_has_its_norm
 @pytest.mark.parametrize("kind", LEARNERS)
 def test_the_learning_rate_falls_linearly_to_zero_and_stays_there(learner, kind):
     agent = learner(kind, lr_decay_episodes=4 * 16, learning_rate=0.8e-3)
-    weights = [flat_weights(agent.learn(16)) for _ in range(6)]
+    weights = [flat_weights(agent.learn(16).actor) for _ in range(6)]
     assert [log["learning_rate"] for log in agent.history] == pytest.approx([8e-4, 6e-4, 4e-4, 2e-4, 0, 0])
     moved = [not torch.equal(one, other) for one, other in itertools.pairwise(weights)]
     assert moved == [True, True, True, False, False]
@@ -85,8 +91,8 @@ def test_without_weight_decay_a_learner_takes_the_steps_of_adam_bit_for_bit(lear
     ours, other = (learner(kind, tiny_model(seed=5), max_grad_norm=0.5) for _ in range(2))
     groups = [{"params": part, "peak": rate} for part, rate in zip(other.parts, (3e-3, 3e-2), strict=False)]
     other.optimizer = torch.optim.Adam(groups, fused=True)
-    assert torch.equal(flat_weights(ours.learn(48)), flat_weights(other.learn(48)))
-    assert not torch.equal(flat_weights(ours), flat_weights(learner(kind, tiny_model(seed=5))))
+    assert torch.equal(flat_weights(ours.learn(48).actor), flat_weights(other.learn(48).actor))
+    assert not torch.equal(flat_weights(ours.actor), flat_weights(learner(kind, tiny_model(seed=5)).actor))
 
 
 def test_weight_decay_shrinks_the_matrices_of_policy_and_value_head_at_their_own_rates(learner):
@@ -98,6 +104,62 @@ def test_weight_decay_shrinks_the_matrices_of_policy_and_value_head_at_their_own
     for start, one, other in zip(before, plain, decayed, strict=True):
         shrunk = start * 0.5 * (0.1 if id(one) in head else 0.01) * (start.ndim > 1)
         torch.testing.assert_close(one - other, shrunk, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("value_function", ["head", "shared", "trunk"])
+@pytest.mark.parametrize("kind", [PPO, Reinforce])
+def test_the_first_updates_train_the_value_function_alone(learner, kind, value_function):
+    agent = learner(kind, critic_warmup=2, value_function=value_function, entropy_coef=0.1, kl_target=1e-3)
+    first = flat_weights(agent.actor.model)
+    heads = [flat_weights(agent.actor.value_head)]
+    for _ in range(2):
+        log = agent.learn(16).history[-1]
+        heads.append(flat_weights(agent.actor.value_head))
+        assert torch.equal(flat_weights(agent.actor.model), first)
+        assert not torch.equal(*heads[-2:])
+        assert not any(agent.optimizer.state[weight] for weight in agent.actor.model.parameters())
+        assert abs(log["kl"]) < 1e-5
+        assert agent.env.kl_coef == 0.1  # a KL of 0 says nothing yet
+    agent.learn(16)
+    assert not torch.equal(flat_weights(agent.actor.model), first)
+    assert agent.env.kl_coef < 0.1
+
+
+@pytest.mark.parametrize(("kind", "options"), [(RLOO, {}), (Reinforce, {}), (Reinforce, {"per_token_kl": False})])
+def test_scaled_rewards_divide_the_gradient_by_the_deviation_of_the_returns_and_leave_the_log_as_it_was(
+    learner, kind, options
+):
+    """Score and KL alike, so the direction stays: β keeps its meaning."""
+    agents = [
+        learner(kind, tiny_model(seed=5), max_grad_norm=None, learning_rate=0.0, scale_rewards=scaled, **options)
+        for scaled in (False, True)
+    ]
+    returns = []
+    for _ in range(3):  # the deviation is that of all batches so far
+        logs = [agent.learn(16).history[-1] for agent in agents]
+        returns.append(rollout_returns(agents[0]))
+        plain, scaled = map(flat_gradient, agents)
+        torch.testing.assert_close(scaled * np.concatenate(returns).std(), plain, atol=1e-6, rtol=1e-4)
+        for name in ("reward", "rm_score", "kl", "kl_coef"):
+            assert logs[0][name] == logs[1][name]
+
+
+def test_the_unit_of_returns_that_are_all_alike_is_one():
+    unit = ReturnUnit()
+    assert [unit.after(torch.full((3,), 2.0)), unit.after(torch.full((1,), 2.0))] == [1.0, 1.0]
+    assert unit.after(torch.tensor([6.0, 2.0])) == pytest.approx(np.std([2, 2, 2, 2, 6, 2]))
+
+
+def test_scaling_whitened_advantages_changes_the_values_alone(learner):
+    agents = [
+        learner(PPO, tiny_model(seed=5), learning_rate=0.0, scale_rewards=scaled, max_grad_norm=None)
+        for scaled in (False, True)
+    ]
+    plain, scaled = [agent.learn(16).history[0] for agent in agents]
+    torch.testing.assert_close(*map(flat_gradient, agents), atol=1e-6, rtol=1e-4)
+    unit = rollout_returns(agents[0]).std()
+    assert plain["value_loss"] == pytest.approx(scaled["value_loss"] * unit**2, rel=1e-4)
+    assert plain["explained_variance"] == pytest.approx(scaled["explained_variance"], abs=1e-5)
 
 
 def test_without_a_decay_the_learning_rate_stays(learner):

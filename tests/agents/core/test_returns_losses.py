@@ -52,7 +52,8 @@ def test_poisoned_padding_leaves_advantages_whitening_and_losses_bit_identical(p
 
     def losses(spoil):
         leaf = new.clone().requires_grad_()
-        policy = ppo_policy_loss(spoil(leaf), spoil(old), spoil(rewards), MASK, clip_range=0.05, normalizer=9)
+        options = {"clip_range": 0.05, "normalizer": 9, "dual_clip": 1.01}
+        policy = ppo_policy_loss(spoil(leaf), spoil(old), spoil(rewards), MASK, **options)
         value = value_loss(spoil(leaf), spoil(old), spoil(values), MASK, clip_range=0.05, normalizer=9)
         (policy.loss + value).backward()
         return [policy.loss, *policy.log.values(), value, leaf.grad]
@@ -117,3 +118,27 @@ def test_splitting_a_batch_changes_no_gradient_when_the_normalizer_is_the_whole(
     whole = gradient([[0, 1, 2]])
     torch.testing.assert_close(gradient([[0], [1], [2]]), whole, atol=1e-15, rtol=0)
     torch.testing.assert_close(gradient([[2, 0], [1]]), whole, atol=1e-15, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "plain", "dual", "slope"),
+    [  # ε = 0.2, c = 3; the slope is that of the dual surrogate, ρ Â or 0
+        (5.0, -2.0, -10.0, -6.0, 0.0),
+        (3.1, -2.0, -6.2, -6.0, 0.0),
+        (2.9, -2.0, -5.8, -5.8, -5.8),
+        (1.0, -2.0, -2.0, -2.0, -2.0),
+        (0.5, -2.0, -1.6, -1.6, 0.0),
+        (5.0, 2.0, 2.4, 2.4, 0.0),
+        (0.5, 2.0, 1.0, 1.0, 1.0),
+        (5.0, 0.0, 0.0, 0.0, 0.0),
+    ],
+)
+def test_a_dual_clip_bounds_the_surrogate_of_negative_advantages_from_below(ratio, advantage, plain, dual, slope):
+    real, zero = torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.float64)
+    leaf = (zero + math.log(ratio)).requires_grad_()
+    options = {"clip_range": 0.2, "normalizer": 1}
+    losses = [ppo_policy_loss(leaf, zero, zero + advantage, real, dual_clip=c, **options) for c in (None, 3.0)]
+    assert [-loss.loss.item() for loss in losses] == pytest.approx([plain, dual])
+    losses[1].loss.backward()
+    assert -leaf.grad.item() == pytest.approx(slope)
+    assert losses[0].log["clip_fraction"] == losses[1].log["clip_fraction"]
