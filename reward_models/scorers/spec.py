@@ -27,6 +27,7 @@ from reward_models.scorers.weighted import Part, WeightedSum
 from textenv import registry
 from textenv.config import Loading, Precision
 from textenv.protocols import RewardModel
+from textenv.registry.sharing import share_matrices
 from textenv.settings import PositiveInt, check_value
 
 Spec = str | Mapping[str, Any]
@@ -98,7 +99,10 @@ def _cache(path: str, how: Loading, *, of: Spec, version: str | None = None) -> 
 def _classifier(
     name: str, how: Loading, *, batch_size: PositiveInt = 64, dtype: Precision | None = None
 ) -> RewardModel:
-    return load_reward_model(name, **how._replace(dtype=dtype or how.dtype).arguments(), batch_size=batch_size)
+    how = how._replace(dtype=dtype or how.dtype)
+    loaded = load_reward_model(name, **how.arguments(), batch_size=batch_size)
+    share_matrices(loaded.model)
+    return loaded
 
 
 KINDS: dict[str, Callable[..., RewardModel]] = {

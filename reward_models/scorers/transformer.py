@@ -26,7 +26,9 @@ from reward_models.scorers import heads
 from reward_models.scorers.texts import EncodedTexts, encode_for_decoder, encode_for_encoder, in_template
 from textenv.data.hub import hub_or_cache
 from textenv.lm import LanguageModel, disable_dropout, length_buckets
+from textenv.lm.adapters import adapter_base, adapters, load_adapter, merged_copy, trained_modules
 from textenv.lm.load import load_tokenizer
+from textenv.registry import registered_sources
 from textenv.scoring import note_truncated
 from textenv.training.isolation import untouched_globals
 
@@ -225,9 +227,9 @@ class TransformerRewardModel:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """A plain Hugging Face folder: safetensors weights, config and tokenizer, which pads on the right: plain
-        transformers scores differently with padding on the left."""
+        transformers scores differently with padding on the left. Adapters are added to the weights."""
         self.tokenizer.padding_side = "right"
-        self.model.save_pretrained(folder)
+        (merged_copy(self.model) if adapters(self.model) else self.model).save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
 
@@ -240,6 +242,8 @@ def load_reward_model(
     batch_size: int = 64,
 ) -> TransformerRewardModel:
     """Load a folder or hub id. ``trust_remote_code`` stays off; weights come from safetensors.
+
+    A folder may be one that ``peft`` saved: adapters and a head on the model that it names, which is loaded with it.
 
     Args:
         dtype: of the weights; scores are float32 all the same.
@@ -255,6 +259,9 @@ def load_reward_model(
 
 def _load(name: str | Path, dtype: torch.dtype, **options: Any) -> tuple[Any, Any]:
     """``(model, tokenizer)`` of a sequence classifier, or a ValueError that says why not."""
+    base = adapter_base(name)
+    if base is not None:
+        return _load_adapter(name, registered_sources("language model").get(base, base), dtype, **options)
     with hub_or_cache(name) as unreachable:
         try:
             options |= {"dtype": dtype, "use_safetensors": True}
@@ -264,6 +271,20 @@ def _load(name: str | Path, dtype: torch.dtype, **options: Any) -> tuple[Any, An
                 f"a reward model must be a registered name, 'module:callable', a folder or a hub id, got "
                 f"{str(name)!r}. Loading it as a Hugging Face sequence classifier failed: {error}{unreachable}"
             ) from error
+
+
+def _load_adapter(name: str | Path, base: str | Path, dtype: torch.dtype, **options: Any) -> tuple[Any, Any]:
+    """The same of a folder with adapters and a head, or with adapters on a base that has a head."""
+    with untouched_globals():
+        hf_logging.set_verbosity_error()  # it would report that the base lacks the head
+        plain, tokenizer = _load(base, dtype, num_labels=1, **options)
+    model = trained_modules(load_adapter(plain, name))
+    new_head = heads.score_head(model).weight.data_ptr() != heads.score_head(plain).weight.data_ptr()
+    if not new_head and not (plain.config.architectures or [""])[0].endswith("ForSequenceClassification"):
+        rule = "the adapters of a reward model must come with a score head, or be for a model that has one"
+        raise ValueError(f"{rule}, got {str(name)!r} for {str(base)!r}. Train them with task_type='SEQ_CLS'.")
+    own = (Path(name) / "tokenizer_config.json").is_file()
+    return model, load_tokenizer(name) if own else tokenizer
 
 
 def _contents(model: PreTrainedModel, without: Collection[str] = ()) -> list[Any]:

@@ -8,6 +8,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 import textenv
 from reward_models.scorers.transformer import TransformerRewardModel, load_reward_model
 from textenv.data.hub import hub_or_cache
+from textenv.lm.adapters import adapter_base, merged_copy
 from textenv.lm.load import is_gguf
 from textenv.registry import registered_sources
 
@@ -17,7 +18,8 @@ def start_reward_model(name: str, device: str = "cpu") -> TransformerRewardModel
 
     * a causal language model (registered name, folder, hub id or .gguf file), whose trunk gets a head of zeros;
     * a pre-trained encoder (folder or hub id: BERT, DeBERTa, …), likewise;
-    * a reward model (registered name, folder or hub id), to train further.
+    * a reward model (registered name, folder or hub id), to train further; the adapters of one that ``peft`` saved are
+      added to its weights.
 
     Raises:
         ValueError: it is none of them.
@@ -25,6 +27,9 @@ def start_reward_model(name: str, device: str = "cpu") -> TransformerRewardModel
     source = registered_sources("reward model").get(name)
     if isinstance(source, str | Path):
         name = str(source)
+    if adapter_base(name) is not None:
+        loaded = load_reward_model(name, device)
+        return TransformerRewardModel(merged_copy(loaded.model), loaded.tokenizer, name=name)
     if is_gguf(name) or ("/" not in name and not Path(name).exists()):
         return TransformerRewardModel.from_language_model(textenv.fresh_language_model(name, device))
     with hub_or_cache(name) as unreachable:

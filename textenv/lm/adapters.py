@@ -156,6 +156,16 @@ def load_adapter(base: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
     return model.eval()
 
 
+def trained_modules(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model, in which modules that an adapter trains whole (a score head) stand in their own place."""
+    for name, module in list(model.named_modules()):
+        whole: Any = module
+        if hasattr(whole, "modules_to_save") and hasattr(whole, "original_module"):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, whole.modules_to_save[whole.active_adapter])
+    return model
+
+
 def _hold_in_float32(model: nn.Module) -> None:
     """Adapters start in the precision of what they adapt, in which small steps would round to nothing."""
     for weight in model.parameters():

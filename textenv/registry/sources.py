@@ -97,7 +97,7 @@ def language_model(
         ValueError: the name stands for no language model.
     """
     how = _how(device, dtype, attn_implementation)
-    return _once("language model", name, how, lambda source: _language_model(source, how))
+    return _once("language model", name, how, lambda source: _sharing(_language_model(source, how), source))
 
 
 def fresh_language_model(
@@ -262,7 +262,16 @@ def _reward_function(source: Any, how: Loading) -> RewardModel:
     source = _attribute(source)
     if callable(source):
         return source  # type: ignore[return-value]
-    return _attribute(SEQUENCE_CLASSIFIER)(source, **how.arguments())
+    return _sharing(_attribute(SEQUENCE_CLASSIFIER)(source, **how.arguments()), source)
+
+
+def _sharing(loaded: Any, source: Any) -> Any:
+    """A model that was loaded to be shared; what it has in common with others from files is in memory once."""
+    if not callable(_attribute(source)):
+        from textenv.registry.sharing import share_matrices
+
+        share_matrices(loaded.model)
+    return loaded
 
 
 def _prompt_records(source: Any) -> Any:
