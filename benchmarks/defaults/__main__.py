@@ -33,7 +33,9 @@ CHOSEN_ON: dict[str, Any] = {
 REPORTED: dict[str, Any] = {
     "ending": {"rule": "regex", "pattern": r"\bday \.$"},
     "forbidden-word": {"rule": "regex", "pattern": r"\bi\b", "score": -1.0},
-    "sum": {"weighted": {"lexicon": LEXICON, "good": {"model": "assistant-rm", "weight": 0.5}}},
+    "sum": {
+        "weighted": {"lexicon": {"model": LEXICON, "weight": 1.0}, "good": {"model": "assistant-rm", "weight": 0.5}}
+    },
 }
 REWARDS = {**CHOSEN_ON, **REPORTED}
 ALGORITHMS = {"ppo": "PPO", "rloo": "RLOO", "grpo": "GRPO", "reinforce": "REINFORCE"}
@@ -69,7 +71,8 @@ def summary(results: list[dict[str, Any]], bounds: dict[str, dict[str, float]]) 
 
 def demands(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The lowest share of any run, the mean share of each algorithm, and where PPO lies most below RLOO."""
-    means = {name: np.mean([share for row in rows for share in row["shares"].get(name, [])]) for name in ALGORITHMS}
+    names = [name for name in ALGORITHMS if any(name in row["shares"] for row in rows)]
+    means = {name: np.mean([share for row in rows for share in row["shares"].get(name, [])]) for name in names}
     gaps = [np.mean(row["shares"]["rloo"]) - np.mean(row["shares"]["ppo"])
             for row in rows if {"rloo", "ppo"} <= row["shares"].keys()]  # fmt: skip
     lowest = min(share for row in rows for shares in row["shares"].values() for share in shares)
