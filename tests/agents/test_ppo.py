@@ -193,6 +193,14 @@ def test_advantages_are_those_of_the_discount_and_the_lambda_of_the_config(agent
     assert found.returns.tolist() == [[0.875, 3.0], [-1.0, 0.0]]
 
 
+def test_by_default_each_token_pays_its_own_kl_and_advantages_are_returns_minus_values(agent):
+    """Two nats, one a token, at β = ½ and a return of 3: the tokens earn −½ and 3½, so 3 and 3½ are still to come."""
+    nats = torch.tensor([[1.0, 1.0], [0.0, 0.0]])
+    found = agent(whiten_advantages=False).advantages(two_episodes()._replace(kl_per_token=nats, kl_coef=0.5))
+    assert found.returns.tolist() == [[3.0, 3.5], [-1.0, 0.0]]
+    assert found.advantages.tolist() == [[2.0, 3.0], [-3.0, 0.0]]
+
+
 def test_advantages_are_whitened_over_the_real_tokens_and_returns_are_not(agent):
     """Mean −0.625 / 3, squares around it 0.0069444 + 7.3350694 + 7.7934028."""
     found = agent(gamma=0.5, lam=0.5).advantages(two_episodes())
@@ -324,6 +332,8 @@ def test_a_value_function_from_the_reward_model_reads_its_trunk_and_leaves_it_al
                 hidden = reward_model.model.base_model(input_ids=ids).last_hidden_state[0, -1]
                 assert hidden.shape == (64,)
                 assert rollout.values[b, t].item() == pytest.approx(learner.actor.value_head(hidden).item(), abs=1e-4)
+    frozen = [weight for weight in learner.actor.critic.layers[0].parameters() if not weight.requires_grad]
+    assert bool(frozen) == bool(options)
     critic = [weight.detach().clone() for weight in learner.actor.critic.parameters()]
     learner.learn(64)
     assert any(not torch.equal(*pair) for pair in zip(critic, learner.actor.critic.parameters(), strict=True))
