@@ -59,3 +59,9 @@ class GRPO(CheckpointedLearner[GRPOConfig]):
         """Clipped surrogate: a mean over responses."""
         normalizer = old.episodes * (1 if self.config.normalize_length else self.task.config.max_new_tokens)
         return clipped_loss(new, old, clip_range=self.config.clip_range, normalizer=normalizer)
+
+
+if __name__ == "__main__":
+    from textenv.cli import run_command
+
+    run_command("grpo")

@@ -44,6 +44,7 @@ from agents.core.losses import Loss
 from agents.core.returns import Advantages
 from agents.core.rollout import Rollout
 from textenv.lm import LanguageModel, response_logprobs
+from textenv.training.processes import own_share, together
 from textenv.vector import TextVectorEnv
 
 
@@ -137,17 +138,24 @@ class OnlineDPO(CheckpointedLearner[OnlineDPOConfig]):
         """One optimiser step on whole groups, with the pulls of the policy as it now is."""
         log_ratios = rollout.kl_per_token
         if self.config.epochs * self.config.minibatches > 1:
-            part = rollout.tokens.select(index)
-            size = self.config.micro_batch_size or len(index)
-            with self.task.precision():
-                logprobs = response_logprobs(self.policy.model, part, self.task.rule, batch_size=size)
-            log_ratios = log_ratios.clone()
-            log_ratios[index, : logprobs.shape[1]] += logprobs - rollout.logprobs[index, : logprobs.shape[1]]
+            log_ratios = log_ratios + sum(together(self._moved(rollout, index)))
         targets, pairs = self._pulls(rollout, log_ratios)
         chosen = index[:: self.config.group_size] // self.config.group_size
         pairs = Pairs(pairs.gaps[chosen], pairs.labels[chosen])
         figures = {"policy_loss": pairs.losses.mean(), "pair_accuracy": pairs.accuracy, "margin": pairs.margin}
         return {name: figure.item() for name, figure in figures.items()} | super().step(rollout, targets, index)
+
+    def _moved(self, rollout: Rollout, index: Int[Tensor, " n"]) -> Float[Tensor, "B T"]:
+        """How the log-probabilities of the share of this process in ``index`` have changed since they were played."""
+        moved, own = torch.zeros_like(rollout.logprobs), own_share(index, rollout.tokens.total_lengths)
+        if len(own):
+            size = self.config.micro_batch_size or len(own)
+            with self.task.precision():
+                tokens = rollout.tokens.select(own)
+                logprobs = response_logprobs(self.policy.model, tokens, self.task.rule, batch_size=size)
+            width = logprobs.shape[1]
+            moved[own, :width] = logprobs - rollout.logprobs[own, :width]
+        return moved
 
     def _pulls(self, rollout: Rollout, log_ratios: Float[Tensor, "B T"]) -> tuple[Advantages, Pairs]:
         """``(pulls on every token, pairs)`` where a response has the log-ratios of its tokens."""
@@ -157,3 +165,9 @@ class OnlineDPO(CheckpointedLearner[OnlineDPOConfig]):
         (slopes,) = torch.autograd.grad(pairs.losses.sum(), h)
         pairs = Pairs(pairs.gaps.detach(), pairs.labels)
         return Advantages(on_every_token(-slopes, mask), torch.zeros_like(log_ratios)), pairs
+
+
+if __name__ == "__main__":
+    from textenv.cli import run_command
+
+    run_command("online-dpo")

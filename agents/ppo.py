@@ -79,3 +79,9 @@ class PPO(CheckpointedLearner[PPOConfig]):
         near = config.value_clip_range
         value = value_loss(new.values, old.values, old.returns, mask, normalizer=tokens, clip_range=near)
         return Loss(policy.loss + config.value_coef * value, {**policy.log, "value_loss": value})
+
+
+if __name__ == "__main__":
+    from textenv.cli import run_command
+
+    run_command("ppo")

@@ -64,3 +64,9 @@ class Reinforce(CheckpointedLearner[ReinforceConfig]):
         policy = policy_gradient_loss(new.logprobs, old.advantages, old.mask, normalizer=old.episodes * budget)
         value = value_loss(new.values, old.values, old.returns, old.mask, normalizer=old.tokens)
         return Loss(policy + self.config.value_coef * value, {"policy_loss": policy, "value_loss": value})
+
+
+if __name__ == "__main__":
+    from textenv.cli import run_command
+
+    run_command("reinforce")

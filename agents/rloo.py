@@ -50,3 +50,9 @@ class RLOO(CheckpointedLearner[RLOOConfig]):
         """Clipped surrogate; plain REINFORCE while the ratios are 1."""
         normalizer = old.episodes * self.task.config.max_new_tokens
         return clipped_loss(new, old, clip_range=self.config.clip_range, normalizer=normalizer)
+
+
+if __name__ == "__main__":
+    from textenv.cli import run_command
+
+    run_command("rloo")

@@ -26,12 +26,7 @@ class ActorCritic(nn.Module):
     """A policy and a value function: a head on the policy's trunk, or on a trunk of its own."""
 
     def __init__(
-        self,
-        policy: LanguageModel,
-        critic: LanguageModel | Trunk | None = None,
-        *,
-        shared: bool = False,
-        seed: int = 0,
+        self, policy: LanguageModel, critic: LanguageModel | Trunk | None = None, *, shared: bool = False, seed: int = 0
     ) -> None:
         """The trunk of ``critic``, without its LM head, becomes that of the value function. On the policy's own trunk,
         the value function trains it only if ``shared``."""

@@ -23,6 +23,7 @@ from textenv.data.folders import check_replaceable, recover, replace_folder
 from textenv.data.records import write_json
 from textenv.training.interrupt import deferred_interrupt
 from textenv.training.memory import saved_policy
+from textenv.training.processes import any_process, is_main, on_main, own_part, together
 from textenv.training.progress import Advance
 from textenv.training.trackers import Tracker, tracking
 from textenv.training.trainable import trainable_weights
@@ -51,9 +52,13 @@ class CheckpointedLearner(Learner[Config], Algorithm):
 
     def _save(self, path: Path, keep: Keep, *, beside: bool = True, compare: bool = True) -> None:
         """Save; ``beside``: keep the samples, earlier checkpoints and best policy of the folder's earlier state."""
+        slots = together((self.stream.prompt_indices.tolist(), self.env.random_states))
+        on_main(lambda: self._replace(path, keep, slots, beside=beside, compare=compare))
+
+    def _replace(self, path: Path, keep: Keep, slots: list[tuple[list, list]], *, beside: bool, compare: bool) -> None:
         try:
             with replace_folder(path) as folder:
-                self._write(folder)
+                self._write(folder, slots)
                 if beside:
                     keep_earlier(path, folder, len(self.history), keep.last)
                     if keep.best is not None:
@@ -65,7 +70,8 @@ class CheckpointedLearner(Learner[Config], Algorithm):
             rule = f"a checkpoint must fit on its disk and be writable, got {str(path)!r}: {error}"
             raise OSError(f"{rule}. {left}. Free space, or lower keep_last; then resume.") from error
 
-    def _write(self, folder: Path) -> None:
+    def _write(self, folder: Path, slots: list[tuple[list, list]]) -> None:
+        """Write a checkpoint; ``slots``: next prompts and random states of the slots of each process."""
         self.policy.save_pretrained(folder / "policy")
         trained = trainable_weights(self.actor)
         value = {name: tensor.detach() for name, tensor in trained.items() if not name.startswith("model.")}
@@ -77,8 +83,8 @@ class CheckpointedLearner(Learner[Config], Algorithm):
             "config": dataclasses.asdict(self.config),
             "episodes": self.episodes,
             "kl_coef": self.env.kl_coef,
-            "prompt_indices": self.stream.prompt_indices.tolist(),
-            "random_states": self.env.random_states,
+            "prompt_indices": [index for indices, _ in slots for index in indices],
+            "random_states": [state for _, states in slots for state in states],
             "history": self.history,
             "return_unit": {name: float(value) for name, value in vars(self.return_unit).items()},
         }
@@ -88,8 +94,12 @@ class CheckpointedLearner(Learner[Config], Algorithm):
 
     def save_merged(self, path: str | Path) -> None:
         """Write the policy alone, its adapters in its weights: a plain Hugging Face model. Raises as :meth:`save`."""
-        with replace_folder(path) as folder:
-            self.policy.merged().save_pretrained(folder)
+
+        def write() -> None:
+            with replace_folder(path) as folder:
+                self.policy.merged().save_pretrained(folder)
+
+        on_main(write)
 
     @classmethod
     def load(cls, path: str | Path, env: TextVectorEnv) -> Self:
@@ -99,7 +109,7 @@ class CheckpointedLearner(Learner[Config], Algorithm):
             ValueError: the folder is not a readable checkpoint of this algorithm, or does not fit ``env``.
         """
         path = Path(path)
-        recover(path)
+        on_main(lambda: recover(path))
         try:
             state = json.loads((path / "state.json").read_text("utf-8"))
             algorithm = state["algorithm"]
@@ -111,9 +121,9 @@ class CheckpointedLearner(Learner[Config], Algorithm):
         except Exception as error:
             rule = f"a checkpoint must be a folder written by {cls.__name__}.save"
             raise ValueError(f"{rule}, got {str(path)!r}: {error}. Name another checkpoint, or train again.") from error
-        slots = len(state["prompt_indices"])
-        if slots != env.num_envs:
-            raise ValueError(f"num_envs must be that of the checkpoint, {slots}, got {env.num_envs}. Use {slots}.")
+        slots, found = len(state["prompt_indices"]), sum(together(env.num_envs))
+        if slots != found:
+            raise ValueError(f"num_envs must be that of the checkpoint, {slots}, got {found}. Use {slots}.")
         agent = cls(env, cast(Config, config), saved_policy(path / "policy", env.task))
         agent.actor.load_state_dict(value, strict=False)
         agent.optimizer.load_state_dict(tensors["optimizer"])
@@ -121,14 +131,14 @@ class CheckpointedLearner(Learner[Config], Algorithm):
         agent.episodes, agent.history = state["episodes"], state["history"]
         vars(agent.return_unit).update(state["return_unit"])
         env.kl_coef = agent.controller.kl_coef = state["kl_coef"]
-        agent.stream.restart(state["prompt_indices"])
-        env.random_states = state["random_states"]
+        agent.stream.restart(own_part(state["prompt_indices"]))
+        env.random_states = own_part(state["random_states"])
         return agent
 
     @classmethod
     def resume(cls, path: str | Path, env: TextVectorEnv, config: Config) -> Self:
         """The learner saved in ``path``, or a new one with ``config`` if nothing is saved there."""
-        recover(path)
+        on_main(lambda: recover(Path(path)))
         return cls.load(path, env) if (Path(path) / "state.json").is_file() else cls(env, config)
 
     def learn_with_checkpoints(
@@ -148,7 +158,7 @@ class CheckpointedLearner(Learner[Config], Algorithm):
         Each update adds a line to ``curves.jsonl`` in the folder, and the first and every ``sample_every``-th one a few
         texts to ``samples.jsonl``; ``report_to`` names trackers that get the figures too, for a run called ``name``.
         Ctrl-C or SIGTERM finishes the running update, saves, and raises KeyboardInterrupt; :meth:`load` continues from
-        there.
+        there. Of several processes the main one alone writes and reports; a signal to any of them stops all.
         """
         folder, keep, size = Path(folder), keep or Keep(), self.config.batch_size
         self._open_logs(folder)
@@ -158,16 +168,18 @@ class CheckpointedLearner(Learner[Config], Algorithm):
             done = len(self.history)
             if keep.best is not None and keep.best not in log:
                 raise ValueError(f"keep_best must be a figure of the log, got {keep.best!r}. It has {', '.join(log)}.")
-            append(folder / CURVES, [log])
-            report(log, done)
-            if done == 1 or done % sample_every == 0:
-                append(folder / SAMPLES, sample_texts(self._played, self.task.reference, done, self.episodes))
-            if advance is not None:
-                shown = {"objective": "reward", **{key: key for key in ("rm_score", "kl", "gold_score") if key in log}}
-                advance(done, total, {name: log[key] for name, key in shown.items()})
-            if done % every == 0 and done < total and not stopped.is_set():
+            if is_main():
+                append(folder / CURVES, [log])
+                report(log, done)
+                if done == 1 or done % sample_every == 0:
+                    append(folder / SAMPLES, sample_texts(self._played, self.task.reference, done, self.episodes))
+                if advance is not None:
+                    keys = {"objective": "reward", "rm_score": "rm_score", "kl": "kl", "gold_score": "gold_score"}
+                    advance(done, total, {name: log[key] for name, key in keys.items() if key in log})
+            stop = any_process(stopped.is_set())
+            if done % every == 0 and done < total and not stop:
                 self._save(folder, keep)
-            return not stopped.is_set()
+            return not stop
 
         settings = {"algorithm": type(self).__name__, **dataclasses.asdict(self.config)}
         tracked = tracking(report_to, folder, settings, len(self.history), name=name)
@@ -175,21 +187,27 @@ class CheckpointedLearner(Learner[Config], Algorithm):
             self.learn(max(0, total - len(self.history)) * size, callback=after_update)
             done = len(self.history)
             self._save(folder, keep, compare=done % every == 0 or done >= total)
-        if stopped.is_set() and len(self.history) < total:
+        if any_process(stopped.is_set()) and len(self.history) < total:
             raise KeyboardInterrupt
 
     def _open_logs(self, folder: Path) -> None:
         """Logs that end where the learner stands."""
-        check_replaceable(folder)
-        if self.history and (folder / CURVES).is_file() and (folder / SAMPLES).is_file():
-            for name in (CURVES, SAMPLES):
-                drop_after(folder / name, self.episodes)
-        elif self.history:
+
+        def opened() -> bool:
+            check_replaceable(folder)
+            if not self.history:
+                with replace_folder(folder) as new:
+                    append(new / CURVES, [])
+                    append(new / SAMPLES, [])
+            elif (folder / CURVES).is_file() and (folder / SAMPLES).is_file():
+                for name in (CURVES, SAMPLES):
+                    drop_after(folder / name, self.episodes)
+            else:
+                return False
+            return True
+
+        if not on_main(opened):
             self.save(folder)
-        else:
-            with replace_folder(folder) as new:
-                append(new / CURVES, [])
-                append(new / SAMPLES, [])
 
     @classmethod
     def option_names(cls) -> list[str]:

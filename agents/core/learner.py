@@ -23,12 +23,13 @@ from agents.core.losses import Loss
 from agents.core.returns import Advantages
 from agents.core.rollout import Rollout, Stream
 from agents.logs.alarms import alarms
-from agents.logs.figures import add_figures, explained_variance, machine_log, pass_figures, rollout_log, update_log
+from agents.logs.figures import add_figures, explained_variance, machine_log, pass_log, rollout_log, totals, update_log
 from textenv.lm import LanguageModel, length_buckets
 from textenv.lm.packing import packed
 from textenv.scoring import ReturnUnit
 from textenv.training.memory import critic_to_train, policy_to_train
 from textenv.training.optimizer import clip_gradients, make_adamw, set_rates
+from textenv.training.processes import own_generator, own_share, same_weights
 from textenv.vector import TextVectorEnv
 
 
@@ -67,7 +68,7 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
             rates.append(config.value_learning_rate or 10 * config.learning_rate)
         critic = critic_to_train(config, env.task, place)
         self.actor = ActorCritic(self.policy, critic, shared=place == "shared", seed=config.seed)
-        self.actor.to(env.task.config.device)
+        same_weights(self.actor.to(env.task.config.device))
         self.parts = [self.actor.trunk_parameters(), list(self.actor.value_head.parameters())][: len(rates)]
         self.optimizer = make_adamw(config, self.parts, rates, eight_bit=config.adam_8bit)
         self.controller = config.controller(env.kl_coef)
@@ -96,8 +97,7 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
                 self.env.kl_coef = self.controller.update(log["kl"], self.config.batch_size)
             self.episodes += self.config.batch_size
             log |= {"kl_coef": rollout.kl_coef, "episodes": float(self.episodes)}
-            seconds = collected - start, time.perf_counter() - collected
-            log |= machine_log(log, rollout, *seconds, self.task.config.device)
+            log |= machine_log(log, rollout, (start, collected, time.perf_counter()), self.task.config.device)
             log |= alarms(log, self.history, self.task.config)
             self.history.append(log)
             if callback is not None and callback(log) is False:
@@ -106,7 +106,7 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
 
     def collect(self) -> Rollout:
         """One batch of episodes with the current policy."""
-        act = partial(self.actor.act, task=self.task, generator=self.generator)
+        act = partial(self.actor.act, task=self.task, generator=own_generator(self.generator))
         return self.stream.collect(self.config.batch_size, act)
 
     def update(self, rollout: Rollout) -> dict[str, float]:
@@ -130,15 +130,16 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
         return torch.randperm(len(rollout.rewards), generator=self.generator).tensor_split(self.config.minibatches)
 
     def step(self, rollout: Rollout, targets: Advantages, index: Int[Tensor, " n"]) -> dict[str, float]:
-        """One optimiser step on the episodes of ``index``, micro-batch by micro-batch."""
+        """One optimiser step on the episodes of ``index``, in micro-batches of the share of this process."""
         config, device = self.config, self.task.config.device
         columns = (rollout.logprobs, rollout.values, *targets)
         tokens = int(rollout.tokens.response_lengths[index].sum())
         log: dict[str, float] = {}
         self.optimizer.zero_grad(set_to_none=True)
+        own = own_share(index, rollout.tokens.total_lengths)
         size, most = config.micro_batch_size or len(index), config.max_tokens_per_pass
-        for part in length_buckets(rollout.tokens.total_lengths[index], size, max_tokens=most):
-            chosen = index[part]
+        for part in length_buckets(rollout.tokens.total_lengths[own], size, max_tokens=most):
+            chosen = own[part]
             batch = rollout.tokens.select(chosen).to(device)
             mask = batch.response_mask
             logprobs, values, advantages, returns = (x[chosen, : mask.shape[1]].to(device) for x in columns)
@@ -149,9 +150,9 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
                 figures["entropy"] = new.entropy.detach().sum() / tokens
                 loss = loss - config.entropy_coef * (new.entropy.sum() / tokens)
             loss.backward()
-            add_figures(log, {**figures, **pass_figures(new, logprobs, batch, packed(self.policy.model, batch))})
+            add_figures(log, {**figures, **pass_log(new, logprobs, batch, packed(self.policy.model, batch))})
         if self.episodes < self.policy_starts:  # until then the value function learns alone
             self.policy.model.zero_grad(set_to_none=True)
         norm, *_ = clip_gradients(self.parts, config.max_grad_norm)
         self.optimizer.step()
-        return {**log, "grad_norm": norm}
+        return {**totals(log), "grad_norm": norm}

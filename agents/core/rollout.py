@@ -11,6 +11,7 @@ from torch import Tensor
 from textenv.episode import observation_tokens
 from textenv.lm import Responses, Sampled
 from textenv.scoring import spread_kl
+from textenv.training.processes import own_seed, rounds_of, together
 from textenv.vector import TextVectorEnv
 
 
@@ -54,24 +55,22 @@ class Stream:
     With groups of k, slots i·k … i·k + k − 1 answer the same prompt: the one that the first of them has drawn.
     """
 
-    def __init__(self, env: TextVectorEnv, seed: int | None, *, group_size: int = 1) -> None:
+    def __init__(self, env: TextVectorEnv, seed: int, *, group_size: int = 1) -> None:
         env.require_same_step("collecting rollouts")
         if env.num_envs % group_size:
             sizes = f"{env.num_envs} and {group_size}"
             raise ValueError(f"num_envs must be a multiple of group_size, got {sizes}. Change one.")
         self.env, self.group_size = env, group_size
-        self._continue_from(*env.reset(seed=seed))
+        self._continue_from(*env.reset(seed=own_seed(seed, env.num_envs)))
 
     def restart(self, prompt_indices: list[int]) -> None:
         """Start episodes on the given prompts, one per slot."""
         self._continue_from(*self.env.reset(options={"prompt_id": prompt_indices}))
 
     def collect(self, episodes: int, act: Callable[[Any], Sampled]) -> Rollout:
-        """Play ``episodes``, a multiple of the environment's slots, with whole responses of ``act``."""
-        if episodes % self.env.num_envs:
-            sizes = f"{episodes} and {self.env.num_envs}"
-            raise ValueError(f"batch_size must be a multiple of the environment's num_envs, got {sizes}. Change one.")
-        return concatenate([self._play(act) for _ in range(episodes // self.env.num_envs)])
+        """Play ``episodes`` with whole responses of ``act``, in the slots of all processes; each gets all of them."""
+        rounds = rounds_of(episodes, self.env.num_envs)
+        return concatenate([part for _ in range(rounds) for part in together(self._play(act))])
 
     def _continue_from(self, observation: Any, infos: dict[str, Any]) -> None:
         first = infos["prompt_id"][:: self.group_size].repeat(self.group_size)

@@ -11,7 +11,8 @@ from agents.core.returns import Advantages
 from agents.core.rollout import Rollout
 from textenv.kl import kl_k3
 from textenv.lm import Responses
-from textenv.training.peak import peak_memory_mb
+from textenv.training.memory import peak_memory_mb
+from textenv.training.processes import together
 
 MEASURED = (
     "rollout_seconds",
@@ -46,7 +47,7 @@ def rollout_log(rollout: Rollout) -> dict[str, float]:
 
 
 @torch.no_grad()
-def pass_figures(new: Evaluated, old_logprobs: torch.Tensor, batch: Responses, packed: bool) -> dict[str, Any]:
+def pass_log(new: Evaluated, old_logprobs: torch.Tensor, batch: Responses, packed: bool) -> dict[str, Any]:
     """The ratios of a pass that trains, π(y_t) / π_old(y_t), its real tokens, and its positions with the padding."""
     ratio = (new.logprobs - old_logprobs)[batch.response_mask].exp()
     lengths = batch.total_lengths
@@ -62,6 +63,14 @@ def add_figures(log: dict[str, float], figures: Mapping[str, Any]) -> None:
         value = float(figure.item() if isinstance(figure, torch.Tensor) else figure)
         combine = max if name.endswith("_max") else min if name.endswith("_min") else float.__add__
         log[name] = combine(log[name], value) if name in log else value
+
+
+def totals(log: Mapping[str, float]) -> dict[str, float]:
+    """The log of an optimiser step from the logs that its processes have of their shares."""
+    total: dict[str, float] = {}
+    for share in together(log):
+        add_figures(total, share)
+    return total
 
 
 def update_log(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -82,9 +91,11 @@ def explained_variance(rollout: Rollout, targets: Advantages) -> dict[str, float
 
 
 def machine_log(
-    log: Mapping[str, float], rollout: Rollout, rollout_seconds: float, update_seconds: float, device: str
+    log: Mapping[str, float], rollout: Rollout, times: tuple[float, float, float], device: str
 ) -> dict[str, float]:
-    """Time, speed and the highest memory so far."""
+    """Speed, and the highest memory so far; ``times``: when playing began, the steps began and they ended, seconds."""
+    started, played, ended = times
+    rollout_seconds, update_seconds = played - started, ended - played
     sampled = float(rollout.tokens.response_lengths.sum())
     figures = {
         "rollout_seconds": rollout_seconds,

@@ -16,7 +16,7 @@ from reward_models.benchmark.suites import BenchmarkConfig, Suite, load_suite
 from reward_models.preferences import Ranking
 from reward_models.scorers.transformer import TransformerRewardModel
 from textenv.protocols import RewardModel
-from textenv.training.peak import peak_memory_mb
+from textenv.training.memory import peak_memory_mb
 
 
 def run_benchmark(

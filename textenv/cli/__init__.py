@@ -7,12 +7,13 @@ docstring is its ``--help``. Only the file of the command that runs is imported.
 import contextlib
 import functools
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import gymnasium
 
@@ -62,6 +63,8 @@ COMMANDS = {
     "feedback export": Command("feedback:export_project", "what people said as data to train on"),
     **{name: Command("learner:learner_command", summary(name), _RESUME) for name in LEARNERS},
 }
+IN_PROCESSES = ("sft", "reward", "dpo", *LEARNERS)
+"""The commands that ``accelerate launch`` runs in several processes."""
 
 
 def usage() -> str:
@@ -87,6 +90,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name and name not in ("-h", "--help"):
             print(f"\ntextenv: command must be one of the above, got {name!r}.", file=sys.stderr)
         return 0 if name in ("-h", "--help") else 2
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1 and name not in IN_PROCESSES:
+        known = f"In several run {', '.join(IN_PROCESSES)}."
+        print(f"textenv: {name} runs in one process, got {processes}. Start it by itself. {known}", file=sys.stderr)
+        return 2
     if "" not in sys.path:
         sys.path.append("")  # module:callable may name a module of the folder where the command is called
     try:
@@ -99,8 +107,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\nstopped. {COMMANDS[name].after_stop}".rstrip(), file=sys.stderr)
         return 130
     except (ValueError, OSError, gymnasium.error.Error) as error:
-        print(f"textenv {name}: {' '.join(str(error).split())}", file=sys.stderr)
+        where = f" (process {os.environ['RANK']})" if processes > 1 else ""
+        print(f"textenv {name}{where}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+
+
+def run_command(name: str) -> NoReturn:
+    """Run a command with the arguments of this process, and end."""
+    sys.exit(main([name, *sys.argv[1:]]))
 
 
 def parse(command: Callable[..., Any], arguments: Sequence[str], prog: str) -> Callable[[], Any]:

@@ -11,6 +11,7 @@ import tyro
 from textenv.config import Precision
 from textenv.data.folders import check_replaceable
 from textenv.settings import PositiveInt, check_value
+from textenv.training.processes import is_main, on_main, own_device, own_slots
 from textenv.training.progress import Advance
 from textenv.vector import TextVectorEnv, make_vec
 
@@ -48,9 +49,12 @@ class EnvArgs:
     """How models compute attention: sdpa, eager, flash_attention_2, ..."""
 
     def make(self, num_envs: int) -> TextVectorEnv:
+        """The part of this process in an environment of ``num_envs`` slots."""
         check_value("num_envs", num_envs, PositiveInt)
-        check_device(self.device or "cpu")
         options = dataclasses.asdict(self)
+        options["device"] = own_device(self.device)
+        check_device(options["device"] or "cpu")
+        num_envs = own_slots(num_envs)
         env_id = options.pop("env_id")
         return make_vec(env_id, num_envs, **{name: value for name, value in options.items() if value is not None})
 
@@ -67,9 +71,14 @@ def check_device(name: str) -> None:
 
 def check_unfinished(output: Path) -> None:
     """Refuse a folder that cannot be written, holds other files, or holds a model that training has finished."""
-    check_replaceable(output)
-    if (output / "config.json").is_file() and not list(output.glob("checkpoint-*")):
-        raise ValueError(f"output must hold no finished model, got {str(output)!r}. Remove it, or name another folder.")
+
+    def check() -> None:
+        check_replaceable(output)
+        if (output / "config.json").is_file() and not list(output.glob("checkpoint-*")):
+            rule = f"output must hold no finished model, got {str(output)!r}"
+            raise ValueError(f"{rule}. Remove it, or name another folder.")
+
+    on_main(check)
 
 
 def show_loss(advance: Advance) -> Callable[[int, int, Mapping[str, float]], None]:
@@ -78,7 +87,12 @@ def show_loss(advance: Advance) -> Callable[[int, int, Mapping[str, float]], Non
 
 
 def show(figures: Mapping[str, Any], as_json: bool) -> None:
-    """The figures of a command on standard output: a table with four significant digits, or JSON with all of them."""
+    """The figures of a command on standard output: a table with four significant digits, or JSON with all of them.
+
+    Of several processes the main one shows them.
+    """
+    if not is_main():
+        return
     if as_json:
         plain = {key: value._asdict() if hasattr(value, "_asdict") else value for key, value in figures.items()}
         print(json.dumps(plain, indent=2, ensure_ascii=False))

@@ -16,6 +16,7 @@ from agents.presets import preset as preset_settings
 from textenv.cli.common import EnvArgs, Json, show
 from textenv.data.folders import check_replaceable
 from textenv.settings import PositiveInt, check_value
+from textenv.training.processes import is_main, on_main
 from textenv.training.progress import progress_bar
 from textenv.training.trackers import Tracker, check_trackers
 
@@ -69,7 +70,7 @@ def learner_command(name: str, arguments: Sequence[str]) -> Callable[..., None]:
             config: how to train.
             preset: settings that the other flags change: those of the id, or "pretrained" for a reference of yours.
             total_episodes: episodes to play in total, those before a resume included.
-            num_envs: episodes played at once; it must divide batch-size and be a multiple of group-size.
+            num_envs: episodes that all processes play at once; divides batch-size, is a multiple of group-size.
             save_every: updates between checkpoints.
             keep_last: checkpoints to keep; those before the newest are in OUTPUT/checkpoints, by their updates.
             keep_best: keep in OUTPUT/best the policy at whose checkpoint the mean of this figure over the last 10
@@ -85,15 +86,12 @@ def learner_command(name: str, arguments: Sequence[str]) -> Callable[..., None]:
         check_value("sample_every", sample_every, PositiveInt)
         check_trackers(report_to)
         keep = Keep(last=keep_last, best=keep_best)
-        for folder in (output, *([merge_into] if merge_into else [])):
-            check_replaceable(folder)
-        if not resume and (output / "state.json").exists():
-            rule = f"output must be a folder without a checkpoint, got {str(output)!r}"
-            raise ValueError(f"{rule}. Continue it with --resume, or name another folder.")
+        on_main(lambda: _check_folders(output, merge_into, resume))
         vector = env.make(num_envs)
         agent = learner.load(output, vector) if resume else learner(vector, config)
         how = f"{learner.__name__}, {'continued' if resume else f'preset {preset}'}"
-        print(_plan(agent, how, total_episodes), file=sys.stderr)
+        if is_main():
+            print(_plan(agent, how, total_episodes), file=sys.stderr)
         with progress_bar(learner.__name__) as advance:
             options = {"every": save_every, "keep": keep, "sample_every": sample_every}
             agent.learn_with_checkpoints(total_episodes, output, **options, report_to=report_to, advance=advance)
@@ -103,6 +101,14 @@ def learner_command(name: str, arguments: Sequence[str]) -> Callable[..., None]:
 
     train.__doc__ = str(train.__doc__).replace("ALGORITHM", str(learner.__doc__))
     return train
+
+
+def _check_folders(output: Path, merge_into: Path | None, resume: bool) -> None:
+    for folder in (output, *([merge_into] if merge_into else [])):
+        check_replaceable(folder)
+    if not resume and (output / "state.json").exists():
+        rule = f"output must be a folder without a checkpoint, got {str(output)!r}"
+        raise ValueError(f"{rule}. Continue it with --resume, or name another folder.")
 
 
 def _plan(agent: Any, how: str, total_episodes: int) -> str:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 
-from textenv.data.folders import check_replaceable, recover, replace_folder
+from textenv.data.folders import check_replaceable, replace_folder
 from textenv.data.records import write_json
+from textenv.training.processes import link, on_main
 from textenv.training.trainable import BestWeights, load_trainable, save_trainable
 
 
@@ -27,17 +27,14 @@ class RunFolder:
             ValueError: it holds other files or an unfinished run that is not resumed, or cannot be written.
         """
         self.path = None if path is None else Path(path)
-        self.accelerator = Accelerator(device_placement=False)
+        self.accelerator = link()
         """Links the processes of the run."""
         self._resume = resume
         if self.path is None:
             if resume:
                 raise ValueError("resume needs an output_dir to resume from, got None. Give output_dir.")
             return
-        if self.accelerator.is_main_process:
-            recover(self.path)
-        self.accelerator.wait_for_everyone()
-        check_replaceable(self.path)
+        on_main(lambda: check_replaceable(Path(str(path))))
         found = self.checkpoint
         if found is not None and not resume:
             raise ValueError(
@@ -92,8 +89,11 @@ class RunFolder:
 
     def replace(self, write: Callable[[Path], None]) -> None:
         """Replace everything in the folder with what ``write`` writes: a checkpoint, or the finished model."""
-        if self.path is not None:
-            if self.accelerator.is_main_process:
-                with replace_folder(self.path) as folder:
+        path = self.path
+        if path is not None:
+
+            def work() -> None:
+                with replace_folder(path) as folder:
                     write(folder)
-            self.accelerator.wait_for_everyone()
+
+            on_main(work)

@@ -19,6 +19,7 @@ from textenv.training.config import TrainingConfig
 from textenv.training.interrupt import deferred_interrupt
 from textenv.training.isolation import untouched_globals
 from textenv.training.optimizer import make_adamw, set_rates
+from textenv.training.processes import any_process
 from textenv.training.trackers import Tracker, tracking
 from textenv.training.trainable import BestWeights, trainable_weights
 
@@ -120,7 +121,7 @@ def fit(
                 except KeyboardInterrupt:
                     interrupt.set()
             loop.evaluate_if_due()
-            stopped = loop.agreed(interrupt.is_set())
+            stopped = any_process(interrupt.is_set())
             ended = stopped or loop.step == loop.steps or (best is not None and best.exhausted)
             if ended or (config.save_steps and loop.step % config.save_steps == 0):
                 loop.save()
@@ -222,12 +223,6 @@ class _Loop:
         self.figures = self.evaluation.measure()
         if not any(self.figures.keys() <= entry.keys() for entry in self.history if entry["step"] == self.step):
             self.log(self.figures)
-
-    def agreed(self, stop: bool) -> bool:
-        """Whether any process wants to stop."""
-        if stop:
-            self.accelerator.set_trigger()
-        return self.accelerator.check_trigger()
 
     def save(self) -> None:
         state = {

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -180,3 +181,13 @@ def _freeze_below(model: PreTrainedModel, layers: int) -> None:
         raise ValueError(f"train_layers must be {total} or less, the blocks of the model, got {layers}. Lower it.")
     for frozen in [*blocks[0][: total - layers], *(m for m in model.modules() if isinstance(m, nn.Embedding))]:
         frozen.requires_grad_(False)
+
+
+def peak_memory_mb() -> float | None:
+    """Highest resident memory of this process so far, 10⁶ bytes; None on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

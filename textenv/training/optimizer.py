@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from textenv.settings import Below1, NonNegative, Positive, PositiveInt
+from textenv.training.processes import sum_gradients
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +101,11 @@ def _factor(config: OptimizerConfig, done: int, total: int, ahead: int) -> float
 
 
 def clip_gradients(parts: Sequence[Sequence[Tensor]], max_norm: float | None) -> list[float]:
-    """Scale the gradient of each part of a network down to ``max_norm``, if it is larger; returns the norms before.
+    """Add up the gradients of all processes, then scale that of each part of a network down to ``max_norm``, if it is
+    larger; returns the norms before.
 
     Each part by itself: a large loss of a value function does not shrink the steps of the policy.
     """
+    sum_gradients(weight for part in parts for weight in part)
     limit = math.inf if max_norm is None else max_norm
     return [nn.utils.clip_grad_norm_(part, limit).item() for part in parts]

@@ -1,0 +1,7 @@
+"""``python -m textenv``, which ``accelerate launch -m textenv`` runs in several processes."""
+
+import sys
+
+from textenv.cli import main
+
+sys.exit(main())
