@@ -25,6 +25,7 @@ from agents.core.rollout import Rollout, Stream
 from agents.logs.alarms import alarms
 from agents.logs.figures import add_figures, explained_variance, machine_log, pass_log, rollout_log, totals, update_log
 from textenv.lm import LanguageModel, length_buckets
+from textenv.lm.frozen import kept_activations
 from textenv.lm.packing import packed
 from textenv.scoring import ReturnUnit
 from textenv.training.memory import critic_to_train, policy_to_train
@@ -118,10 +119,11 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
         targets = self.advantages(rollout)
         rate = set_rates(self.optimizer, config, self.episodes, config.lr_decay_episodes, ahead=config.batch_size)
         logs = []
-        for _ in range(config.epochs):
-            logs += [self.step(rollout, targets, index) for index in self.minibatches(rollout)]
-            if config.target_kl is not None and logs[-1].get("approx_kl", 0.0) > config.target_kl:
-                break
+        with kept_activations(*((self.policy.model, self.actor.critic) if config.epochs > 1 else ())):
+            for _ in range(config.epochs):
+                logs += [self.step(rollout, targets, index) for index in self.minibatches(rollout)]
+                if config.target_kl is not None and logs[-1].get("approx_kl", 0.0) > config.target_kl:
+                    break
         log = update_log(logs) | {"learning_rate": config.learning_rate * rate}
         return log | (explained_variance(rollout, targets) if isinstance(config, CriticConfig) else {})
 

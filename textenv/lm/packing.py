@@ -17,6 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 from textenv.lm.batch import Responses, length_mask, rows
+from textenv.lm.frozen import lower_blocks
 from textenv.lm.load import Outputs, run
 
 WORTH_IT = 0.05
@@ -47,12 +48,14 @@ def run_rows(model: PreTrainedModel, batch: Responses) -> tuple[Outputs, tuple[T
     joined, lengths = rows(batch), batch.total_lengths
     row, step = batch.response_mask.nonzero(as_tuple=True)
     column = joined.predictors[row, step]
-    if packed(model, batch):
-        layout = row_layout(lengths, joined.input_ids.shape[1])
-        return _run_packed(model, joined.input_ids, layout), (torch.zeros_like(row), layout.starts[row] + column)
-    # All ones: the padding lies on the right, where a causal model never looks, and no mask means the fast kernel.
-    outputs, _ = run(model, joined.input_ids, attention_mask=torch.ones_like(joined.input_ids), use_cache=False)
-    return outputs, (row, column)
+    ids, without_padding = joined.input_ids, packed(model, batch)
+    with lower_blocks(model, ids, lengths, packed=without_padding):
+        if without_padding:
+            layout = row_layout(lengths, ids.shape[1])
+            return _run_packed(model, ids, layout), (torch.zeros_like(row), layout.starts[row] + column)
+        # All ones: the padding lies on the right, where a causal model never looks, and no mask means the fast kernel.
+        outputs, _ = run(model, ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        return outputs, (row, column)
 
 
 def packed(model: PreTrainedModel, batch: Responses) -> bool:

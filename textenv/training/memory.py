@@ -16,6 +16,7 @@ from textenv import registry
 from textenv.config import Loading
 from textenv.lm import LanguageModel, load_language_model
 from textenv.lm.adapters import adapter_base, adapters, add_adapters, shared_copy
+from textenv.lm.frozen import blocks_of
 from textenv.settings import Count, Positive, PositiveInt, check_settings
 from textenv.task import Task
 from textenv.training.trainable import check_trainable
@@ -175,11 +176,12 @@ def _restricted(policy: Network, config: MemoryConfig) -> Network:
 
 def _freeze_below(model: PreTrainedModel, layers: int) -> None:
     """Freeze all embeddings and all blocks but the ``layers`` last ones."""
-    total = model.config.get_text_config().num_hidden_layers
-    blocks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == total]
-    if layers > total or not blocks:
-        raise ValueError(f"train_layers must be {total} or less, the blocks of the model, got {layers}. Lower it.")
-    for frozen in [*blocks[0][: total - layers], *(m for m in model.modules() if isinstance(m, nn.Embedding))]:
+    blocks = blocks_of(model)
+    if layers > len(blocks):
+        raise ValueError(
+            f"train_layers must be {len(blocks)} or less, the blocks of the model, got {layers}. Lower it."
+        )
+    for frozen in [*blocks[: len(blocks) - layers], *(m for m in model.modules() if isinstance(m, nn.Embedding))]:
         frozen.requires_grad_(False)
 
 

@@ -1,0 +1,164 @@
+"""Frozen blocks run once a row: the same gradients, fewer passes."""
+
+import contextlib
+import logging
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import textenv
+from agents.core import learner as learner_module
+from agents.ppo import PPO, PPOConfig
+from tests.conftest import FAMILIES, WORDS, tiny_model, word_tokenizer
+from textenv.lm import Responses, response_scores
+from textenv.lm.distribution import TokenRule
+from textenv.lm.frozen import frozen_blocks, kept_activations
+from textenv.lm.load import wrap_language_model
+from textenv.training.memory import _freeze_below
+
+ROWS = Responses(
+    torch.tensor([[0, 1, 2, 3], [0, 0, 0, 5], [4, 4, 1, 2]]),
+    torch.tensor([3, 1, 4]),
+    torch.tensor([[1, 2, 3, 4, 5, 0], [6, 0, 0, 0, 0, 0], [7, 7, 0, 0, 0, 0]]),
+    torch.tensor([6, 1, 3]),
+)
+
+
+@pytest.fixture
+def updated(make_vector, monkeypatch):
+    def make(family, *, kept=True, **config):
+        textenv.register_language_model(f"small-{family}", lambda: small(family))
+        env = make_vector(16, reference=f"small-{family}").unwrapped
+        settings = {"batch_size": 32, "learning_rate": 1e-3, "minibatches": 2, "epochs": 3, "train_layers": 1}
+        agent = PPO(env, PPOConfig(**{**settings, **config}))
+        with monkeypatch.context() as patch:
+            if not kept:
+                patch.setattr(learner_module, "kept_activations", lambda *models: contextlib.nullcontext())
+            agent.learn(64)
+        return agent
+
+    return make
+
+
+def small(family):
+    if family != "bloom":
+        return tiny_model(family)
+    sizes = {"hidden_size": 32, "n_layer": 2, "n_head": 2, "vocab_size": len(WORDS)}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model("bloom", **sizes, eos_token_id=0))
+    return wrap_language_model(model, word_tokenizer())
+
+
+def frozen(family="gpt2"):
+    model = tiny_model(family).model
+    _freeze_below(model, 1)
+    return model
+
+
+def gradients(model, batch):
+    """Of the mean log-probability."""
+    model.zero_grad()
+    response_scores(model, batch, TokenRule()).logprobs.mean().backward()
+    return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+def runs(module):
+    count = []
+    module.register_forward_pre_hook(lambda module, inputs: count.append(1))
+    return count
+
+
+@pytest.mark.parametrize("rows", [[0, 1, 2], [2, 0], [1], [0, 0, 2]], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_and_log_probabilities_are_those_of_plain_passes_in_any_company(family, rows):
+    """Rows are kept padded or packed, alone or with others, and used likewise."""
+    model, part = frozen(family), ROWS.select(torch.tensor(rows))
+    plain, expected = gradients(model, part), response_scores(model, part, TokenRule()).logprobs
+    for first in ([[0], [1], [2]], [[0, 1, 2]], [[1, 0], [2, 1]]):
+        with kept_activations(model):
+            for index in first:
+                gradients(model, ROWS.select(torch.tensor(index)))
+            lower = runs(frozen_blocks(model)[0].mlp)
+            found, logprobs = gradients(model, part), response_scores(model, part, TokenRule()).logprobs
+            assert not lower
+        assert found.keys() == plain.keys()
+        for name in plain:
+            torch.testing.assert_close(found[name], plain[name], atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(logprobs, expected, atol=1e-6, rtol=1e-5)
+
+
+OPTIONS = [{}, {"lora_rank": 2}, {"value_function": "trunk"}, {"gradient_checkpointing": True}]
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_updates_lead_to_the_weights_of_plain_ones(updated, family, options):
+    agent, plain = updated(family, **options), updated(family, kept=False, **options)
+    for (name, one), other in zip(agent.actor.named_parameters(), plain.actor.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_frozen_blocks_run_in_the_first_of_several_passes_over_a_batch_and_nothing_is_kept_after_it(updated):
+    agent = updated("gpt2")
+    bottom, top = agent.policy.model.transformer.h
+    rollout = agent.collect()
+    lower, upper = runs(bottom.mlp), runs(top.mlp)
+    agent.update(rollout)
+    assert (len(lower), len(upper)) == (2, 6)  # two minibatches, three passes
+    agent.update(rollout)
+    assert (len(lower), len(upper)) == (4, 12)
+    assert "forward" not in vars(bottom)
+    single = updated("gpt2", epochs=1)
+    assert len(frozen_blocks(single.policy.model)) == 1
+
+
+def test_all_blocks_are_trained_unless_some_are_frozen():
+    model = tiny_model().model
+    lower = runs(model.transformer.h[0].mlp)
+    with kept_activations(model, None):
+        for _ in range(3):
+            gradients(model, ROWS)
+    assert len(lower) >= 3
+    model.requires_grad_(False)
+    assert frozen_blocks(model) == []
+
+
+def test_a_family_that_trains_something_below_its_blocks_is_passed_plainly_and_said_so(updated, caplog):
+    """BLOOM has a norm on its embeddings, which train_layers leaves to be trained."""
+    with caplog.at_level(logging.WARNING):
+        agent = updated("bloom")
+    assert "BloomForCausalLM: its 1 frozen blocks are computed anew in every pass over a batch" in caplog.text
+    assert caplog.text.count("computed anew") == 1
+    plain = updated("bloom", kept=False)
+    for one, other in zip(agent.actor.parameters(), plain.actor.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_model_whose_upper_blocks_look_past_the_hidden_states_is_passed_plainly(caplog):
+    model, noted = frozen(), []
+    bottom, top = model.transformer.h
+    bottom.mlp.register_forward_hook(lambda module, inputs, output: noted.append(output[:1, :1]))
+    top.register_forward_hook(lambda module, inputs, output: output + noted[-1])
+    gradients(model, ROWS)  # what is measured once a model
+    with kept_activations(model):
+        lower = runs(bottom.mlp)
+        for _ in range(2):
+            gradients(model, ROWS)
+        assert len(lower) == 2
+    assert "computed anew" in caplog.text
+
+
+def test_an_interrupted_pass_leaves_the_blocks_as_they_were():
+    model = frozen()
+    with contextlib.suppress(KeyboardInterrupt), kept_activations(model):
+        gradients(model, ROWS)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(model.transformer.ln_f, "forward", lambda hidden: (_ for _ in ()).throw(KeyboardInterrupt))
+            gradients(model, ROWS)
+    assert "forward" not in vars(model.transformer.h[0])
+    lower = runs(model.transformer.h[0].mlp)
+    gradients(model, ROWS)
+    assert len(lower) == 1
