@@ -1,0 +1,68 @@
+"""The estimates of docs/scale.md follow from its formulas; the launcher reads the files beside it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+
+from scripts.scale import METHODS, MODELS, memory, sampled_per_second, seconds, tables
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_tables_stand_in_the_document():
+    written = (ROOT / "docs" / "scale.md").read_text("utf-8").splitlines()
+    assert not [line for line in tables() if line not in written]
+
+
+def test_the_estimates_are_those_of_a_calculation_by_hand():
+    """7 B in full: 20 · 7 = 140 GB. A step reads 14 GB and 4 · 32 · 1024 · 768 · 64 = 6.442 GB at 2.01 TB/s, in
+    10.17 ms for 64 tokens on each of 8 devices. 512 · 1024 · 4 tokens of 8 · 7e9 FLOPs at 8 · 395.6 TFLOP/s: 37.1 s."""
+    model, method = MODELS[0], METHODS[0]
+    assert memory(model, method)[:2] == [140e9, 17.5e9]
+    assert sampled_per_second(model) == pytest.approx(8 * 64 / 0.01017, rel=1e-3)
+    assert seconds(model, method)[2] == pytest.approx(37.1, rel=1e-3)
+
+
+@pytest.mark.parametrize(("name", "processes"), [("ddp-cpu.yaml", 2), ("ddp.yaml", 8)])
+def test_accelerate_reads_the_files(name, processes):
+    config = load_config_from_file(str(ROOT / "examples" / "accelerate" / name))
+    assert (config.distributed_type.value, config.num_processes) == ("MULTI_GPU", processes)
+
+
+def launched(arguments, **options):
+    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    launch += ["--config_file", str(ROOT / "examples" / "accelerate" / "ddp-cpu.yaml"), "--main_process_port", "0"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return subprocess.Popen([*launch, *arguments], env=env, text=True, stderr=subprocess.PIPE, **options)
+
+
+@pytest.mark.slow
+def test_a_launched_command_of_which_a_process_is_killed_ends_with_an_error_that_names_it(tmp_path):
+    small = ["--env-id", "textenv/Micro-v0", "--num-envs", "8", "--batch-size", "8", "--total-episodes", "800000"]
+    job = launched(["-m", "agents.ppo", "--output", str(tmp_path / "run"), *small])
+    curves, end = tmp_path / "run" / "curves.jsonl", time.monotonic() + 120
+    while time.monotonic() < end and not (curves.exists() and curves.stat().st_size):
+        time.sleep(0.1)
+    children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+    ranks = {pid: Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in children}
+    (victim,) = [int(pid) for pid, environ in ranks.items() if b"RANK=1" in environ]
+    os.kill(victim, signal.SIGKILL)
+    _, said = job.communicate(timeout=60)
+    assert job.returncode != 0
+    assert f"rank      : 1 (local_rank: 1)\n  exitcode  : -9 (pid: {victim})" in said
+
+
+def test_a_command_for_one_process_refuses_several(monkeypatch, capsys):
+    from textenv.cli import main
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["evaluate", "--model", "x"]) == 2
+    assert (
+        "evaluate runs in one process, got 2. Start it by itself. In several run sft, reward" in capsys.readouterr().err
+    )
