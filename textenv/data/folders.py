@@ -11,11 +11,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 MARKER = ".textenv-folder.json"
 """Written last; lists the files of the folder."""
+_PROBE = ".textenv-probe-"
 
 
 def check_replaceable(path: str | Path) -> None:
@@ -75,7 +76,10 @@ def check_writable(path: str | Path) -> None:
     existing = path if path.exists() else next(parent for parent in path.absolute().parents if parent.exists())
     try:
         for place in {existing, path.absolute().parent if path.exists() else existing}:
-            tempfile.TemporaryDirectory(dir=place, prefix=".textenv-").cleanup()
+            for left in place.glob(f"{_PROBE}*"):  # by a process that was killed between the two steps
+                with suppress(OSError):
+                    left.rmdir()
+            tempfile.TemporaryDirectory(dir=place, prefix=_PROBE).cleanup()
     except OSError as error:
         raise ValueError(
             f"output must be a writable folder, got {str(path)!r} ({error.strerror}). Name another folder."

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from textenv.data.folders import check_replaceable, collection_folder, recover, replace_folder
+from textenv.data.folders import check_replaceable, check_writable, collection_folder, recover, replace_folder
 
 
 def write(path, text, name="part/a.txt"):
@@ -121,3 +121,14 @@ def test_a_folder_that_another_save_is_writing_is_left_alone(tmp_path):
         (folder / "a.txt").write_text("a")
         check_replaceable(tmp_path / "out")
         assert (folder / "a.txt").is_file()
+
+
+def test_a_probe_that_a_killed_process_left_behind_is_removed_by_the_next_one(tmp_path, monkeypatch):
+    """Killed between making the probe and removing it: as if its removal never ran."""
+    with monkeypatch.context() as patch:
+        patch.setattr("tempfile.TemporaryDirectory.cleanup", lambda self: self._finalizer.detach())
+        check_writable(tmp_path / "out")
+    assert len(list(tmp_path.iterdir())) == 1
+    (tmp_path / "mine").mkdir()
+    check_writable(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
