@@ -80,7 +80,7 @@ class DemoConfig:
     """K: answers ranked together; also the n of best-of-n."""
     ppo_updates: PositiveInt = 60
     """PPO updates, of ``ppo.batch_size`` episodes each."""
-    kl_coef: Annotated[NonNegative, "Use 0 to switch the KL off."] = 0.2
+    kl_coef: Annotated[NonNegative, "Use 0 to switch the KL off."] = 0.1
     """β: what a nat of KL costs, in units of the reward model's spread within a prompt."""
     eval_split: Literal["validation", "test"] = "test"
     """Held-out prompts: "validation" to choose settings, "test" to report."""
