@@ -4,16 +4,19 @@ Which of the two is measured once a model, not looked up in a list of families.
 """
 
 import weakref
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from textenv.lm.batch import Responses, length_mask, rows
+from textenv.lm.cache import RoomyLayer
 from textenv.lm.load import output_embeddings, run
+from textenv.lm.packing import packed, row_layout, run_packed
 from textenv.lm.prefix import prefix_outputs
 
 
@@ -29,37 +32,103 @@ class Decoding(Protocol):
         ...
 
     def keep(self, index: Int[Tensor, " n"]) -> None:
-        """Go on with these rows only."""
+        """Go on with these rows only, before the next token is added."""
         ...
 
 
 class CachedDecoding:
-    """Rows padded on the left, so that all end in one column; a new token costs one token."""
+    """Rows padded on the left, so that all end in one column; a new token costs one token.
 
-    def __init__(self, model: PreTrainedModel, prompt_ids: Int[Tensor, "N P"], lengths: Int[Tensor, " N"]) -> None:
-        self.model, self.tokens, self.cache = model, prompt_ids, None
+    Rows of the same prompt are read once.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, prompt_ids: Int[Tensor, "N P"], lengths: Int[Tensor, " N"], room: int = 0
+    ) -> None:
+        """``room`` is the number of tokens to come, as far as it is known."""
+        self.model, self.room = model, room
+        self._prompts: tuple[Tensor, Tensor] | None = (prompt_ids, lengths)
+        self.cache: Any = None
         self.attention = length_mask(lengths, prompt_ids.shape[1]).flip(1).long()
-        self.positions = (self.attention.cumsum(1) - 1).clamp(min=0)
+        self.positions = lengths[:, None] - 1
 
     def outputs(self) -> tuple[Float[Tensor, "N V"], Float[Tensor, "N H"]]:
+        if self._prompts is not None:
+            prompts, self._prompts = self._prompts, None
+            self.cache, logits, hidden = _read(self.model, *prompts, self.room)
+            return logits, hidden
         context = {"attention_mask": self.attention, "position_ids": self.positions, "past_key_values": self.cache}
         outputs, self.cache = run(self.model, self.tokens, **context, use_cache=True)
         return outputs.at((slice(None), -1))
 
     def append(self, tokens: Int[Tensor, " N"]) -> None:
         self.tokens = tokens[:, None]
-        self.positions = self.positions[:, -1:] + 1
+        self.positions = self.positions + 1
         self.attention = pad(self.attention, (0, 1), value=1)
 
     def keep(self, index: Int[Tensor, " n"]) -> None:
-        self.cache.reorder_cache(index)  # type: ignore[union-attr]
-        self.tokens, self.positions, self.attention = (x[index] for x in (self.tokens, self.positions, self.attention))
+        self.cache.reorder_cache(index)
+        self.positions, self.attention = self.positions[index], self.attention[index]
+
+
+class _Read(NamedTuple):
+    """N prompts, read."""
+
+    cache: Any
+    logits: Float[Tensor, "N V"]
+    """At the last token."""
+    hidden: Float[Tensor, "N H"]
+
+
+def _read(model: PreTrainedModel, prompt_ids: Int[Tensor, "N P"], lengths: Int[Tensor, " N"], room: int) -> _Read:
+    """Read left-padded prompts into a cache for rows padded on the left; equal ones are read once."""
+    unique, owner = _distinct(prompt_ids, lengths)
+    real = unique >= 0
+    count = real.sum(1)
+    batch = Responses(unique.clamp(min=0), count, unique[:, :0], torch.zeros_like(count))
+    cache = DynamicCache(config=model.config)
+    if packed(model, batch) and all(type(layer) is DynamicLayer for layer in cache.layers):
+        ids = rows(batch).input_ids
+        layout = row_layout(count, ids.shape[1])
+        outputs = run_packed(model, ids, layout, cache)
+        ends = layout.starts + count
+        index = (ends[:, None] - torch.arange(ids.shape[1], 0, -1, device=ids.device)).clamp(min=0)[owner]
+        logits, hidden = outputs.at((torch.zeros_like(ends), ends - 1))
+    else:
+        context = {"attention_mask": real.long(), "position_ids": (real.cumsum(1) - 1).clamp(min=0)}
+        outputs, cache = run(model, batch.prompt_ids, **context, use_cache=True)
+        index = owner
+        logits, hidden = outputs.at((slice(None), -1))
+    for number, layer in enumerate(cache.layers):
+        if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None:
+            cache.layers[number] = RoomyLayer(_picked(layer.keys, index), _picked(layer.values, index), room)
+        else:
+            layer.reorder_cache(index)  # type: ignore[arg-type]
+    return _Read(cache, logits[owner], hidden[owner])
+
+
+def _picked(held: Float[Tensor, "U A S D"], index: Int[Tensor, " N"] | Int[Tensor, "N W"]) -> Float[Tensor, "N A W D"]:
+    """Rows ``[N]`` of keys or values, or tokens ``[N, W]`` of a single packed row."""
+    return held[index] if index.ndim == 1 else held[0][:, index].transpose(0, 1)
+
+
+def _distinct(
+    prompt_ids: Int[Tensor, "N P"], lengths: Int[Tensor, " N"]
+) -> tuple[Int[Tensor, "U P"], Int[Tensor, " N"]]:
+    """Each prompt once, with −1 on its padding, and for every row the number of its prompt."""
+    prompts = prompt_ids.masked_fill(~length_mask(lengths, prompt_ids.shape[1]).flip(1), -1)
+    unique, owner = torch.unique(prompts, dim=0, return_inverse=True)
+    if len(unique) == len(prompts):
+        return prompts, torch.arange(len(prompts), device=prompts.device)
+    return unique, owner
 
 
 class WholeDecoding:
     """Rows padded on the right, read from the start for every token: slow, and right for every causal model."""
 
-    def __init__(self, model: PreTrainedModel, prompt_ids: Int[Tensor, "N P"], lengths: Int[Tensor, " N"]) -> None:
+    def __init__(
+        self, model: PreTrainedModel, prompt_ids: Int[Tensor, "N P"], lengths: Int[Tensor, " N"], room: int = 0
+    ) -> None:
         none = prompt_ids[:, :0], torch.zeros_like(lengths)
         self.model, self.ids, self.lengths = model, rows(Responses(prompt_ids, lengths, *none)).input_ids, lengths
 
@@ -74,9 +143,11 @@ class WholeDecoding:
         self.ids, self.lengths = self.ids[index], self.lengths[index]
 
 
-def decoding(model: PreTrainedModel, prompt_ids: Int[Tensor, "N P"], lengths: Int[Tensor, " N"]) -> Decoding:
-    """The fastest way that is right to continue left-padded prompts."""
-    return (CachedDecoding if decodes_with_cache(model) else WholeDecoding)(model, prompt_ids, lengths)
+def decoding(
+    model: PreTrainedModel, prompt_ids: Int[Tensor, "N P"], lengths: Int[Tensor, " N"], room: int = 0
+) -> Decoding:
+    """The fastest way that is right to continue left-padded prompts by ``room`` tokens."""
+    return (CachedDecoding if decodes_with_cache(model) else WholeDecoding)(model, prompt_ids, lengths, room)
 
 
 _with_cache: "weakref.WeakKeyDictionary[PreTrainedModel, bool]" = weakref.WeakKeyDictionary()
@@ -111,8 +182,8 @@ def _equals_own(model: PreTrainedModel, kind: type[CachedDecoding] | type[WholeD
     try:
         decoder = kind(model, prompts, torch.tensor([2, 1], device=model.device))
         decoder.outputs()
-        decoder.append(torch.stack([long[-1], short[-1]]))
         decoder.keep(torch.tensor([1, 0], device=model.device))
+        decoder.append(torch.stack([short[-1], long[-1]]))
         logits = decoder.outputs()[0]
     except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
         return False

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 
 from textenv.lm.batch import Responses, length_mask, rows
 from textenv.lm.frozen import lower_blocks
@@ -52,7 +52,7 @@ def run_rows(model: PreTrainedModel, batch: Responses) -> tuple[Outputs, tuple[T
     with lower_blocks(model, ids, lengths, packed=without_padding):
         if without_padding:
             layout = row_layout(lengths, ids.shape[1])
-            return _run_packed(model, ids, layout), (torch.zeros_like(row), layout.starts[row] + column)
+            return run_packed(model, ids, layout), (torch.zeros_like(row), layout.starts[row] + column)
         # All ones: the padding lies on the right, where a causal model never looks, and no mask means the fast kernel.
         outputs, _ = run(model, ids, attention_mask=torch.ones_like(ids), use_cache=False)
         return outputs, (row, column)
@@ -86,18 +86,22 @@ def _same_outputs(model: PreTrainedModel) -> bool:
     with torch.autocast(model.device.type, enabled=False):
         padded, _ = run(model, ids, attention_mask=torch.ones_like(ids), use_cache=False)
         try:
-            packed = _run_packed(model, ids, layout)
+            packed = run_packed(model, ids, layout)
         except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
             return False  # the family does not pass the layout on to its attention, or wants another kind of it
     tolerance = 1e-2 if model.dtype.itemsize < 4 else 1e-4
     return torch.allclose(packed.hidden[0], padded.hidden[layout.real], atol=tolerance, rtol=tolerance)
 
 
-def _run_packed(model: PreTrainedModel, ids: Int[Tensor, "B S"], layout: Layout) -> Outputs:
+def run_packed(
+    model: PreTrainedModel, ids: Int[Tensor, "B S"], layout: Layout, cache: DynamicCache | None = None
+) -> Outputs:
+    """One pass over the real tokens alone, as ``[1, N]``; ``cache`` takes their keys and values, in one row too."""
     with _packed_attention(model):
         tokens = ids[layout.real][None]
-        where = {"attention_mask": torch.ones_like(tokens), "position_ids": layout.positions[None]}
-        outputs, _ = run(model, tokens, **where, use_cache=False, layout=layout)
+        where: dict[str, Any] = {"attention_mask": torch.ones_like(tokens), "position_ids": layout.positions[None]}
+        where |= {"past_key_values": cache, "use_cache": cache is not None}
+        outputs, _ = run(model, tokens, **where, layout=layout)
     return outputs
 
 

@@ -48,8 +48,8 @@ def batch():
 @pytest.fixture
 def passes(monkeypatch):
     """Counts the passes whose attention was packed."""
-    seen, attend = [], packing._run_packed
-    monkeypatch.setattr(packing, "_run_packed", lambda *args: seen.append(args) or attend(*args))
+    seen, attend = [], packing.run_packed
+    monkeypatch.setattr(packing, "run_packed", lambda *args: seen.append(args) or attend(*args))
     return seen
 
 
