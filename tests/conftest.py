@@ -52,6 +52,8 @@ FAMILIES = {
     "llama": LLAMA,
     "qwen2": LLAMA,
 }
+FORGETFUL = {"mistral": {**LLAMA, "sliding_window": 3}}
+"""A family whose attention reaches back no further than its window."""
 STATEFUL = {
     "jamba": {**LLAMA, "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 4, "num_experts": 2},
     "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
@@ -79,7 +81,7 @@ def tiny_model(family: str = "gpt2", seed: int = 0, spread: float = 0.2):
         bos_token_id=0,
         eos_token_id=0,
         pad_token_id=0,
-        **{**FAMILIES, **STATEFUL}[family],
+        **{**FAMILIES, **FORGETFUL, **STATEFUL}[family],
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -103,8 +103,9 @@ class Task:
         generator: torch.Generator | None,
         greedy: bool = False,
         value_head: nn.Module | None = None,
+        slots: int | None = None,
     ) -> Sampled:
-        """Sample a whole response of a model to each prompt, under this task's rule and length budget."""
+        """Sample a whole response of a model to each prompt, ``slots`` at once, under this task's rule and budget."""
         return sample_responses(
             model,
             batch.prompt_ids,
@@ -115,6 +116,7 @@ class Task:
             generator=generator,
             greedy=greedy,
             value_head=value_head,
+            slots=slots,
         )
 
     def _observation_space(self) -> spaces.Space:

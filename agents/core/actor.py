@@ -52,12 +52,14 @@ class ActorCritic(nn.Module):
         values = gather_predictions(self.value_head(hidden), batch)
         return Evaluated(gather_predictions(scores.logprobs, batch), values, entropies)
 
-    def act(self, observation: Any, task: Task, *, generator: torch.Generator | None) -> Sampled:
+    def act(
+        self, observation: Any, task: Task, *, generator: torch.Generator | None, slots: int | None = None
+    ) -> Sampled:
         """Whole responses to the prompts of fresh observations, with their log-probabilities and values."""
         batch = observation_tokens(observation, task.prompt_width)
         head = self.value_head if self.critic is None else None
         with torch.no_grad(), task.precision():
-            sampled = task.respond(self.model, batch, generator=generator, value_head=head)
+            sampled = task.respond(self.model, batch, generator=generator, value_head=head, slots=slots)
             if self.critic is None:
                 return sampled
             done = batch._replace(response_ids=sampled.response_ids, response_lengths=sampled.response_lengths)

@@ -17,6 +17,9 @@ class LearnerConfig(MemoryConfig, EpisodeOptimizerConfig, KLConfig):
     """Episodes per update; a multiple of the environment's slots. More is slower and less noisy."""
     group_size: PositiveInt = 1
     """Responses to each prompt; the environment's slots must be a multiple. More means fewer prompts per batch."""
+    rollout_slots: PositiveInt | None = None
+    """Responses generated at once: others wait until one has ended. None: all of them. Fewer save memory, and the
+    responses stay the same up to rounding."""
     epochs: PositiveInt = 1
     """Passes over each batch. More reuses samples further from the policy that drew them."""
     minibatches: PositiveInt = 1

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers.cache_utils import DynamicLayer
 
 
@@ -52,3 +53,15 @@ class RoomyLayer(DynamicLayer):
         for held in (self.keys, self.values):
             held[moved] = held[source]
         self._show(len(beam_idx), self.keys.shape[2])
+
+    def join(self, other: "RoomyLayer", width: int) -> None:
+        """More rows, behind these; of all, the last ``width`` columns are kept."""
+        pairs = zip((self.keys, self.values), (other.keys, other.values), strict=True)
+        keys, values = (torch.cat([aligned(old, width), aligned(new, width)]) for old, new in pairs)
+        self._hold(keys, values)
+
+
+def aligned(old: Tensor, width: int) -> Tensor:
+    """The last ``width`` columns of ``[N, heads, W, D]``, with zeros before them where there are fewer."""
+    spare = old.shape[2] - width
+    return old[:, :, spare:] if spare >= 0 else pad(old, (0, 0, -spare, 0))

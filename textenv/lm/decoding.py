@@ -35,6 +35,15 @@ class Decoding(Protocol):
         """Go on with these rows only, before the next token is added."""
         ...
 
+    @property
+    def can_join(self) -> bool:
+        """Whether rows may come in later."""
+        ...
+
+    def join(self, prompt_ids: Int[Tensor, "n P"], lengths: Int[Tensor, " n"]) -> None:
+        """More rows, behind the others; the next token that they are given is the last one of their prompts."""
+        ...
+
 
 class CachedDecoding:
     """Rows padded on the left, so that all end in one column; a new token costs one token.
@@ -46,6 +55,7 @@ class CachedDecoding:
         self, model: PreTrainedModel, prompt_ids: Int[Tensor, "N P"], lengths: Int[Tensor, " N"], room: int = 0
     ) -> None:
         """``room`` is the number of tokens to come, as far as it is known."""
+        prompt_ids = prompt_ids[:, prompt_ids.shape[1] - int(lengths.max()) :]
         self.model, self.room = model, room
         self._prompts: tuple[Tensor, Tensor] | None = (prompt_ids, lengths)
         self.cache: Any = None
@@ -69,6 +79,22 @@ class CachedDecoding:
     def keep(self, index: Int[Tensor, " n"]) -> None:
         self.cache.reorder_cache(index)
         self.positions, self.attention = self.positions[index], self.attention[index]
+
+    @property
+    def can_join(self) -> bool:
+        return all(type(layer) is RoomyLayer for layer in self.cache.layers)
+
+    def join(self, prompt_ids: Int[Tensor, "n P"], lengths: Int[Tensor, " n"]) -> None:
+        before = lengths - 1
+        width = max(1, int(self.attention.sum(1).max()), int(before.max()))
+        # A prompt of one token has nothing to read; what is read in its place is never looked at.
+        fresh = _read(self.model, prompt_ids[:, : max(1, prompt_ids.shape[1] - 1)], before.clamp(min=1), self.room)
+        for layer, other in zip(self.cache.layers, fresh.cache.layers, strict=True):
+            layer.join(other, width)
+        held = self.attention[:, -width:]
+        held = pad(held, (width - held.shape[1], 0))
+        self.attention = torch.cat([held, length_mask(before, width).flip(1).long()])
+        self.positions = torch.cat([self.positions, before[:, None] - 1])
 
 
 class _Read(NamedTuple):
@@ -141,6 +167,16 @@ class WholeDecoding:
 
     def keep(self, index: Int[Tensor, " n"]) -> None:
         self.ids, self.lengths = self.ids[index], self.lengths[index]
+
+    @property
+    def can_join(self) -> bool:
+        return True
+
+    def join(self, prompt_ids: Int[Tensor, "n P"], lengths: Int[Tensor, " n"]) -> None:
+        new = WholeDecoding(self.model, prompt_ids, lengths)
+        width = max(self.ids.shape[1], new.ids.shape[1])
+        self.ids = torch.cat([pad(ids, (0, width - ids.shape[1])) for ids in (self.ids, new.ids)])
+        self.lengths = torch.cat([self.lengths, lengths - 1])
 
 
 def decoding(

@@ -10,6 +10,9 @@ from transformers import PreTrainedModel
 from textenv.lm.decoding import decoding
 from textenv.lm.distribution import TokenRule
 
+FREE = 1 / 8
+"""Share of the slots that must be free before waiting prompts are read: one pass for several is cheaper."""
+
 
 class Sampled(NamedTuple):
     """Responses drawn from a policy, with all that a learner needs to know about the draw."""
@@ -35,44 +38,56 @@ def sample_responses(
     generator: torch.Generator | None = None,
     greedy: bool = False,
     value_head: nn.Module | None = None,
+    slots: int | None = None,
 ) -> Sampled:
     """Draw one response per prompt until a stop token of ``rule`` or ``max_new_tokens``.
 
     ``generator`` lives on the CPU; with ``greedy=True``, the most likely allowed token is taken. The random numbers of
-    every row are drawn ahead, so its tokens do not depend on the other rows. Rows that have ended leave the batch.
+    every row are drawn ahead, so its tokens do not depend on the other rows. Rows that have ended leave the batch. With
+    ``slots``, so many are generated at once, and the others wait for a place.
     """
-    device, size = model.device, len(prompt_ids)
-    width = int(prompt_lengths.max())
-    prompt_ids = prompt_ids[:, prompt_ids.shape[1] - width :].to(device)
-    uniforms = None if greedy else torch.rand(size, max_new_tokens, generator=generator).to(device)
-    stop = torch.tensor(rule.stop_ids, dtype=torch.int64, device=device)
+    prompt_ids, prompt_lengths = prompt_ids.to(model.device), prompt_lengths.to(model.device)
+    size, slots = len(prompt_ids), slots or len(prompt_ids)
+    uniforms = None if greedy else torch.rand(size, max_new_tokens, generator=generator).to(model.device)
+    stop = torch.tensor(rule.stop_ids, dtype=torch.int64, device=model.device)
+    drawn = _empty(size, max_new_tokens, pad_id, model)
+    waiting = torch.arange(size, device=model.device)
+    while len(waiting):
+        row, waiting = waiting[:slots], waiting[slots:]  # the rows of the result that the running batch fills
+        step = torch.zeros_like(row)
+        decoder = decoding(model, prompt_ids[row], prompt_lengths[row], max_new_tokens)
+        while True:
+            logits, hidden = decoder.outputs()
+            distribution = rule.logprobs(logits, step)
+            token = distribution.argmax(-1) if uniforms is None else _draw(distribution, uniforms[row, step])
+            drawn.response_ids[row, step] = token
+            drawn.logprobs[row, step] = distribution.gather(1, token[:, None]).squeeze(1)
+            if value_head is not None:
+                drawn.values[row, step] = value_head(hidden).to(drawn.values.dtype)
+            step = step + 1
+            drawn.response_lengths[row] = step
 
-    response_ids = torch.full((size, max_new_tokens), pad_id, dtype=torch.int64, device=device)
-    lengths = torch.zeros(size, dtype=torch.int64, device=device)
-    exact = torch.promote_types(model.dtype, torch.float32)
-    logprobs = torch.zeros(size, max_new_tokens, dtype=exact, device=device)
-    values = torch.zeros_like(logprobs)
+            going = _closed_up(~torch.isin(token, stop) & (step < max_new_tokens))
+            if len(going) == 0:
+                break
+            if len(going) < len(row):
+                decoder.keep(going)
+                row, step, token = row[going], step[going], token[going]
+            free = slots - len(row)
+            if len(waiting) and free >= FREE * slots and decoder.can_join:
+                new, waiting = waiting[:free], waiting[free:]
+                decoder.join(prompt_ids[new], prompt_lengths[new])
+                row, step = torch.cat([row, new]), torch.cat([step, torch.zeros_like(new)])
+                token = torch.cat([token, prompt_ids[new, -1]])
+            decoder.append(token)
+    return Sampled(*(field.cpu() for field in drawn))
 
-    row = torch.arange(size, device=device)  # which row of the result each row of the running batch fills
-    decoder = decoding(model, prompt_ids, prompt_lengths.to(device), max_new_tokens)
-    for step in range(max_new_tokens):
-        logits, hidden = decoder.outputs()
-        distribution = rule.logprobs(logits, torch.full_like(row, step))
-        chosen = distribution.argmax(-1) if uniforms is None else _draw(distribution, uniforms[row, step])
-        response_ids[row, step] = chosen
-        logprobs[row, step] = distribution.gather(1, chosen[:, None]).squeeze(1)
-        if value_head is not None:
-            values[row, step] = value_head(hidden).to(values.dtype)
-        lengths[row] = step + 1
 
-        index = _closed_up(~torch.isin(chosen, stop))
-        if len(index) == 0 or step + 1 == max_new_tokens:
-            break
-        if len(index) < len(row):
-            decoder.keep(index)
-            row, chosen = row[index], chosen[index]
-        decoder.append(chosen)
-    return Sampled(*(x.cpu() for x in (response_ids, lengths, logprobs, values)))
+def _empty(size: int, max_new_tokens: int, pad_id: int, model: PreTrainedModel) -> Sampled:
+    """Padding on the model's device, to be filled."""
+    ids = torch.full((size, max_new_tokens), pad_id, dtype=torch.int64, device=model.device)
+    zeros = ids.new_zeros(ids.shape, dtype=torch.promote_types(model.dtype, torch.float32))
+    return Sampled(ids, ids.new_zeros(size), zeros, zeros.clone())
 
 
 def _draw(logprobs: Float[Tensor, "B V"], uniforms: Float[Tensor, " B"]) -> Int[Tensor, " B"]:

@@ -7,7 +7,7 @@ from transformers.activations import NewGELUActivation
 from transformers.cache_utils import DynamicLayer
 
 from tests.conftest import tiny_model
-from textenv.lm import TokenRule, pad_left, sample_responses
+from textenv.lm import Responses, ScalarHead, TokenRule, pad_left, response_logprobs, sample_responses
 from textenv.lm.cache import RoomyLayer
 from textenv.lm.load import fuse_activations
 from textenv.lm.sample import _closed_up, _draw
@@ -135,3 +135,25 @@ def test_a_loaded_gpt2_computes_its_activations_in_one_kernel():
     lm = tiny_model("gpt2")
     assert not any(isinstance(module, NewGELUActivation) for module in lm.model.modules())
     assert lm.model.config.activation_function == "gelu_new"
+
+
+@pytest.mark.parametrize("slots", [1, 3, 8, 31])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "mistral", "jamba", "mamba"])
+def test_prompts_that_wait_for_a_slot_get_the_responses_they_get_at_once(family, slots):
+    """Attention that forgets (Mistral, a window of 3) and states (Jamba) wait for a whole batch; Mamba has no cache."""
+    model = tiny_model(family).model
+    prompts, ends = PROMPTS * 4, TokenRule(stop_ids=(0, 1, 2), temperature=0.8)
+    head = ScalarHead(32)
+    nn.init.normal_(head.linear.weight, generator=torch.Generator().manual_seed(0))
+    at_once = draw(model, prompts, rule=ends, value_head=head)
+    assert len(set(at_once.response_lengths.tolist())) > 4
+    heights = []
+    count = lambda module, args, kwargs: heights.append(len(kwargs["input_ids"]))  # noqa: E731
+    hook = model.base_model.register_forward_pre_hook(count, with_kwargs=True)
+    waited = draw(model, prompts, rule=ends, value_head=head, slots=slots)
+    hook.remove()
+    assert max(heights) <= slots
+    for got, want in zip(waited, at_once, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    scored = response_logprobs(model, Responses(*pad_left(prompts, 0), *waited[:2]), ends)
+    torch.testing.assert_close(waited.logprobs, scored, atol=1e-5, rtol=0)
