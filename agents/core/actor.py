@@ -52,9 +52,7 @@ class ActorCritic(nn.Module):
         values = gather_predictions(self.value_head(hidden), batch)
         return Evaluated(gather_predictions(scores.logprobs, batch), values, entropies)
 
-    def act(
-        self, observation: Any, task: Task, *, generator: torch.Generator | None, slots: int | None = None
-    ) -> Sampled:
+    def act(self, observation: Any, task: Task, *, generator: torch.Generator, slots: int | None = None) -> Sampled:
         """Whole responses to the prompts of fresh observations, with their log-probabilities and values."""
         batch = observation_tokens(observation, task.prompt_width)
         head = self.value_head if self.critic is None else None

@@ -18,8 +18,7 @@ class LearnerConfig(MemoryConfig, EpisodeOptimizerConfig, KLConfig):
     group_size: PositiveInt = 1
     """Responses to each prompt; the environment's slots must be a multiple. More means fewer prompts per batch."""
     rollout_slots: PositiveInt | None = None
-    """Responses generated at once: others wait until one has ended. None: all of them. Fewer save memory, and the
-    responses stay the same up to rounding."""
+    """Responses generated at once; None: all. Fewer save memory and take longer; the responses are the same."""
     epochs: PositiveInt = 1
     """Passes over each batch. More reuses samples further from the policy that drew them."""
     minibatches: PositiveInt = 1

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import textenv
+from agents import PPO, PPOConfig
 from agents.core.rollout import Stream
 from agents.logs.figures import rollout_log
 from tests.conftest import WORDS
@@ -33,3 +34,19 @@ def test_a_response_ends_by_eos_or_a_stop_token_and_is_cut_by_the_budget(make_ve
     assert log["nll"] == pytest.approx(1.5)
     assert log["truncated_responses"] == 0.0
     assert "gold_score" not in log
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_a_learner_with_few_slots_collects_the_same_rollouts(make_vector, slots):
+    kinds = [PPO(make_vector(8).unwrapped, PPOConfig(batch_size=16, rollout_slots=n)) for n in (None, slots)]
+    seen = []
+
+    def count(module, args, kwargs):
+        if kwargs.get("use_cache"):
+            seen.append(len(kwargs["input_ids"]))
+
+    kinds[1].policy.model.base_model.register_forward_pre_hook(count, with_kwargs=True)
+    at_once, waited = (kind.collect() for kind in kinds)
+    assert max(seen) <= slots
+    assert torch.equal(waited.tokens.response_ids, at_once.tokens.response_ids)
+    torch.testing.assert_close(waited.logprobs, at_once.logprobs, atol=1e-5, rtol=0)
