@@ -38,16 +38,14 @@ class ActorCritic(nn.Module):
 
     def trunk_parameters(self) -> list[nn.Parameter]:
         """What is trained apart from the value head."""
-        named = self.named_parameters()
-        return [weight for name, weight in named if weight.requires_grad and not name.startswith("value_head.")]
+        return [w for name, w in self.named_parameters() if w.requires_grad and not name.startswith("value_head.")]
 
     def evaluate(self, batch: Responses, task: Task, *, entropy: bool = False) -> Evaluated:
         """Log-probabilities and values of given responses by teacher forcing, with gradient."""
         with task.precision():
             scores = response_scores(self.model, batch, task.rule, entropy=entropy)
-            hidden = scores.hidden if self.shared else scores.hidden.detach()
-            if self.critic is not None:
-                hidden = response_hidden(self.critic, batch)
+            own = scores.hidden if self.shared else scores.hidden.detach()
+            hidden = own if self.critic is None else response_hidden(self.critic, batch)
         entropies = None if scores.entropy is None else gather_predictions(scores.entropy, batch)
         values = gather_predictions(self.value_head(hidden), batch)
         return Evaluated(gather_predictions(scores.logprobs, batch), values, entropies)
@@ -58,8 +56,8 @@ class ActorCritic(nn.Module):
         head = self.value_head if self.critic is None else None
         with torch.no_grad(), task.precision():
             sampled = task.respond(self.model, batch, generator=generator, value_head=head, slots=slots)
-            if self.critic is None:
-                return sampled
-            done = batch._replace(response_ids=sampled.response_ids, response_lengths=sampled.response_lengths)
-            values = gather_predictions(self.value_head(response_hidden(self.critic, done)), done)
-        return sampled._replace(values=values)
+            if self.critic is not None:
+                done = batch._replace(response_ids=sampled.response_ids, response_lengths=sampled.response_lengths)
+                values = self.value_head(response_hidden(self.critic, done))
+                sampled = sampled._replace(values=gather_predictions(values, done))
+        return sampled

@@ -107,9 +107,8 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
 
     def collect(self) -> Rollout:
         """One batch of episodes with the current policy."""
-        how: dict[str, Any] = {"generator": own_generator(self.generator), "slots": self.config.rollout_slots}
-        act = partial(self.actor.act, task=self.task, **how)
-        return self.stream.collect(self.config.batch_size, act)
+        act = partial(self.actor.act, task=self.task, generator=own_generator(self.generator))
+        return self.stream.collect(self.config.batch_size, partial(act, slots=self.config.rollout_slots))
 
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Improve the policy on a batch; returns the log of its optimiser steps."""

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from textenv.lm.batch import length_mask
-from textenv.lm.cache import aligned
 from textenv.lm.load import run
 
 
@@ -119,6 +119,12 @@ def _prefill(model: PreTrainedModel, ids: Int[Tensor, "n S"], lengths: Int[Tenso
     context = {"attention_mask": mask.long(), "position_ids": positions, "past_key_values": _cache([])}
     _, cache = run(model, tokens, **context, use_cache=True)
     return _pairs(cache)
+
+
+def aligned(old: Tensor, width: int) -> Tensor:
+    """The last ``width`` columns of ``[N, heads, W, D]``, with zeros before them where there are fewer."""
+    spare = old.shape[2] - width
+    return old[:, :, spare:] if spare >= 0 else pad(old, (0, 0, -spare, 0))
 
 
 def _cache(pairs: Pairs) -> DynamicCache:

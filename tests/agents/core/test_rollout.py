@@ -36,7 +36,7 @@ def test_a_response_ends_by_eos_or_a_stop_token_and_is_cut_by_the_budget(make_ve
     assert "gold_score" not in log
 
 
-@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize("slots", [2, 3])
 def test_a_learner_with_few_slots_collects_the_same_rollouts(make_vector, slots):
     kinds = [PPO(make_vector(8).unwrapped, PPOConfig(batch_size=16, rollout_slots=n)) for n in (None, slots)]
     seen = []

@@ -8,7 +8,7 @@ from transformers.cache_utils import DynamicLayer
 
 from tests.conftest import tiny_model
 from textenv.lm import Responses, ScalarHead, TokenRule, pad_left, response_logprobs, sample_responses
-from textenv.lm.cache import RoomyLayer
+from textenv.lm.decoding import RoomyLayer
 from textenv.lm.load import fuse_activations
 from textenv.lm.sample import _closed_up, _draw
 
