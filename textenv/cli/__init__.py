@@ -43,9 +43,9 @@ class Command(NamedTuple):
 COMMANDS = {
     "envs": Command("envs:envs", "list the registered environments"),
     "check": Command("check:check", "check that an environment keeps the contract"),
-    "sft": Command("sft:sft", "fine-tune a language model on demonstrations", _RESUME),
-    "reward": Command("preferences:reward", "train a reward model on rankings", _RESUME),
-    "dpo": Command("preferences:dpo", "train a policy on rankings, without a reward model", _RESUME),
+    "sft": Command("supervised:sft", "fine-tune a language model on demonstrations", _RESUME),
+    "reward": Command("supervised:reward", "train a reward model on rankings", _RESUME),
+    "dpo": Command("supervised:dpo", "train a policy on rankings, without a reward model", _RESUME),
     "rm-bench": Command(
         "rm_bench:rm_bench",
         "benchmark reward models on preferences, with a report",
