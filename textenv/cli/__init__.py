@@ -43,6 +43,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "envs": Command("envs:envs", "list the registered environments"),
     "check": Command("check:check", "check that an environment keeps the contract"),
+    "doctor": Command("doctor:doctor", "find the silent bugs of a set-up before the training does"),
     "sft": Command("supervised:sft", "fine-tune a language model on demonstrations", _RESUME),
     "reward": Command("supervised:reward", "train a reward model on rankings", _RESUME),
     "dpo": Command("supervised:dpo", "train a policy on rankings, without a reward model", _RESUME),

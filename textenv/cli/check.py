@@ -1,8 +1,7 @@
 """``textenv check``."""
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from rich.console import Console
@@ -10,13 +9,14 @@ from rich.markup import escape
 from rich.table import Table
 
 import textenv
+from textenv.cli.common import Option, options_of
 from textenv.conformance import check as run_checks
 
 
 def check(
     env_id: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ID")],
     *,
-    option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=VALUE")] = (),
+    option: Option = (),
     experiment: Path | None = None,
 ) -> int:
     """Does an environment keep the contract? Exit code 1 when it does not.
@@ -28,7 +28,7 @@ def check(
     """
     if experiment is not None:
         textenv.load_experiment(experiment).register()
-    report = run_checks(env_id, **dict(_option(text) for text in option))
+    report = run_checks(env_id, **options_of(option))
     table = Table("", "check", "", "seconds", box=None, pad_edge=False)
     for name, passed, detail, seconds in report.checks:
         mark = "[green]passed[/]" if passed else "[red]FAILED[/]"
@@ -37,13 +37,3 @@ def check(
     failed = len(report.failures)
     print(f"\n{env_id}: {f'{failed} of {len(report.checks)} checks failed' if failed else 'all checks passed'}")
     return 1 if failed else 0
-
-
-def _option(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"option must be NAME=VALUE, got {text!r}. Write for example kl_coef=0.1.")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +17,9 @@ from textenv.vector import TextVectorEnv, make_vec
 
 Json = Annotated[bool, tyro.conf.arg(name="json", help="print the figures as JSON instead of a table.")]
 """The flag ``--json``."""
+
+Option = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=VALUE")]
+"""The flag ``--option``, given once for each option."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,6 +60,21 @@ class EnvArgs:
         num_envs = own_slots(num_envs)
         env_id = options.pop("env_id")
         return make_vec(env_id, num_envs, **{name: value for name, value in options.items() if value is not None})
+
+
+def options_of(texts: Sequence[str]) -> dict[str, Any]:
+    """What stands behind ``--option``: names, and values as JSON or plain text."""
+    return dict(map(_option, texts))
+
+
+def _option(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"option must be NAME=VALUE, got {text!r}. Write for example kl_coef=0.1.")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
 
 
 def check_device(name: str) -> None:

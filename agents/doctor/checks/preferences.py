@@ -1,0 +1,128 @@
+"""Preferences: what their labels say besides what they are meant to say."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from agents.doctor.data import DUPLICATES_WHY, LEAKAGE_REMEDY, LEAKAGE_WHY, Preferences, duplicates, leakage
+from agents.doctor.finding import Check, Seen
+from reward_models.preferences import better_pairs, prompt_key
+from textenv.conformance.subject import Skipped
+from textenv.stats import correct, wilson
+
+NOISY = 0.4
+"""Disagreement of two labels of one pair; people's is 0.25 to 0.37, a coin's 0.5."""
+LONG = 0.6
+"""Accuracy of the rule "longer is better" from which it is a warning."""
+IMPLAUSIBLE = 1e-4
+
+
+def readable(part: Preferences) -> Iterator[Seen]:
+    """Every record can be read, and has responses that differ."""
+    equal = [reason for reason in part.malformed if "two that differ" in reason]
+    other = [reason for reason in part.malformed if reason not in equal]
+    total = len(part.rankings) + len(part.malformed)
+    if equal:
+        yield Seen("warning", f"{len(equal)} of {total} records have equal responses. {equal[0][:120]}")
+    if other:
+        yield Seen("error", f"{len(other)} of {total} records cannot be read. {other[0][:200]}")
+
+
+def label_noise(part: Preferences) -> Iterator[Seen]:
+    """A pair that is labelled twice is labelled the same way."""
+    labels: dict[tuple[str, frozenset[str]], Counter[str]] = {}
+    for ranking in part.rankings:
+        for a, b in better_pairs(ranking.responses, ranking.levels):
+            better, worse = ranking.responses[a], ranking.responses[b]
+            labels.setdefault((prompt_key(ranking.prompt), frozenset((better, worse))), Counter())[better] += 1
+    counts = [sorted(votes.values()) for votes in labels.values() if votes.total() > 1]
+    if not counts:
+        raise Skipped("no pair is labelled twice")
+    against = sum(math.prod(votes) for votes in counts if len(votes) == 2)
+    comparisons = sum(math.comb(sum(votes), 2) for votes in counts)
+    if not against:
+        return
+    share = against / comparisons
+    low, high = wilson(against, comparisons)
+    noise = (1 - math.sqrt(max(0.0, 1 - 2 * share))) / 2
+    what = (
+        f"of {comparisons} times that two labels name one pair, they disagree in {share:.0%} ({low:.0%} to {high:.0%})"
+    )
+    level = "warning" if share > NOISY else "note"
+    yield Seen(level, f"{what}: as if {noise:.0%} of the labels were flipped; no model can agree with those")
+
+
+def length_bias(part: Preferences) -> Iterator[Seen]:
+    """The preferred response is the longer one about as often as not."""
+    excess = [
+        len(ranking.responses[a]) - len(ranking.responses[b])
+        for ranking in part.rankings
+        for a, b in better_pairs(ranking.responses, ranking.levels)
+    ]
+    if not excess:
+        raise Skipped("there are ties only")
+    longer = correct(np.array(excess, dtype=np.float64))
+    share = float(longer.mean())
+    low, high = wilson(float(longer.sum()), len(longer))
+    if low <= 0.5 <= high:
+        return
+    rule = "longer" if share > 0.5 else "shorter"
+    what = f"the longer response is preferred in {share:.0%} of {len(longer)} pairs ({low:.0%} to {high:.0%})"
+    level = "warning" if max(low, 1 - high) > LONG else "note"
+    yield Seen(level, f"{what}: the rule “{rule} is better” alone reaches an accuracy of {max(share, 1 - share):.2f}")
+
+
+def position_bias(part: Preferences) -> Iterator[Seen]:
+    """The best response stands in every place equally often."""
+    places = [place for record in part.raw if (place := _place(record)) is not None]
+    if not places:
+        raise Skipped("the layout does not keep the order in which responses were shown")
+    first = sum(best == 0 for best, _ in places)
+    chance = float(np.mean([1 / count for _, count in places]))
+    if stats.binomtest(first, len(places), chance).pvalue < IMPLAUSIBLE:
+        low, high = wilson(first, len(places))
+        share = f"{first / len(places):.0%} of {len(places)} ({low:.0%} to {high:.0%})"
+        yield Seen("warning", f"the best response is the first one in {share}, and would be in {chance:.0%} by chance")
+
+
+def _place(record: dict[str, Any]) -> tuple[int, int] | None:
+    """``(place of the best response, number of responses)``; None for ties and layouts that put the best one first."""
+    ranking, scores = record.get("ranking"), record.get("scores")
+    if isinstance(ranking, list) and ranking and isinstance(ranking[0], int):
+        return ranking[0], len(ranking)
+    if isinstance(scores, list) and len(scores) > 1 and scores.count(max(scores)) == 1:
+        return scores.index(max(scores)), len(scores)
+    if record.get("winner") in ("model_a", "model_b"):
+        return int(record["winner"] == "model_b"), 2
+    return None
+
+
+PREFERENCE_CHECKS = {
+    "records": Check(
+        readable,
+        "Equal responses teach nothing and count as errors of every model; records that are left out change the data.",
+        "Drop or correct these records; `--skip-malformed` leaves them out in training.",
+    ),
+    "label noise": Check(
+        label_noise,
+        "Labels that contradict each other set a ceiling: people agree in 63 to 77 % (Bai et al. 2022; Ouyang et al. "
+        "2022), and accuracy beyond the ceiling is a leak.",
+        "Judge accuracies against this ceiling; smooth the labels (label_smoothing), or label pairs several times.",
+    ),
+    "length bias": Check(
+        length_bias,
+        "A reward model learns the rule and the policy writes ever longer (Singhal et al. 2023; Dubois et al. 2024).",
+        "Balance the pairs by length, subtract a length rule (weighted reward models), and watch lengths in training.",
+    ),
+    "position bias": Check(
+        position_bias,
+        "Judges favour a place (Zheng et al. 2023), and an order by quality gives the label away to whatever reads it.",
+        "Shuffle the responses before they are shown, and store the order that was shown.",
+    ),
+    "duplicates": Check(duplicates, DUPLICATES_WHY, "Keep one of each, unless several people have labelled it."),
+    "leakage": Check(leakage, LEAKAGE_WHY, LEAKAGE_REMEDY),
+}

@@ -1,0 +1,152 @@
+"""Data files as parts of a set-up, and the checks that demonstrations and preferences share."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from agents.doctor.finding import Seen
+from agents.doctor.parts import Text
+from agents.sft import Demonstration, load_demonstrations
+from reward_models.preferences import Ranking, prompt_key, read_rankings
+from reward_models.preferences.layouts import layout_of
+from textenv.conformance.subject import Skipped
+from textenv.data.datasets import read_records
+from textenv.data.records import as_prompt_set, messages_of
+from textenv.lm import LanguageModel
+
+FEW = 0.1
+"""Share of records up to which a fault of single ones is a note."""
+
+
+class Demonstrations(NamedTuple):
+    """What supervised fine-tuning would learn from."""
+
+    name: str
+    records: list[Demonstration]
+    lm: LanguageModel | None
+    held_out: list[Any] | None
+    """Prompts."""
+
+    @property
+    def prompts(self) -> list[Any]:
+        return [record.prompt for record in self.records]
+
+    @property
+    def keys(self) -> list[Any]:
+        """What makes a record the same as another."""
+        return [(prompt_key(record.prompt), record.completion) for record in self.records]
+
+    @property
+    def texts(self) -> list[Text]:
+        return [Text(record.prompt, record.completion) for record in self.records]
+
+
+class Preferences(NamedTuple):
+    """What a reward model would learn from."""
+
+    name: str
+    rankings: list[Ranking]
+    malformed: list[str]
+    """What is wrong with each record that cannot be read."""
+    raw: list[dict[str, Any]]
+    lm: LanguageModel | None
+    held_out: list[Any] | None
+
+    @property
+    def prompts(self) -> list[Any]:
+        return [ranking.prompt for ranking in self.rankings]
+
+    @property
+    def keys(self) -> list[Any]:
+        return [(prompt_key(ranking.prompt), ranking.responses, ranking.levels) for ranking in self.rankings]
+
+    @property
+    def texts(self) -> list[Text]:
+        return [Text(ranking.prompt, response) for ranking in self.rankings for response in ranking.responses]
+
+
+def read_data(
+    source: str | Path, lm: LanguageModel | None, held_out: list[Any] | None
+) -> "Demonstrations | Preferences":
+    """A file, folder or hub id of demonstrations or preferences, recognised by the keys of the first record.
+
+    Raises:
+        ValueError: there is no such data, it is empty, its columns are those of neither, or no record is good.
+    """
+    raw = list(read_records(source).values())
+    if not raw:
+        raise ValueError(f"data must have at least one record, got {str(source)!r}, which is empty. Name another file.")
+    if _is_ranking(raw[0]):
+        rankings, malformed = read_rankings(raw, skip_malformed=True)
+        return Preferences(str(source), rankings, malformed, raw, lm, held_out)
+    if raw[0].get("messages") is not None or {"prompt", "completion"} <= raw[0].keys():
+        return Demonstrations(str(source), load_demonstrations(raw), lm, held_out)
+    raise ValueError(
+        f"data must be demonstrations (prompt and completion, or messages) or preferences in a layout that "
+        f"`textenv reward --help` lists, got columns {', '.join(raw[0])} in {str(source)!r}. Rename the columns."
+    )
+
+
+def read_prompts(source: str | Path) -> list[Any]:
+    """The prompts of a file of prompts, demonstrations or preferences.
+
+    Raises:
+        ValueError: there is no such file, or a record has no prompt.
+    """
+    raw = list(read_records(source).values())
+    if raw and raw[0].get("messages") is not None:
+        return [demonstration.prompt for demonstration in load_demonstrations(raw)]
+    if raw and _is_ranking(raw[0]):
+        return [ranking.prompt for ranking in read_rankings(raw, skip_malformed=True)[0]]
+    return list(as_prompt_set([{"prompt": messages_of(record.get("prompt"))} for record in raw]).prompts)
+
+
+def _is_ranking(record: dict[str, Any]) -> bool:
+    try:
+        layout_of(record)
+    except ValueError:
+        return False
+    return True
+
+
+def duplicates(part: Demonstrations | Preferences) -> Iterator[Seen]:
+    """No record stands there twice."""
+    counts = Counter(part.keys)
+    again = sum(counts.values()) - len(counts)
+    if again:
+        share = again / len(part.keys)
+        level = "warning" if share > FEW else "note"
+        yield Seen(level, f"{again} of {len(part.keys)} records ({share:.0%}) repeat another")
+
+
+def leakage(part: Demonstrations | Preferences) -> Iterator[Seen]:
+    """No held-out prompt is trained on."""
+    yield from leaked(part.prompts, part.held_out)
+
+
+def leaked(prompts: Sequence[Any], held_out: Sequence[Any] | None) -> Iterator[Seen]:
+    """What of the held-out prompts is among the others, whatever their spaces and capitals."""
+    if held_out is None:
+        raise Skipped("no held-out prompts were given")
+    seen, unseen = {_plain(prompt) for prompt in prompts}, {_plain(prompt): prompt for prompt in held_out}
+    both = [prompt for key, prompt in unseen.items() if key in seen]
+    if both:
+        share = len(both) / len(unseen)
+        what = f"{len(both)} of {len(unseen)} held-out prompts ({share:.0%}) are trained on"
+        yield Seen("error", f"{what}: {str(both[0])[:60]!r}")
+
+
+def _plain(prompt: Any) -> str:
+    return " ".join(prompt_key(prompt).lower().split())
+
+
+DUPLICATES_WHY = (
+    "A record seen twice weighs twice and is memorised first; duplicates across a split leak (Lee et al. 2022, "
+    "Deduplicating Training Data Makes Language Models Better)."
+)
+LEAKAGE_WHY = (
+    "Held-out figures would measure memory: accuracy above what labels allow (cf. the decontamination of "
+    "RewardBench, Lambert et al. 2024)."
+)
+LEAKAGE_REMEDY = "Split by prompt, not by record: reward_models.preferences.split_by_prompt."

@@ -1,0 +1,229 @@
+"""Faults of demonstrations and preferences, with figures worked out by hand."""
+
+import json
+
+import pytest
+
+from agents.doctor import diagnose
+from agents.doctor.data import read_data, read_prompts
+from tests.agents.doctor.helpers import levels, seen
+from tests.conftest import tiny_model
+from textenv.conformance.subject import Skipped
+from textenv.data.records import write_jsonl
+from textenv.lm import LanguageModel
+from textenv.tasks.assistant import sample_corpus, sample_rankings
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Data as it is read from a file, with a tiny model of 64 tokens beside it."""
+
+    def read(records, held_out=None, lm: LanguageModel | None = None):
+        write_jsonl(tmp_path / "data.jsonl", records)
+        return read_data(tmp_path / "data.jsonl", lm or tiny_model(), held_out)
+
+    return read
+
+
+def demonstration(prompt="the sky is", completion="blue", **more):
+    return {"prompt": prompt, "completion": completion, **more}
+
+
+def pair(chosen="blue", rejected="red", prompt="the sky is"):
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+COLOURS = ("red", "green", "blue", "sky", "grass")
+
+
+def test_healthy_demonstrations_are_silent(read):
+    part = read([demonstration(colour, "the sky") for colour in COLOURS], held_out=["what"])
+    for name in ("endings", "context", "empty completions", "duplicates", "leakage"):
+        assert not seen(f"demonstrations: {name}", part)
+
+
+def test_a_completion_that_is_cut_does_not_teach_its_end(read):
+    [(level, what)] = seen("demonstrations: endings", read([demonstration(), demonstration("red", "sky " * 70)]))
+    assert level == "warning"
+    assert "1 of 2" in what
+    assert "0 marked as truncated, 1 cut at 64 tokens" in what
+    fits = demonstration("red", "sky " * 62)  # 1 + 62 + EOS = 64
+    assert not seen("demonstrations: endings", read([demonstration(), fits]))
+    one_more = demonstration("red", "sky " * 64)
+    assert levels("demonstrations: endings", read([demonstration(), one_more])) == ["warning"]
+
+
+def test_completions_that_are_all_truncated_are_an_error(read):
+    [(level, what)] = seen("demonstrations: endings", read([demonstration(truncated=True)] * 3))
+    assert level == "error"
+    assert "3 marked as truncated" in what
+
+
+def test_a_few_truncated_completions_are_a_note(read):
+    part = read([demonstration(truncated=True), *[demonstration()] * 10])
+    assert levels("demonstrations: endings", part) == ["note"]
+
+
+def test_an_ending_token_in_the_text_is_found(read):
+    [(level, what)] = seen("demonstrations: endings", read([demonstration(completion="blue <eos>"), demonstration()]))
+    assert level == "warning"
+    assert "1 of 2 completions end twice" in what
+
+
+def test_a_prompt_longer_than_the_context_is_found(read):
+    [(level, what)] = seen("demonstrations: context", read([demonstration("sky " * 63), demonstration()]))
+    assert level == "warning"
+    assert "1 of 2 prompts" in what
+    assert not seen("demonstrations: context", read([demonstration("sky " * 62)]))
+
+
+@pytest.mark.parametrize("completion", ["", " ", "\n"])
+def test_an_empty_completion_is_found(read, completion):
+    assert levels("demonstrations: empty completions", read([demonstration(completion=completion)])) == ["warning"]
+
+
+def test_without_a_model_what_needs_one_is_skipped(tmp_path):
+    write_jsonl(tmp_path / "data.jsonl", [demonstration()])
+    with pytest.raises(Skipped):
+        seen("demonstrations: endings", read_data(tmp_path / "data.jsonl", None, None))
+
+
+@pytest.mark.parametrize(("repeats", "level"), [(1, "note"), (2, "warning")])
+def test_duplicates_are_counted(read, repeats, level):
+    records = [demonstration(" ".join(["red"] * n)) for n in range(1, 11)]
+    [(found, what)] = seen("demonstrations: duplicates", read(records + records[:repeats]))
+    assert found == level
+    assert f"{repeats} of {10 + repeats} records" in what
+    other = read([demonstration(), demonstration(completion="red")])
+    assert not seen("demonstrations: duplicates", other)
+
+
+@pytest.mark.parametrize("held_out", ["the sky is", " The  sky IS"])
+def test_a_held_out_prompt_that_is_trained_on_is_found(read, held_out):
+    for record, kind in ((demonstration(), "demonstrations"), (pair(), "preferences")):
+        [(level, what)] = seen(f"{kind}: leakage", read([record], held_out=[held_out, "red"]))
+        assert level == "error"
+        assert "1 of 2 held-out prompts (50%)" in what
+    assert not seen("preferences: leakage", read([pair()], held_out=["the sky"]))
+
+
+def test_held_out_prompts_are_read_from_records_of_every_kind(tmp_path):
+    chat = [{"role": "user", "content": "red"}, {"role": "assistant", "content": "blue"}]
+    for record, prompt in (
+        ({"prompt": "red"}, "red"),
+        (demonstration("red"), "red"),
+        (pair(prompt="red"), "red"),
+        ({"messages": chat}, chat[:1]),
+    ):
+        write_jsonl(tmp_path / "held.jsonl", [record])
+        assert read_prompts(tmp_path / "held.jsonl") == [prompt]
+
+
+def test_equal_responses_and_malformed_records_are_counted(read):
+    part = read([pair(), pair("blue", "blue"), {"prompt": "red", "chosen": "blue"}, pair("red", "sky")])
+    found = seen("preferences: records", part)
+    assert [level for level, _ in found] == ["warning", "error"]
+    assert "1 of 4 records have equal responses" in found[0][1]
+    assert "1 of 4 records cannot be read" in found[1][1]
+    assert not seen("preferences: records", read([pair()]))
+
+
+def test_contradicting_labels_are_a_rate_with_an_interval(read):
+    """Eight pairs labelled twice, two of them both ways: 25 %, Wilson 7 to 59 %; noise (1 − √(1 − 0.5)) / 2 = 15 %."""
+    agreed = [pair(prompt=colour) for colour in ("a", "b", "c", "d", "e", "f")]
+    split = [record for prompt in "gh" for record in (pair(prompt=prompt), pair("red", "blue", prompt))]
+    [(level, what)] = seen("preferences: label noise", read(agreed * 2 + split))
+    assert level == "note"
+    assert "of 8 times" in what
+    assert "25% (7% to 59%)" in what
+    assert "15% of the labels" in what
+    assert not seen("preferences: label noise", read(agreed * 2))
+    with pytest.raises(Skipped):
+        seen("preferences: label noise", read(agreed))
+
+
+def test_labels_that_are_coin_flips_are_a_warning(read):
+    records = [record for n in range(10) for record in (pair(prompt=f"p {n}"), pair("red", "blue", f"p {n}"))]
+    [(level, what)] = seen("preferences: label noise", read(records))
+    assert level == "warning"
+    assert "100%" in what
+
+
+def long_pairs(longer, shorter):
+    """Pairs of which so many prefer the longer and the shorter response."""
+    rows = [pair("blue sky", "red", f"p {n}") for n in range(longer)]
+    return rows + [pair("red", "blue sky", f"q {n}") for n in range(shorter)]
+
+
+@pytest.mark.parametrize(
+    ("longer", "shorter", "level"), [(90, 10, "warning"), (10, 90, "warning"), (62, 38, "note"), (52, 48, None)]
+)
+def test_a_preference_for_length_is_found(read, longer, shorter, level):
+    found = seen("preferences: length bias", read(long_pairs(longer, shorter)))
+    assert [seen_level for seen_level, _ in found] == ([] if level is None else [level])
+    if level is not None:
+        assert f"in {longer}% of 100 pairs" in found[0][1]
+        assert f"an accuracy of 0.{max(longer, shorter)}" in found[0][1]
+
+
+def shown(place, prompt, key="ranking"):
+    order = [place, 1 - place]
+    return {"prompt": prompt, "responses": ["blue", "red"]} | (
+        {"ranking": order} if key == "ranking" else {"scores": [1 - place, place]}
+    )
+
+
+@pytest.mark.parametrize("key", ["ranking", "scores"])
+def test_a_place_that_wins_too_often_is_found(read, key):
+    biased = read([shown(int(n < 5), f"p {n}", key) for n in range(40)])
+    [(level, what)] = seen("preferences: position bias", biased)
+    assert level == "warning"
+    assert "88% of 40" in what
+    assert "50% by chance" in what
+    assert not seen("preferences: position bias", read([shown(n % 2, f"p {n}", key) for n in range(40)]))
+
+
+def test_a_layout_that_puts_the_best_first_has_no_places(read):
+    with pytest.raises(Skipped):
+        seen("preferences: position bias", read([pair()]))
+
+
+def test_a_battle_won_by_the_first_model_is_a_place(read):
+    chat = lambda word: [{"role": "user", "content": "q"}, {"role": "assistant", "content": word}]  # noqa: E731
+    battle = {"conversation_a": chat("blue"), "conversation_b": chat("red"), "winner": "model_a"}
+    assert levels("preferences: position bias", read([battle] * 30)) == ["warning"]
+
+
+def test_the_embedded_data_is_healthy(tmp_path):
+    corpus = sample_corpus(300, 0, source="demonstrations")
+    write_jsonl(tmp_path / "demonstrations.jsonl", corpus)
+    prompts = [record["prompt"] for record in corpus]
+    answers = [[record["completion"], other["completion"]] for record, other in zip(corpus, corpus[1:] + corpus[:1])]
+    answers = [pair[:: (-1) ** number] for number, pair in enumerate(answers)]  # the proper answer in both places
+    different = [number for number, (one, other) in enumerate(answers) if one != other]
+    rankings = sample_rankings([prompts[n] for n in different], [answers[n] for n in different], seed=0)
+    write_jsonl(tmp_path / "preferences.jsonl", rankings)
+    files = [tmp_path / "demonstrations.jsonl", tmp_path / "preferences.jsonl"]
+    diagnosis = diagnose(data=files)
+    assert not [finding for finding in diagnosis.findings if finding.level != "note"], diagnosis.findings
+    assert "preferences: position bias" in diagnosis.ran
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "empty"),
+        (json.dumps({"question": "a", "answer": "b"}) + "\n", "columns question, answer"),
+        (json.dumps(pair("blue", "blue")) + "\n", "at least one good record"),
+        ("nonsense\n", "line 1"),
+    ],
+)
+def test_data_that_is_none_is_a_clear_error(tmp_path, text, message):
+    (tmp_path / "data.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        diagnose(data=[tmp_path / "data.jsonl"])
+
+
+def test_a_missing_file_is_a_clear_error(tmp_path):
+    with pytest.raises(ValueError, match=r"gone\.jsonl"):
+        diagnose(data=[tmp_path / "gone.jsonl"])
