@@ -27,6 +27,7 @@ from reward_models.scorers.texts import EncodedTexts, encode_for_decoder, encode
 from textenv.data.hub import hub_or_cache
 from textenv.lm import LanguageModel, disable_dropout, length_buckets
 from textenv.lm.adapters import adapter_base, adapters, load_adapter, merged_copy, trained_modules
+from textenv.lm.kernels.layers import speed_up
 from textenv.lm.load import load_tokenizer
 from textenv.registry import registered_sources
 from textenv.scoring import note_truncated
@@ -53,6 +54,7 @@ class TransformerRewardModel:
         if self.is_decoder and tokenizer.eos_token_id is None:
             raise ValueError(f"the tokenizer of {name!r} must have an EOS token. Set tokenizer.eos_token and save it.")
         disable_dropout(model)
+        speed_up(model)
         self.name, self.model, self.tokenizer, self.batch_size = name, model, tokenizer, batch_size
         self.truncated_prompts = 0
         """Prompts cut on the left so far to fit the model with their completion; distinct ones within each call."""

@@ -25,6 +25,7 @@ from transformers.activations import NewGELUActivation
 from textenv.data.hub import hub_or_cache
 from textenv.lm.adapters import adapter_base, adapters, load_adapter, merged_copy, plain_model, save_adapter
 from textenv.lm.endings import ending_ids, prompt_text, turn_end_id
+from textenv.lm.kernels.layers import speed_up
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +49,7 @@ class LanguageModel:
         object.__setattr__(self, "model", plain_model(self.model))
         disable_dropout(self.model)
         fuse_activations(self.model)
+        speed_up(self.model)
 
     @property
     def vocab_size(self) -> int:

@@ -5,12 +5,13 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from textenv.lm.batch import Responses, length_buckets
 from textenv.lm.distribution import TokenRule
-from textenv.lm.packing import run_rows
+from textenv.lm.packing import run_rows, spare_rows
 
 MAX_LOGITS = 2**25
 """Logits of one part of a pass: 128 MiB in float32."""
@@ -35,11 +36,14 @@ def response_scores(model: PreTrainedModel, batch: Responses, rule: TokenRule, *
     """
     outputs, (row, column) = run_rows(model, batch)
     step = batch.response_mask.nonzero()[:, 1]
-    tokens = batch.response_ids[batch.response_mask]
+    count = len(step)
+    spare = (0, spare_rows(count, step.device))  # so many more at position 0, dropped again
+    rows, columns, steps = (pad(x, spare) for x in (row, column, step))
+    tokens = pad(batch.response_ids[batch.response_mask], spare)
 
     def part(at: slice) -> tuple[Tensor, ...]:
-        logits, _ = outputs.at((row[at], column[at]))
-        logprobs = rule.logprobs(logits, step[at])
+        logits, _ = outputs.at((rows[at], columns[at]))
+        logprobs = rule.logprobs(logits, steps[at])
         chosen = logprobs.gather(1, tokens[at, None]).squeeze(1)
         if not entropy:
             return (chosen,)
@@ -52,8 +56,8 @@ def response_scores(model: PreTrainedModel, batch: Responses, rule: TokenRule, *
         done = [checkpoint(part, at, use_reentrant=False, preserve_rng_state=False) for at in parts]
     else:
         done = [part(at) for at in parts]
-    columns = [torch.cat(column) for column in zip(*done, strict=True)]
-    return TokenScores(columns[0], outputs.hidden[row, column], columns[1] if entropy else None)
+    figures = [torch.cat(figure)[:count] for figure in zip(*done, strict=True)]
+    return TokenScores(figures[0], outputs.hidden[row, column], figures[1] if entropy else None)
 
 
 def response_outputs(

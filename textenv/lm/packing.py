@@ -3,6 +3,10 @@
 Everything but attention works on one token at a time, so it need not see any padding. For attention alone the tokens
 are spread into padded rows, which the causal kernel takes without a mask, and joined again. Whether a family of models
 can be run that way is measured once per model; where it cannot, rows are padded as usual.
+
+Two details are for CPUs. The number of tokens is rounded up by a few per cent at most, since oneDNN compiles and keeps
+a kernel for each size of a matrix. And short rows in bfloat16 attend by plain products: the backward pass of PyTorch's
+flash attention is many times slower there.
 """
 
 import contextlib
@@ -13,11 +17,12 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 
 from textenv.lm.batch import Responses, length_mask, rows
 from textenv.lm.frozen import lower_blocks
+from textenv.lm.kernels.attention import SHORT, causal_mask, written_out
 from textenv.lm.load import Outputs, run
 
 WORTH_IT = 0.05
@@ -25,11 +30,12 @@ WORTH_IT = 0.05
 
 
 class Layout(NamedTuple):
-    """Where N packed tokens stand in B rows of S columns."""
+    """Where packed tokens stand in B rows of S columns."""
 
     real: Bool[Tensor, "B S"]
     positions: Int[Tensor, " N"]
-    """Column of each token in its row."""
+    """Column of each token in its row; zeros for ``spare`` more at the end, which belong to no row."""
+    spare: int
     starts: Int[Tensor, " B"]
     """Number of the first token of each row."""
 
@@ -37,7 +43,15 @@ class Layout(NamedTuple):
 def row_layout(lengths: Int[Tensor, " B"], width: int) -> Layout:
     """The layout of rows of the given lengths, padded on the right to ``width``."""
     real = length_mask(lengths, width)
-    return Layout(real, real.nonzero()[:, 1], lengths.cumsum(0) - lengths)
+    positions = real.nonzero()[:, 1]
+    spare = spare_rows(len(positions), lengths.device)
+    return Layout(real, pad(positions, (0, spare)), spare, lengths.cumsum(0) - lengths)
+
+
+def spare_rows(count: int, device: torch.device) -> int:
+    """How many rows to add to a matrix so that it has one of 16 sizes an octave; none where sizes do not matter."""
+    step = 1 << max(0, count.bit_length() - 5)
+    return -count % step if device.type == "cpu" else 0
 
 
 def run_rows(model: PreTrainedModel, batch: Responses) -> tuple[Outputs, tuple[Tensor, Tensor]]:
@@ -62,7 +76,12 @@ def packed(model: PreTrainedModel, batch: Responses) -> bool:
     """Whether :func:`run_rows` passes these rows without padding."""
     lengths = batch.total_lengths
     padding = 1 - int(lengths.sum()) / max(1, len(lengths) * int(lengths.max()))
-    return padding > WORTH_IT and can_pack(model)
+    return (padding > WORTH_IT or _in_bfloat16_on_cpu(model)) and can_pack(model)
+
+
+def _in_bfloat16_on_cpu(model: PreTrainedModel) -> bool:
+    here = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return model.device.type == "cpu" and (here or model.dtype == torch.bfloat16)
 
 
 _packs: "weakref.WeakKeyDictionary[PreTrainedModel, bool]" = weakref.WeakKeyDictionary()
@@ -96,9 +115,10 @@ def _same_outputs(model: PreTrainedModel) -> bool:
 def run_packed(
     model: PreTrainedModel, ids: Int[Tensor, "B S"], layout: Layout, cache: DynamicCache | None = None
 ) -> Outputs:
-    """One pass over the real tokens alone, as ``[1, N]``; ``cache`` takes their keys and values, in one row too."""
+    """One pass over the real tokens alone, as ``[1, N]``; ``cache`` takes their keys and values, in one row too, and after
+    them those of the spare ones."""
     with _packed_attention(model):
-        tokens = ids[layout.real][None]
+        tokens = pad(ids[layout.real], (0, layout.spare))[None]
         where: dict[str, Any] = {"attention_mask": torch.ones_like(tokens), "position_ids": layout.positions[None]}
         where |= {"past_key_values": cache, "use_cache": cache is not None}
         outputs, _ = run(model, tokens, **where, layout=layout)
@@ -132,20 +152,38 @@ def _attend(
     """Causal attention within each row; the interface is that of transformers' attention functions."""
     if softcap is not None or kwargs.get("s_aux") is not None:
         raise ValueError("packed attention must be plain attention, got capped logits or sinks. Pad the rows.")
-    padded = [_spread(x, layout) for x in (query, key, value)]
-    size = layout.real.shape[1]
-    causal: dict[str, Any] = {"is_causal": True}
-    if sliding_window is not None and sliding_window < size:
-        distance = torch.arange(size, device=query.device)
-        distance = distance[:, None] - distance
-        causal = {"attn_mask": (distance >= 0) & (distance < sliding_window)}
     grouped = query.shape[1] != key.shape[1]
-    out = scaled_dot_product_attention(*padded, dropout_p=dropout, scale=scaling, enable_gqa=grouped, **causal)
-    return out.transpose(1, 2)[layout.real][None], None
+    query, key, value = (_spread(x, layout) for x in (query, key, value))
+    size = layout.real.shape[1]
+    window = size if sliding_window is None else sliding_window
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and size <= SHORT and dropout == 0:
+        mask = causal_mask(size, window, query.device)
+        return _join(written_out(query, key, value, mask, scaling), layout), None
+    causal: dict[str, Any] = {"is_causal": True}
+    if window < size:
+        causal = {"attn_mask": causal_mask(size, window, query.device)}
+    options = {"dropout_p": dropout, "scale": scaling, "enable_gqa": grouped, **causal}
+    out = scaled_dot_product_attention(query, key, value, **options)
+    return _join(out, layout), None
+
+
+def _join(rows: Float[Tensor, "B A S D"], layout: Layout) -> Float[Tensor, "1 N A D"]:
+    tokens = rows.transpose(1, 2)
+    if _is_full(layout):
+        return tokens.flatten(0, 1)[None]
+    return pad(tokens[layout.real], (0, 0, 0, 0, 0, layout.spare))[None]
+
+
+def _is_full(layout: Layout) -> bool:
+    """Whether packed tokens are the rows themselves, one after the other."""
+    return len(layout.positions) == layout.real.numel() and layout.spare == 0
 
 
 def _spread(packed: Float[Tensor, "1 A N D"], layout: Layout) -> Float[Tensor, "B A S D"]:
     tokens = packed[0].transpose(0, 1)
+    if _is_full(layout):
+        return tokens.unflatten(0, tuple(layout.real.shape)).transpose(1, 2)
+    tokens = tokens[: len(tokens) - layout.spare]
     out = tokens.new_zeros(*layout.real.shape, *tokens.shape[1:])
     return out.index_put((layout.real,), tokens).transpose(1, 2)
 

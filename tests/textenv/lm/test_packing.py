@@ -131,3 +131,42 @@ def test_logits_in_parts_have_the_values_and_gradients_of_logits_as_a_whole(batc
 def test_a_batch_without_response_tokens_has_no_scores(batch):
     empty = batch._replace(response_lengths=torch.zeros(4, dtype=torch.int64))
     assert len(response_scores(family("llama"), empty, RULE).logprobs) == 0
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "mistral"])
+@pytest.mark.parametrize("even", [True, False])
+def test_attention_in_bfloat16_is_near_that_in_float32_with_gradients(name, even, batch, passes):
+    model = family(name)
+    if even:
+        batch = batch._replace(prompt_lengths=torch.full((4,), 6), response_lengths=torch.full((4,), 9))
+    exact = outputs_and_gradient(model, batch)
+    before = len(passes)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = outputs_and_gradient(model, batch)
+    assert len(passes) > before  # also without padding, where float32 rows are not packed
+    for one, other in zip(rounded, exact, strict=True):
+        assert (one.float() - other).norm() <= 0.05 * other.norm() + 1e-4
+
+
+@pytest.mark.parametrize("window", [16, 5, 1])
+def test_written_out_attention_is_pytorchs(window):
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(3, heads, 16, 8, generator=generator) for heads in (6, 2, 2))
+    mask = packing.causal_mask(16, window, torch.device("cpu"))
+    assert mask.sum() == sum(min(row + 1, window) for row in range(16))
+    found = packing.written_out(query, key, value, mask, 0.3)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    torch.testing.assert_close(found, attend(query, key, value, attn_mask=mask, scale=0.3, enable_gqa=True))
+
+
+def test_rows_of_many_tokens_are_packed_with_some_to_spare_and_nothing_changes(passes, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 64, (24, 9), generator=generator)
+    batch = Responses(ids[:, :3], torch.full((24,), 3), ids, torch.arange(24) % 9 + 1)
+    model = family("llama")
+    with_spare = outputs_and_gradient(model, batch)
+    assert passes[-1][2].spare > 0
+    monkeypatch.setattr(packing, "spare_rows", lambda count, device: 0)
+    monkeypatch.setattr(logprobs, "spare_rows", lambda count, device: 0)
+    for one, other in zip(with_spare, outputs_and_gradient(model, batch), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
