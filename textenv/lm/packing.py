@@ -115,7 +115,7 @@ def _same_outputs(model: PreTrainedModel) -> bool:
 def run_packed(
     model: PreTrainedModel, ids: Int[Tensor, "B S"], layout: Layout, cache: DynamicCache | None = None
 ) -> Outputs:
-    """One pass over the real tokens alone, as ``[1, N]``; ``cache`` takes their keys and values, in one row too, and after
+    """One pass over the real tokens alone, as ``[1, N]``; ``cache`` takes their keys and values, in one row, and after
     them those of the spare ones."""
     with _packed_attention(model):
         tokens = pad(ids[layout.real], (0, layout.spare))[None]
