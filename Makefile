@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-browser test-real test-torchrl screenshots lint check assets bench clean
+.PHONY: demo test test-browser test-real test-torchrl screenshots trl lint check assets bench clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "textenv needs Python >= 3.11; name one with: make PYTHON=python3.11 ...")'
@@ -37,6 +37,11 @@ test-torchrl:         ## the test of TorchRL's GymEnv, in an environment that ha
 	$(VENV)-torchrl/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' torchrl==0.14.1
 	$(VENV)-torchrl/bin/python -m pytest tests/test_examples.py -k torchrl
 
+trl:                  ## TRL in an environment of its own, for benchmarks.ppo_speed
+	$(PYTHON) -m venv $(VENV)-trl
+	$(VENV)-trl/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(VENV)-trl/bin/python -m pip install --quiet --constraint constraints.txt trl==1.12.0
+
 lint: $(READY)        ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -60,4 +65,4 @@ bench: $(READY)       ## benchmarks that need no data -> benchmarks/results/*.js
 	$(BIN)/python -m benchmarks.overoptimisation
 
 clean:
-	rm -rf $(VENV) $(VENV)-torchrl build *.egg-info
+	rm -rf $(VENV) $(VENV)-torchrl $(VENV)-trl build *.egg-info
