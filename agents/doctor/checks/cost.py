@@ -24,7 +24,7 @@ def iteration(part: EnvironmentPart) -> Iterator[Seen]:
     model = part.vector.task.reference.model
     count = 4 if sum(weight.numel() for weight in model.parameters()) > LARGE else 32
     env = make_vec(part.env_id, count, **part.options)
-    learner = PPO(env, PPOConfig(batch_size=count, epochs=1, minibatches=1, learning_rate=1e-12))
+    learner = PPO(env, PPOConfig(batch_size=count, epochs=1, minibatches=1))
     activations = _Saved({weight.data_ptr() for weight in learner.actor.parameters()})
     with torch.autograd.graph.saved_tensors_hooks(activations.pack, lambda kept: kept):
         learner.learn(count)

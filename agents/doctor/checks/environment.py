@@ -23,6 +23,8 @@ from textenv.vector import TextVectorEnv, make_vec
 PROMPTS, EACH = 16, 4
 """Prompts that the reference answers, and answers to each."""
 CONTRACT = ("endings", "rewards", "KL", "play")
+RAISED = 0.1
+"""Nats by which each token's log-probability is reported too high."""
 RARE = 0.1
 """Share of responses that end, up to which it is a warning."""
 WEAK, STRONG = 0.05, 50.0
@@ -34,7 +36,6 @@ class Played(NamedTuple):
 
     tokens: Responses
     logprobs: Float[np.ndarray, "B T"]
-    rewards: Float[np.ndarray, " B"]
     prompt_ids: Int[np.ndarray, " B"]
     info: Mapping[str, Any]
     """Of the last step, column by column."""
@@ -48,7 +49,10 @@ class EnvironmentPart:
 
     @functools.cached_property
     def vector(self) -> TextVectorEnv:
-        return make_vec(self.env_id, PROMPTS * EACH, **self.options)
+        vector = make_vec(self.env_id, PROMPTS * EACH, **self.options)
+        if vector.task.config.kl_source == "policy":
+            vector.attach_policy(vector.reference.model)
+        return vector
 
     @functools.cached_property
     def played(self) -> Played:
@@ -59,10 +63,17 @@ class EnvironmentPart:
         ids = np.repeat(np.resize(some, PROMPTS), EACH)
         observation, _ = self.vector.reset(seed=0, options={"prompt_id": ids})
         sampled = LanguageModelAgent(task.reference, task).respond(observation)
-        _, rewards, _, _, infos = self.vector.play(sampled.response_ids, sampled.response_lengths, sampled.logprobs)
+        *_, infos = self.vector.play(sampled.response_ids, sampled.response_lengths, sampled.logprobs)
         prompts = observation_tokens(observation, task.prompt_width)
         tokens = prompts._replace(response_ids=sampled.response_ids, response_lengths=sampled.response_lengths)
-        return Played(tokens, sampled.logprobs.numpy(), rewards, ids, infos["final_info"])
+        return Played(tokens, sampled.logprobs.numpy(), ids, infos["final_info"])
+
+    def paid(self, logprobs: Float[np.ndarray, "B T"]) -> tuple[Float[np.ndarray, " B"], Mapping[str, Any]]:
+        """Rewards and last info of the same episodes, with other log-probabilities reported."""
+        tokens = self.played.tokens
+        self.vector.reset(options={"prompt_id": self.played.prompt_ids})
+        _, rewards, _, _, infos = self.vector.play(tokens.response_ids, tokens.response_lengths, logprobs)
+        return rewards, infos["final_info"]
 
     @property
     def inputs(self) -> Inputs:
@@ -95,19 +106,20 @@ def contract(part: EnvironmentPart) -> Iterator[Seen]:
 def reward(part: EnvironmentPart) -> Iterator[Seen]:
     """A reward is the score minus β · KL, both computed again from the text and the tokens."""
     played, task = part.played, part.vector.task
-    terms = played.info["reward_terms"]
-    if "reference_logprob" in terms:
+    source = played.info["kl_source"][0]
+    if source == "reference":
         raise Skipped("with kl_source='reference' the agent brings its own entropy")
+    # The reference's own KL is 0 and would hide a wrong sign: its log-probabilities are reported too high.
+    raised = np.where(played.tokens.response_mask.numpy(), played.logprobs + RAISED * (source == "reported"), 0.0)
+    rewards, info = part.paid(np.minimum(raised, 0.0))
     model = registry.reward_model(task.config.reward_model, *task.config.loading)
-    scores = score_texts(model, *part.inputs)
     ref = response_logprobs(task.reference.model, played.tokens, task.rule).double().numpy()
-    penalty = terms.get("missing_eos", np.zeros(len(scores)))
-    owed = scores - part.vector.kl_coef * (played.logprobs - ref).sum(1) + penalty
-    wrong = np.abs(played.rewards - owed) > 1e-3 * np.maximum(1.0, np.abs(owed))
+    kl = np.minimum(raised, 0.0).sum(1) - ref.sum(1)
+    owed = score_texts(model, *part.inputs) - part.vector.kl_coef * kl + info["reward_terms"].get("missing_eos", 0.0)
+    wrong = np.abs(rewards - owed) > 1e-3 * np.maximum(1.0, np.abs(owed))
     if wrong.any():
-        row = int(np.argmax(np.abs(played.rewards - owed)))
-        what = f"{wrong.sum()} of {len(owed)} rewards differ, one pays {played.rewards[row]:.4f} for {owed[row]:.4f}"
-        yield Seen("error", what)
+        row = int(np.argmax(np.abs(rewards - owed)))
+        yield Seen("error", f"{wrong.sum()} of {len(owed)} differ: one pays {rewards[row]:.4f} for {owed[row]:.4f}")
 
 
 def reference_kl(part: EnvironmentPart) -> Iterator[Seen]:

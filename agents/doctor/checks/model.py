@@ -84,7 +84,7 @@ def precision(part: ModelPart) -> Iterator[Seen]:
 def dropout(part: ModelPart) -> Iterator[Seen]:
     """Two passes over the same tokens agree: no dropout, in training mode either."""
     change = float((part.scored() - part.scored()).abs().max())
-    if change > 0:
+    if not change <= part.tolerance / 100:
         mode = "training" if part.lm.model.training else "evaluation"
         yield Seen("error", f"in {mode} mode, two passes over the same tokens differ by {change:.2g} nats")
         return
@@ -157,7 +157,7 @@ def sampler(part: ModelPart) -> Iterator[Seen]:
         equal = torch.where(probabilities == own, probabilities, 0.0).sum(1)
         places += (above + equal * torch.rand(len(above), generator=generator, dtype=torch.float64)).tolist()
     # Where a token lies in its distribution, the likeliest first, is uniform in [0, 1] if it was drawn from it.
-    seen = torch.histc(torch.tensor(places), 10, 0.0, 1.0).numpy()
+    seen = torch.histc(torch.tensor(places).clamp(0.0, 1.0), 10, 0.0, 1.0).numpy()
     p = float(stats.chisquare(seen).pvalue) if seen.sum() else 0.0
     if not p >= IMPLAUSIBLE:
         tenths = " ".join(f"{count:.0f}" for count in seen)

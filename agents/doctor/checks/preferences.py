@@ -12,6 +12,7 @@ from agents.doctor.data import DUPLICATES_WHY, LEAKAGE_REMEDY, LEAKAGE_WHY, Pref
 from agents.doctor.finding import Check, Seen
 from reward_models.preferences import better_pairs, prompt_key
 from textenv.conformance.subject import Skipped
+from textenv.data.records import structure
 from textenv.stats import correct, wilson
 
 NOISY = 0.4
@@ -91,7 +92,7 @@ def position_bias(part: Preferences) -> Iterator[Seen]:
 
 def _place(record: dict[str, Any]) -> tuple[int, int] | None:
     """``(place of the best response, number of responses)``; None for ties and layouts that put the best one first."""
-    ranking, scores = record.get("ranking"), record.get("scores")
+    ranking, scores = structure(record.get("ranking")), structure(record.get("scores"))
     if isinstance(ranking, list) and ranking and isinstance(ranking[0], int):
         return ranking[0], len(ranking)
     if isinstance(scores, list) and len(scores) > 1 and scores.count(max(scores)) == 1:

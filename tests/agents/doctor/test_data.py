@@ -56,7 +56,7 @@ def test_a_completion_that_is_cut_does_not_teach_its_end(read):
 def test_completions_that_are_all_truncated_are_an_error(read):
     [(level, what)] = seen("demonstrations: endings", read([demonstration(truncated=True)] * 3))
     assert level == "error"
-    assert "3 marked as truncated" in what
+    assert "3 marked as truncated, 0 cut" in what
 
 
 def test_a_few_truncated_completions_are_a_note(read):
@@ -181,6 +181,12 @@ def test_a_place_that_wins_too_often_is_found(read, key):
     assert "88% of 40" in what
     assert "50% by chance" in what
     assert not seen("preferences: position bias", read([shown(n % 2, f"p {n}", key) for n in range(40)]))
+
+
+def test_places_are_read_from_a_table_too(tmp_path):
+    rows = [f'q {n},"[""blue"", ""red""]","[0, 1]"' for n in range(30)]
+    (tmp_path / "data.csv").write_text("\n".join(["prompt,responses,ranking", *rows]))
+    assert levels("preferences: position bias", read_data(tmp_path / "data.csv", None, None)) == ["warning"]
 
 
 def test_a_layout_that_puts_the_best_first_has_no_places(read):

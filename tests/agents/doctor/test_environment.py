@@ -30,10 +30,15 @@ def test_a_healthy_environment_is_silent(part):
     assert found == {name: ["note"] if name == "β" else [] for name in found}
 
 
-def test_a_flipped_kl_is_found_in_two_ways(part, monkeypatch):
-    monkeypatch.setattr(scoring, "kl_k1", lambda logprobs, ref: 2 * (logprobs - ref) + 0.5)
+@pytest.mark.parametrize(
+    ("kl", "hidden"),
+    [(lambda logprobs, ref: 2 * (logprobs - ref) + 0.5, False), (lambda logprobs, ref: ref - logprobs, True)],
+)
+def test_a_wrong_kl_in_the_reward_is_found(part, monkeypatch, kl, hidden):
+    """A flipped sign is hidden where the KL is 0."""
+    monkeypatch.setattr(scoring, "kl_k1", kl)
     broken = part()
-    assert levels("environment: KL of the reference", broken) == ["error"]
+    assert levels("environment: KL of the reference", broken) == ([] if hidden else ["error"])
     assert levels("environment: reward", broken) == ["error"]
     found = seen("environment: contract", broken)
     assert [what.partition(":")[0] for _, what in found] == ["KL"]
@@ -67,6 +72,12 @@ def test_the_kl_is_known_to_be_0_where_temperature_is_not_1(part):
     assert levels("environment: KL of the reference", warm) == []
     assert levels("environment: reward", warm) == []
     assert levels("environment: temperature", warm) == ["note"]
+
+
+def test_an_attached_policy_is_the_reference_itself(part):
+    attached = part(kl_source="policy")
+    for name in ("contract", "reward", "KL of the reference", "EOS rate"):
+        assert not seen(f"environment: {name}", attached)
 
 
 def test_where_the_kl_is_not_known_its_checks_are_skipped(part):

@@ -131,6 +131,10 @@ def test_words_that_the_tokenizer_does_not_know_are_found():
         seen("model: round trip", ModelPart(lm))
 
 
+def test_words_with_a_space_between_are_no_boundary():
+    assert not seen("model: joint tokens", ModelPart(model_part().lm, texts=[Text("the sky", "is blue")]))
+
+
 def test_a_boundary_that_joins_into_one_token_is_found():
     core = Tokenizer(models.BPE({"<eos>": 0, "a": 1, "b": 2, "ab": 3, " ": 4}, [("a", "b")]))
     lm = model_part(tokenizer=PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>")).lm
