@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-browser test-real test-torchrl screenshots trl lint check assets bench clean
+.PHONY: demo docs wheel test test-browser test-real test-torchrl screenshots trl lint check assets bench clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "textenv needs Python >= 3.11; name one with: make PYTHON=python3.11 ...")'
@@ -22,6 +22,19 @@ test: $(READY)        ## every test
 test-browser: $(READY) ## the pages where people rank, in a real Chromium (which must be installed)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
 	$(BIN)/python -m pytest -n auto tests/browser
+
+docs: $(READY)        ## the documentation site, its notebooks executed -> docs/_build/html/index.html
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going -q docs docs/_build/html
+
+wheel:                ## the wheel, tried in an environment that has nothing else of this project
+	rm -rf build dist && mkdir -p build
+	$(PYTHON) -m venv build/wheel
+	build/wheel/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	build/wheel/bin/python -m pip install --quiet --constraint constraints.txt torch
+	build/wheel/bin/python -m pip install --quiet --constraint constraints.txt dist/textenv-*.whl
+	cd build && wheel/bin/python -c 'import agents, reward_models, textenv; print(textenv.__file__)'
+	cd build && wheel/bin/python -m pip check && wheel/bin/textenv demo --smoke --output demo
 
 screenshots: $(READY) ## pictures of those pages -> runs/screenshots/
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
@@ -65,4 +78,4 @@ bench: $(READY)       ## benchmarks that need no data -> benchmarks/results/*.js
 	$(BIN)/python -m benchmarks.overoptimisation
 
 clean:
-	rm -rf $(VENV) $(VENV)-torchrl $(VENV)-trl build *.egg-info
+	rm -rf $(VENV) $(VENV)-torchrl $(VENV)-trl build dist docs/_build *.egg-info

@@ -80,7 +80,7 @@ class DemoConfig:
     """K: answers ranked together; also the n of best-of-n."""
     ppo_updates: PositiveInt = 60
     """PPO updates, of ``ppo.batch_size`` episodes each."""
-    kl_coef: Annotated[NonNegative, "Use 0 to switch the KL off."] = 0.1
+    kl_coef: Annotated[NonNegative, "Use 0 to switch the KL off."] = 0.2
     """β: what a nat of KL costs, in units of the reward model's spread within a prompt."""
     eval_split: Literal["validation", "test"] = "test"
     """Held-out prompts: "validation" to choose settings, "test" to report."""
@@ -97,6 +97,22 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+
+def smoke_config(config: DemoConfig) -> DemoConfig:
+    """The same run with so little of everything that it only shows that every step works."""
+    return replace(
+        config,
+        base_examples=192,
+        demonstrations=48,
+        rankings=48,
+        responses_per_prompt=4,
+        ppo_updates=2,
+        base=SFTConfig(learning_rate=3e-3, epochs=1, batch_size=64, completion_only=False),
+        sft=SFTConfig(learning_rate=1e-3, epochs=1, batch_size=16),
+        reward=RewardConfig(learning_rate=1e-3, epochs=1, batch_size=16),
+        ppo=PPOConfig(batch_size=32, epochs=1, minibatches=2),
+    )
 
 
 class DemoRun:

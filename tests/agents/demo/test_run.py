@@ -9,31 +9,15 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from agents.demo.run import STEPS, DemoConfig, DemoRun, distinct, run_demo
-from agents.ppo import PPO, PPOConfig
-from agents.sft import SFTConfig
+from agents.demo.run import STEPS, DemoConfig, DemoRun, distinct, run_demo, smoke_config
+from agents.ppo import PPO
 from reward_models.preferences import load_rankings
-from reward_models.training.trainer import RewardConfig
 
 QUIET = Console(quiet=True)
 
 
 def miniature(folder, **changes) -> DemoConfig:
-    config = DemoConfig(
-        output=folder,
-        seed=3,
-        base_examples=192,
-        demonstrations=48,
-        rankings=48,
-        responses_per_prompt=4,
-        ppo_updates=2,
-        base=SFTConfig(learning_rate=3e-3, epochs=1, batch_size=64, completion_only=False),
-        sft=SFTConfig(learning_rate=1e-3, epochs=1, batch_size=16),
-        reward=RewardConfig(learning_rate=1e-3, epochs=1, batch_size=16),
-        ppo=PPOConfig(batch_size=32, epochs=1, minibatches=2),
-        eval_split="validation",
-    )
-    return replace(config, **changes)
+    return replace(smoke_config(DemoConfig(output=folder, seed=3, eval_split="validation")), **changes)
 
 
 @pytest.fixture(scope="module")
