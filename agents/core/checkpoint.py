@@ -66,6 +66,8 @@ class CheckpointedLearner(Learner[Config], Algorithm):
                     if (path / SAMPLES).is_file():
                         shutil.copy2(path / SAMPLES, folder / SAMPLES)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
+            if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+                raise
             left = "The earlier checkpoint is whole" if (path / "state.json").is_file() else "There is none yet"
             rule = f"a checkpoint must fit on its disk and be writable, got {str(path)!r}: {error}"
             raise OSError(f"{rule}. {left}. Free space, or lower keep_last; then resume.") from error

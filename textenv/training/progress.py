@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -23,7 +24,16 @@ def progress_bar(title: str, console: Console | None = None) -> Iterator[Advance
     """
     console = console or Console(stderr=True)
     steps = BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn()
-    progress = Progress("{task.description:<34}", *steps, "{task.fields[figures]}", console=console)
+    notebook = console.is_jupyter
+    progress = Progress(
+        "{task.description:<34}",
+        *steps,
+        "{task.fields[figures]}",
+        console=console,
+        redirect_stdout=not notebook,  # a notebook prints through these streams, which would end in themselves
+        redirect_stderr=not notebook,
+        disable=notebook and find_spec("ipywidgets") is None,
+    )
     try:
         task = progress.add_task(title, total=None, figures="")
 
