@@ -1,7 +1,7 @@
 """Supervised fine-tuning: maximise the likelihood of demonstrations, completion tokens only.
 
 Objective: the mean negative log-likelihood per completion token, including the one that ends it (EOS, or for a chat the
-token with which its template closes the turn),
+token with which its template closes the turn)::
 
     L(θ) = − Σ_i Σ_t log π_θ(y_it | x_i, y_i,<t) / Σ_i |y_i|,
 

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import re
 import shlex
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 from textenv.cli import COMMANDS, parse
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = {path.relative_to(ROOT).as_posix(): path for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
+PAGES = [path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts]
+DOCUMENTS = {path.relative_to(ROOT).as_posix(): path for path in [ROOT / "README.md", *PAGES]}
+NOTEBOOKS = sorted((ROOT / "docs" / "tutorials").glob("*.ipynb"))
 _COMMAND = re.compile(r"(?:^|`)textenv (?P<name>(?:feedback )?[a-z][a-z-]*)(?P<rest> [^`\n#…]*)?", re.MULTILINE)
 
 
@@ -50,3 +53,21 @@ def test_the_python_examples_import_names_that_exist(document):
             if isinstance(node, ast.ImportFrom) and node.module != "mymodule":
                 module = importlib.import_module(node.module or "")
                 assert not [name.name for name in node.names if not hasattr(module, name.name)]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_kept_without_outputs_and_links_to_what_exists(path):
+    cells = json.loads(path.read_text("utf-8"))["cells"]
+    assert not [cell for cell in cells if cell["cell_type"] == "code" and (cell["outputs"] or cell["execution_count"])]
+    text = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    assert targets
+    assert not [target for target in targets if not (path.parent / target).exists()]
+
+
+def test_every_page_is_in_the_table_of_contents():
+    index = (ROOT / "docs" / "index.md").read_text("utf-8")
+    blocks = re.findall(r"```\{toctree\}(.*?)```", index, re.DOTALL)
+    listed = {line for block in blocks for line in block.split() if not line.startswith(":")}
+    pages = {path.relative_to(ROOT / "docs").with_suffix("").as_posix() for path in [*PAGES, *NOTEBOOKS]}
+    assert pages - listed == {"index"}
