@@ -5,12 +5,12 @@ from typing import Literal
 
 from textenv.kl import KLConfig
 from textenv.settings import Count, NonNegative, Positive, PositiveInt, check_settings
-from textenv.training.memory import MemoryConfig
+from textenv.training.memory import PassConfig
 from textenv.training.optimizer import EpisodeOptimizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnerConfig(MemoryConfig, EpisodeOptimizerConfig, KLConfig):
+class LearnerConfig(PassConfig, EpisodeOptimizerConfig, KLConfig):
     """Settings of every algorithm. The KL coefficient is the environment's ``kl_coef``."""
 
     batch_size: PositiveInt = 256
@@ -23,10 +23,6 @@ class LearnerConfig(MemoryConfig, EpisodeOptimizerConfig, KLConfig):
     """Passes over each batch. More reuses samples further from the policy that drew them."""
     minibatches: PositiveInt = 1
     """Optimiser steps per pass."""
-    micro_batch_size: PositiveInt | None = None
-    """Episodes per forward pass; None takes the whole minibatch. Lower saves memory; the gradient is the same."""
-    max_tokens_per_pass: PositiveInt = 16_384
-    """Tokens per forward pass, prompts included; a longer episode has one to itself. Lower saves memory too."""
     target_kl: Positive | None = None
     """Ends the passes over a batch once the policy is so many nats per token away from the one that drew it."""
     entropy_coef: NonNegative = 0.0

@@ -43,6 +43,16 @@ class MemoryConfig:
         check_settings(self)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PassConfig(MemoryConfig):
+    """The same, and how much of a batch one pass of a learner takes."""
+
+    micro_batch_size: PositiveInt | None = None
+    """Episodes per forward pass; None takes the whole minibatch. Lower saves memory; the gradient is the same."""
+    max_tokens_per_pass: PositiveInt = 16_384
+    """Tokens per forward pass, prompts included; a longer episode has one to itself. Lower saves memory too."""
+
+
 def policy_to_train(config: MemoryConfig, task: Task, policy: LanguageModel | None = None) -> LanguageModel:
     """What a learner trains: ``policy`` or a copy of the task's reference, in float32; with ``lora_rank``, new adapters
     on the very weights of either.
