@@ -6,8 +6,9 @@ import numpy as np
 import torch
 
 from textenv.episode import observation_tokens
-from textenv.lm import LanguageModel, Sampled, rows
+from textenv.lm import LanguageModel, Responses, Sampled, response_logprobs, rows
 from textenv.lm.load import run
+from textenv.served.sampler import ServedSampler
 from textenv.task import Task
 
 
@@ -17,13 +18,16 @@ class LanguageModelAgent:
     knows_logprobs: bool = True
     """Whether its responses come with the log-probabilities that their KL is computed from."""
 
-    def __init__(self, policy: LanguageModel, task: Task, *, seed: int = 0) -> None:
+    def __init__(
+        self, policy: LanguageModel, task: Task, *, seed: int = 0, served: ServedSampler | None = None
+    ) -> None:
+        """``served``: the server that draws whole responses in place of ``policy``, which it holds too."""
         if policy.vocab_size != task.reference.vocab_size:
             raise ValueError(
                 f"the policy must have the reference's vocabulary, got {policy.vocab_size} tokens in {policy.name!r} "
                 f"and {task.reference.vocab_size} in {task.reference.name!r}. Start the policy from the reference."
             )
-        self.policy, self.task = policy, task
+        self.policy, self.task, self.served = policy, task, served
         self.generator = torch.Generator().manual_seed(seed)
 
     @torch.no_grad()
@@ -46,8 +50,15 @@ class LanguageModelAgent:
 
     def respond(self, observation: Any, deterministic: bool = False) -> Sampled:
         """A whole response to each fresh observation, as evaluation uses it."""
+        if self.served is not None:
+            how = {"generator": self.generator, "greedy": deterministic}
+            return self.served.act(observation, task=self.task, score=self._policy_scores, **how)
         batch = observation_tokens(observation, self.task.prompt_width)
         return self.task.respond(self.policy.model, batch, generator=self.generator, greedy=deterministic)
+
+    def _policy_scores(self, batch: Responses, task: Task) -> tuple[torch.Tensor, torch.Tensor]:
+        logprobs = response_logprobs(self.policy.model, batch, task.rule)
+        return logprobs, torch.zeros_like(logprobs)
 
 
 def as_batch(observation: Any) -> tuple[Any, bool]:

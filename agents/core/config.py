@@ -4,21 +4,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 from textenv.kl import KLConfig
+from textenv.served.config import SamplerConfig
 from textenv.settings import Count, NonNegative, Positive, PositiveInt, check_settings
 from textenv.training.memory import PassConfig
 from textenv.training.optimizer import EpisodeOptimizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnerConfig(PassConfig, EpisodeOptimizerConfig, KLConfig):
+class LearnerConfig(SamplerConfig, PassConfig, EpisodeOptimizerConfig, KLConfig):
     """Settings of every algorithm. The KL coefficient is the environment's ``kl_coef``."""
 
     batch_size: PositiveInt = 256
     """Episodes per update; a multiple of the environment's slots. More is slower and less noisy."""
     group_size: PositiveInt = 1
     """Responses to each prompt; the environment's slots must be a multiple. More means fewer prompts per batch."""
-    rollout_slots: PositiveInt | None = None
-    """Responses generated at once; None: all. Fewer save memory and take longer; the responses are the same."""
     epochs: PositiveInt = 1
     """Passes over each batch. More reuses samples further from the policy that drew them."""
     minibatches: PositiveInt = 1

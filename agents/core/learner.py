@@ -72,6 +72,7 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
         same_weights(self.actor.to(env.task.config.device))
         self.parts = [self.actor.trunk_parameters(), list(self.actor.value_head.parameters())][: len(rates)]
         self.optimizer = make_adamw(config, self.parts, rates, eight_bit=config.adam_8bit)
+        self.sampler = config.sampler()
         self.controller = config.controller(env.kl_coef)
         self.stream = Stream(env, config.seed, group_size=config.group_size)
         self.return_unit = ReturnUnit()
@@ -93,7 +94,7 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
             start = time.perf_counter()
             rollout = self.collect()
             collected = time.perf_counter()
-            log = rollout_log(rollout) | self.update(rollout)
+            log = rollout_log(rollout, self.sampler) | self.update(rollout)
             if self.episodes >= self.policy_starts:
                 self.env.kl_coef = self.controller.update(log["kl"], self.config.batch_size)
             self.episodes += self.config.batch_size
@@ -106,8 +107,9 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
         return self
 
     def collect(self) -> Rollout:
-        """One batch of episodes with the current policy."""
-        act = partial(self.actor.act, task=self.task, generator=own_generator(self.generator))
+        """One batch of episodes with the current policy; the server at ``sampler_url`` draws its responses."""
+        served = self.sampler and partial(self.sampler.holding(self.policy).act, score=self.actor.evaluate)
+        act = partial(served or self.actor.act, task=self.task, generator=own_generator(self.generator))
         return self.stream.collect(self.config.batch_size, partial(act, slots=self.config.rollout_slots))
 
     def update(self, rollout: Rollout) -> dict[str, float]:

@@ -10,6 +10,9 @@ _log = logging.getLogger(__name__)
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
 """How far rounding alone may move a ratio from 1, or the KL of a response below 0 (nats), by ``dtype``."""
 
+SAMPLER_GAP = 0.05
+"""How far rounding alone may move a server's log-probabilities, nats per token: it may compute in another precision."""
+
 
 def alarms(log: Mapping[str, float], history: Sequence[Mapping[str, float]], task: TaskConfig) -> dict[str, float]:
     """The alarms of an update as ``{"alarm_kl": 1.0}``; those that ``history`` does not have yet go to stderr."""
@@ -35,6 +38,14 @@ def alarms(log: Mapping[str, float], history: Sequence[Mapping[str, float]], tas
             "no response of the batch ended by itself. Likely causes: max_new_tokens is too small for an answer; the "
             "model never learned to end (fine-tune it on whole completions); its chat template or ending token is not "
             "the one it was trained with; the policy is rewarded for length (missing_eos_penalty works against that)"
+        )
+    if not log.get("sampler_gap", 0.0) <= SAMPLER_GAP:
+        found["alarm_sampler"] = (
+            f"the server's log-probabilities are off by {log['sampler_gap']:.2g} nats per token, more than "
+            f"{SAMPLER_GAP:g}: it draws from another distribution than the policy's. Likely causes: it holds other "
+            "weights (sampler_update is not set, or failed there); vLLM was started without --logprobs-mode "
+            "processed_logprobs, and the task has a temperature or a minimum length; it computes in a low precision, "
+            "or quantised; it serves another model"
         )
     for name, message in found.items():
         if not any(name in earlier for earlier in history):

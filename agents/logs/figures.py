@@ -11,6 +11,7 @@ from agents.core.returns import Advantages
 from agents.core.rollout import Rollout
 from textenv.kl import kl_k3
 from textenv.lm import Responses
+from textenv.served.sampler import Gap, ServedSampler
 from textenv.training.memory import peak_memory_mb
 from textenv.training.processes import together
 
@@ -25,8 +26,8 @@ MEASURED = (
 """Figures of the machine: two runs that learn the same differ in them alone."""
 
 
-def rollout_log(rollout: Rollout) -> dict[str, float]:
-    """Means over a batch of episodes, and what is unusual in it."""
+def rollout_log(rollout: Rollout, sampler: ServedSampler | None = None) -> dict[str, float]:
+    """Means over a batch of episodes, and what is unusual in it; ``sampler``: the server that drew it."""
     kl, lengths = rollout.kl_per_token.numpy(), rollout.tokens.response_lengths
     episodes = len(rollout.rewards)
     log = {
@@ -43,6 +44,8 @@ def rollout_log(rollout: Rollout) -> dict[str, float]:
     }
     if episodes > 1:
         log["kl_se"] = float(rollout.kl_per_token.double().sum(1).std() / episodes**0.5)
+    if sampler is not None:
+        log |= sum(together(sampler.gap), Gap()).log()
     return log if rollout.gold is None else {**log, "gold_score": rollout.gold.mean().item()}
 
 

@@ -14,6 +14,7 @@ from textenv.data.folders import check_writable
 from textenv.data.records import write_jsonl
 from textenv.evaluation import evaluate as evaluate_agent
 from textenv.evaluation import optimum
+from textenv.served.config import SamplerConfig
 from textenv.settings import Count, PositiveInt, check_value
 from textenv.training.progress import progress_bar
 
@@ -25,6 +26,8 @@ def evaluate(
     best_of: int = 1,
     optimum_samples: int = 0,
     deterministic: bool = False,
+    sampler_url: str | None = None,
+    sampler_token_variable: str | None = None,
     num_envs: int = 128,
     seed: int = 0,
     output: Path | None = None,
@@ -40,6 +43,8 @@ def evaluate(
         optimum_samples: estimate from this many answers of the reference per prompt what the best policy would earn,
             and how far the model has come; 0 does not.
         deterministic: take the most likely token instead of sampling.
+        sampler_url: a vLLM or SGLang server that holds the model and draws the answers, like http://127.0.0.1:8000.
+        sampler_token_variable: environment variable with the server's bearer token.
         num_envs: prompts answered at once.
         seed: seed of the sampling.
         output: write prompts, answers and scores to this JSONL file.
@@ -53,7 +58,8 @@ def evaluate(
     vector = env.make(num_envs)
     folder = Path(model) / "policy"
     policy = textenv.fresh_language_model(str(folder) if folder.is_dir() else model, *vector.task.config.loading)
-    agent = LanguageModelAgent(policy, vector.task, seed=seed)
+    served = SamplerConfig(sampler_url=sampler_url, sampler_token_variable=sampler_token_variable).sampler()
+    agent = LanguageModelAgent(policy, vector.task, seed=seed, served=served)
     agent.knows_logprobs = best_of == 1  # being chosen is likelier than being drawn
     best = optimum(vector, optimum_samples, seed=seed) if optimum_samples else None
     samples = []
@@ -72,4 +78,6 @@ def evaluate(
         figures |= {"unclear_prompts": best.unclear_prompts}
         if best_of == 1:
             figures |= {"share_of_the_way": best.share(float(result.rewards.mean()))}
+    if served is not None:
+        figures |= served.gap.log()
     show(figures, as_json)

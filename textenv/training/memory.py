@@ -45,8 +45,11 @@ class MemoryConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PassConfig(MemoryConfig):
-    """The same, and how much of a batch one pass of a learner takes."""
+    """The same, and how much of a batch a learner has in memory at once."""
 
+    rollout_slots: PositiveInt | None = None
+    """Responses generated at once; None: all, or 256 by a server. Fewer save memory and take longer; the responses are
+    the same."""
     micro_batch_size: PositiveInt | None = None
     """Episodes per forward pass; None takes the whole minibatch. Lower saves memory; the gradient is the same."""
     max_tokens_per_pass: PositiveInt = 16_384
