@@ -141,22 +141,21 @@ def test_a_callable_of_ones_own_gets_the_folder_and_says_which_model_to_ask_for(
     agent = learner(RLOO, sampler_update=f"{__name__}:hook")
     assert max(log["sampler_gap_max"] for log in agent.learn(32).history) < 1e-5
     assert {body["model"] for body in server.asked("/v1/completions")} == {"mine"}
-    with pytest.raises(ValueError, match="must return the name of the model to ask for, or None .*, got 3"):
+    with pytest.raises(ValueError, match=r"must return the name of the model to ask for, or None .*, got 3"):
         agent.learn(16)
 
 
 def test_ppo_learns_on_micro_from_the_responses_of_a_server():
     """The objective is enumerated: nothing of it is estimated."""
-    env = make_vec("textenv/Micro-v0", 64, max_new_tokens=3)
+    env = make_vec("textenv/Micro-v0", 128, max_new_tokens=3)
     world = exact_world(gymnasium.make("textenv/Micro-v0", max_new_tokens=3))
     with CompletionServer(env.task.reference) as server:
-        config = {"batch_size": 64, "learning_rate": 3e-3, "sampler_url": server.url, "sampler_update": "sglang-disk"}
-        agent = PPO(env, PPO.config_type(**config)).learn(3 * 64)
+        config = {"batch_size": 128, "learning_rate": 3e-3, "sampler_url": server.url, "sampler_update": "sglang-disk"}
+        agent = PPO(env, PPO.config_type(**config)).learn(3 * 128)
         server.shutdown()
     assert max(log["sampler_gap_max"] for log in agent.history) < 1e-5
-    reference, learned = (
-        float(world.objective(world.sequence_logprobs(model))) for model in (env.task.reference.model, agent.policy.model)
-    )
+    models = env.task.reference.model, agent.policy.model
+    reference, learned = (float(world.objective(world.sequence_logprobs(model))) for model in models)
     assert learned > reference + 0.02
 
 

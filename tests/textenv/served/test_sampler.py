@@ -249,7 +249,7 @@ def test_a_busy_server_is_asked_again_and_one_that_refuses_or_is_gone_is_an_erro
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         gone = f"http://127.0.0.1:{free.getsockname()[1]}"
-    with pytest.raises(ValueError, match=r"the sampler at .* must answer, got ConnectError.* in the last of 1 attempts"):
+    with pytest.raises(ValueError, match=r"the sampler at .* must answer, got ConnectError.* the last of 1 attempts"):
         act(ServedSampler(gone, retries=0), *world)
 
 
