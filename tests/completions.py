@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import torch
 
 from textenv.lm import TokenRule, load_language_model, pad_left, sample_responses
+from textenv.lm.adapters import adapter_base
 
 
 class CompletionServer(ThreadingHTTPServer):
@@ -41,6 +42,8 @@ class CompletionServer(ThreadingHTTPServer):
             del self.named[body["lora_name"]]
             return b"Success"
         if path == "/update_weights_from_disk":
+            if adapter_base(body["model_path"]) is not None:
+                return {"success": False, "message": "an adapter"}
             self.only = load_language_model(body["model_path"])
             return {"success": True, "message": "loaded"}
         assert path == "/v1/completions"

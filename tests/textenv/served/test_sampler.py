@@ -112,6 +112,12 @@ def test_a_server_with_other_weights_shows_in_the_gap_and_not_in_the_log_probabi
     assert sampler.holding(policy).gap.log() == {}
 
 
+def test_gaps_of_parts_add_up_to_that_of_the_whole():
+    one, other = Gap(1.0, 0.75, 2), Gap(2.0, 0.5, 4)
+    assert one + other == other + one == Gap(3.0, 0.75, 6)
+    assert (one + other + Gap()).log() == {"sampler_gap": 0.5, "sampler_gap_max": 0.75}
+
+
 def test_an_evaluation_whose_answers_a_server_draws_equals_one_here(serve, world):
     env, _, policy = world
     served = ServedSampler(serve(policy).url)
