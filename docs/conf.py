@@ -1,11 +1,13 @@
 """The documentation site: ``make docs`` builds it from the pages of this folder, warnings as errors."""
 
 import dataclasses
+import os
 from importlib import import_module
 from importlib.metadata import version as installed_version
 from typing import Any, ClassVar
 
 from docutils import nodes
+from docutils.utils.math import latex2mathml
 from sphinx.application import Sphinx
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
@@ -14,10 +16,14 @@ project = "textenv"
 author = "the textenv developers"
 release = version = installed_version("textenv")
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # in the notebooks' kernels
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
+html_math_renderer = "mathml"
 html_title = f"textenv {version}"
+html_show_copyright = False
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
@@ -70,6 +76,16 @@ def default(field: dataclasses.Field[Any]) -> str:
     return "required"
 
 
+def math_in_text(translator: Any, node: nodes.math) -> None:
+    translator.body.append(latex2mathml.tex2mathml(node.astext(), as_block=False))
+    raise nodes.SkipNode
+
+
+def math_block(translator: Any, node: nodes.math_block) -> None:
+    translator.body.append(f'<div class="math">{latex2mathml.tex2mathml(node.astext(), as_block=True)}</div>')
+    raise nodes.SkipNode
+
+
 def link_log(app: Sphinx, document: str, source: list[str]) -> None:
     """Pages link to files of the repository; where the site has a page of such a file, the link goes there."""
     up = "../" * document.count("/")
@@ -78,5 +94,7 @@ def link_log(app: Sphinx, document: str, source: list[str]) -> None:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("settings", Settings)
+    # MathML needs no network, unlike MathJax.
+    app.add_html_math_renderer("mathml", (math_in_text, None), (math_block, None))
     app.connect("source-read", link_log)
     return {"parallel_read_safe": True}
