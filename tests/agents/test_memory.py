@@ -55,7 +55,7 @@ def test_recomputed_activations_change_no_gradient_and_no_sample(learner, family
     plain, lean = (learner(family, gradient_checkpointing=on, **options) for on in (False, True))
     (rollout, expected), (again, found) = step(plain), step(lean)
     assert torch.equal(rollout.tokens.response_ids, again.tokens.response_ids)
-    assert torch.equal(rollout.logprobs, again.logprobs)
+    torch.testing.assert_close(rollout.logprobs, again.logprobs)  # prompts are padded or packed, too
     assert expected.keys() == found.keys()
     for name in expected:  # recomputed passes are padded, the others packed
         torch.testing.assert_close(expected[name], found[name], atol=1e-6, rtol=1e-4)

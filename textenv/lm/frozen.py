@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
@@ -69,10 +70,10 @@ def frozen_blocks(model: PreTrainedModel) -> list[nn.Module]:
 
 @contextlib.contextmanager
 def lower_blocks(
-    model: PreTrainedModel, ids: Int[Tensor, "B S"], lengths: Int[Tensor, " B"], *, packed: bool
+    model: PreTrainedModel, ids: Int[Tensor, "B S"], lengths: Int[Tensor, " B"], *, spare: int | None
 ) -> Iterator[None]:
-    """Around one pass over right-padded rows, or over the same rows packed behind one another: keep what the frozen
-    blocks say, or say it in their place."""
+    """Around one pass over right-padded rows, or over the same rows packed behind one another, with ``spare`` further
+    tokens: keep what the frozen blocks say, or say it in their place."""
     kept = _kept.get(model)
     if kept is None:
         yield
@@ -81,12 +82,15 @@ def lower_blocks(
     keys = [row[:size].tobytes() for row, size in zip(ids.cpu().numpy(), sizes, strict=True)]
     if kept.rows.keys() >= set(keys):
         known = [kept.rows[key] for key in keys]
-        with _answering(kept.blocks, torch.cat(known)[None] if packed else pad_sequence(known, batch_first=True)):
+        padded = (
+            pad_sequence(known, batch_first=True) if spare is None else pad(torch.cat(known), (0, 0, 0, spare))[None]
+        )
+        with _answering(kept.blocks, padded):
             yield
         return
     with _listening(kept.blocks[-1]) as heard:
         yield
-    tokens = heard[-1][0] if packed else heard[-1][length_mask(lengths, ids.shape[1])]
+    tokens = heard[-1][length_mask(lengths, ids.shape[1])] if spare is None else heard[-1][0, : sum(sizes)]
     kept.rows.update(zip(keys, tokens.split(sizes), strict=True))
 
 

@@ -62,10 +62,10 @@ def run_rows(model: PreTrainedModel, batch: Responses) -> tuple[Outputs, tuple[T
     joined, lengths = rows(batch), batch.total_lengths
     row, step = batch.response_mask.nonzero(as_tuple=True)
     column = joined.predictors[row, step]
-    ids, without_padding = joined.input_ids, packed(model, batch)
-    with lower_blocks(model, ids, lengths, packed=without_padding):
-        if without_padding:
-            layout = row_layout(lengths, ids.shape[1])
+    ids = joined.input_ids
+    layout = row_layout(lengths, ids.shape[1]) if packed(model, batch) else None
+    with lower_blocks(model, ids, lengths, spare=None if layout is None else layout.spare):
+        if layout is not None:
             return run_packed(model, ids, layout), (torch.zeros_like(row), layout.starts[row] + column)
         # All ones: the padding lies on the right, where a causal model never looks, and no mask means the fast kernel.
         outputs, _ = run(model, ids, attention_mask=torch.ones_like(ids), use_cache=False)

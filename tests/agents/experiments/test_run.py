@@ -90,7 +90,7 @@ def test_an_interrupted_cell_goes_on_where_it_stopped_and_ends_as_if_it_had_not(
     whole = run_experiment([cell], file.parent / "whole")[0]
     learn = experiment.train
 
-    def stops(cell, folder, advance=None):
+    def stops(cell, folder, advance=None, report_to=()):
         learn(cell._replace(total_episodes=16), folder, advance)  # one update, then Ctrl-C; the rate does not decay
         raise KeyboardInterrupt
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from reward_models.preferences import Ranking
 from reward_models.scorers.heads import score_head
@@ -121,7 +122,7 @@ def test_merged_adapters_are_alpha_over_rank_times_b_times_a_on_every_linear_lay
     assert before.keys() == after.keys()
     assert {name for name in before if not torch.equal(before[name], after[name])} == changed
     modules = dict(model.named_modules())
-    linear = {n for n, m in modules.items() if type(m).__name__ in ("Linear", "Conv1D") and m is not score_head(model)}
+    linear = {n for n, m in modules.items() if isinstance(m, torch.nn.Linear | Conv1D) and m is not score_head(model)}
     assert {name.removesuffix(".weight") for name in changed} == linear
     assert all(parameter.requires_grad for parameter in model.parameters())
 
