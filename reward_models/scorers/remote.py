@@ -47,6 +47,7 @@ class HTTPRewardModel:
         how = {"timeout": timeout, "retries": retries, "backoff": backoff, "token_variable": token_variable}
         self._endpoint = Endpoint(url, called="the reward model", **how)
         self.url, self.batch_size = url, batch_size
+        self.timeout, self.retries, self.backoff = timeout, retries, backoff
         self.identity = None if version is None else json.dumps({"http": url, "version": version})
         """None without a version: what stands behind a URL can change."""
 

@@ -97,7 +97,13 @@ def language_model(
         ValueError: the name stands for no language model.
     """
     how = _how(device, dtype, attn_implementation)
-    return _once("language model", name, how, lambda source: _sharing(_language_model(source, how), source))
+
+    def load(source: Any) -> "LanguageModel":
+        loaded = _language_model(source, how)
+        has_those_of_its_base = hasattr(loaded.model, "peft_config")
+        return loaded if has_those_of_its_base else _sharing(loaded, source)
+
+    return _once("language model", name, how, load)
 
 
 def fresh_language_model(

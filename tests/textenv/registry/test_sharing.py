@@ -14,9 +14,11 @@ from reward_models.scorers.transformer import TransformerRewardModel, load_rewar
 from reward_models.training.start import start_reward_model
 from reward_models.training.trainer import RewardConfig, train_reward_model
 from tests.conftest import FAMILIES, encoder_folder, tiny_model
+from textenv.config import Loading
 from textenv.lm.load import load_language_model
 from textenv.registry import clear_cache, sharing
 from textenv.registry.sharing import share_matrices
+from textenv.training.memory import MemoryConfig, named_policy
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
@@ -182,3 +184,16 @@ def test_adapters_without_a_head_are_no_reward_model(tmp_path):
     wrapped.save_pretrained(tmp_path / "policy")
     with pytest.raises(ValueError, match=r"must come with a score head, or .*, got '.*/policy' for"):
         load_reward_model(tmp_path / "policy")
+
+
+def test_an_adapter_keeps_the_weights_of_its_base_where_another_model_has_equal_ones(tmp_path):
+    """The base is made by a function, and so is not shared; a folder that was loaded before has the same weights."""
+    pytest.importorskip("peft")
+    tiny_model("llama").save_pretrained(tmp_path / "twin")
+    twin = textenv.language_model(str(tmp_path / "twin"))
+    textenv.register_language_model("sharing-base", lambda: tiny_model("llama"))
+    named_policy(MemoryConfig(lora_rank=2), "sharing-base", Loading(), 0).save_pretrained(tmp_path / "adapter")
+    base, loaded = textenv.language_model("sharing-base"), textenv.language_model(str(tmp_path / "adapter"))
+    weights = {p.data_ptr() for p in loaded.model.parameters()}
+    assert {p.data_ptr() for p in base.model.parameters()} <= weights
+    assert not {p.data_ptr() for p in twin.model.parameters()} & weights
