@@ -206,3 +206,12 @@ def observation_tokens(observation: Any, prompt_width: int) -> Responses:
         prompt_lengths, response_lengths = real[:, :prompt_width].sum(1), real[:, prompt_width:].sum(1)
         ids = ids.clamp(min=0)
     return Responses(ids[:, :prompt_width], prompt_lengths, ids[:, prompt_width:], response_lengths)
+
+
+def as_batch(observation: Any) -> tuple[Any, bool]:
+    """An observation as a batch, and whether it was single."""
+    if isinstance(observation, dict):
+        single = np.ndim(observation["input_ids"]) == 1
+        return {key: np.asarray(value)[None] for key, value in observation.items()} if single else observation, single
+    single = np.ndim(observation) == 1
+    return np.asarray(observation)[None] if single else observation, single

@@ -1,6 +1,8 @@
 """A task ready to run: models resolved, prompts encoded, finished episodes scored."""
 
 import functools
+import logging
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +18,8 @@ from textenv.data.records import PromptSet
 from textenv.lm import LanguageModel, Responses, Sampled, TokenRule, sample_responses
 from textenv.lm.adapters import plain_model
 from textenv.scoring import Finished, Scored, Scorer
+
+_log = logging.getLogger(__name__)
 
 
 class EncodedPrompts(NamedTuple):
@@ -48,11 +52,12 @@ class Task:
         if limit is not None and self.width > limit:
             rule = f"max_prompt_tokens + max_new_tokens must fit the reference's context ({limit})"
             raise ValueError(f"{rule}, got {self.width}. Lower one of them.")
-        self.prompts = encode_prompts(config.prompts, self.reference, config.max_prompt_tokens)
-        self.rule = TokenRule(
+        self.prompts = encode_prompts(config.prompts, self.reference, config.max_prompt_tokens, config.long_prompts)
+        self.rule = token_rule(
+            self.reference,
             temperature=config.temperature,
             min_new_tokens=config.min_new_tokens,
-            stop_ids=(*self.reference.ending_ids, *(_token_id(token, self.reference) for token in config.stop_tokens)),
+            stop_tokens=config.stop_tokens,
         )
         reward_model = registry.reward_model(config.reward_model, *config.loading)
         self._check_reward_context(reward_model)
@@ -203,12 +208,39 @@ def _encode(prompts: PromptSet, reference: LanguageModel) -> EncodedPrompts:
     return EncodedPrompts(prompts.prompts, texts, ids, prompts.columns)
 
 
-def encode_prompts(source: Any, reference: LanguageModel, width: int) -> EncodedPrompts:
-    """Tokens of a prompt set whose prompts fit ``width``. A named set is encoded once."""
+def encode_prompts(source: Any, reference: LanguageModel, width: int, long: str = "error") -> EncodedPrompts:
+    """Tokens of a prompt set whose prompts fit ``width``; ``long`` is an option of the task. A named set is encoded
+    once."""
     encoded = _encode(registry.prompt_set(source), reference)
+    if long != "error" and any(len(ids) > width for ids in encoded.ids):
+        encoded = _without_long(encoded, width) if long == "drop" else _cut(encoded, reference, width)
     for text, ids in zip(encoded.texts, encoded.ids, strict=True):
         _check_prompt(text, ids, width)
     return encoded
+
+
+def _without_long(encoded: EncodedPrompts, width: int) -> EncodedPrompts:
+    kept = [i for i, ids in enumerate(encoded.ids) if len(ids) <= width]
+    total = len(encoded.ids)
+    if not kept:
+        rule = f"a prompt set must hold a prompt of at most max_prompt_tokens ({width}) tokens"
+        raise ValueError(f"{rule}, got {total} longer ones. Raise max_prompt_tokens.")
+    _log.warning("%d of %d prompts have more than %d tokens and are left out.", total - len(kept), total, width)
+    return EncodedPrompts(
+        tuple(encoded.prompts[i] for i in kept),
+        [encoded.texts[i] for i in kept],
+        [encoded.ids[i] for i in kept],
+        {name: tuple(values[i] for i in kept) for name, values in encoded.columns.items()},
+    )
+
+
+def _cut(encoded: EncodedPrompts, reference: LanguageModel, width: int) -> EncodedPrompts:
+    """The text of a prompt that is cut is that of the tokens that are left."""
+    prompts, texts, ids = list(encoded.prompts), list(encoded.texts), [row[-width:] for row in encoded.ids]
+    long = [i for i, row in enumerate(encoded.ids) if len(row) > width]
+    for i, text in zip(long, reference.decode_batch([ids[i] for i in long]), strict=True):
+        prompts[i] = texts[i] = text
+    return EncodedPrompts(tuple(prompts), texts, ids, encoded.columns)
 
 
 def _check_prompt(text: str, ids: list[int], width: int) -> None:
@@ -235,6 +267,14 @@ def chosen_prompt(
     if not 0 <= index < count:
         raise ValueError(f"prompt_id must lie in [0, {count}), got {index}. Name a prompt of the set.")
     return index, task.prompts.prompts[index], task.prompts.texts[index], task.prompts.ids[index]
+
+
+def token_rule(
+    reference: LanguageModel, *, temperature: float = 1.0, min_new_tokens: int = 0, stop_tokens: Sequence[str] = ()
+) -> TokenRule:
+    """How the tokens of a model are drawn under the options of a task."""
+    stop_ids = (*reference.ending_ids, *(_token_id(token, reference) for token in stop_tokens))
+    return TokenRule(temperature=temperature, min_new_tokens=min_new_tokens, stop_ids=stop_ids)
 
 
 def _token_id(token: str, reference: LanguageModel) -> int:

@@ -24,7 +24,7 @@ from transformers.activations import NewGELUActivation
 
 from textenv.data.hub import hub_or_cache
 from textenv.lm.adapters import adapter_base, adapters, load_adapter, merged_copy, plain_model, save_adapter
-from textenv.lm.endings import ending_ids, prompt_text, turn_end_id
+from textenv.lm.chat import ending_ids, prompt_text, turn_end_id
 from textenv.lm.kernels.layers import speed_up
 
 
@@ -41,13 +41,14 @@ class LanguageModel:
     turn_end_id: int
     """Closes an assistant turn of a chat; EOS where the chat template has no token of its own."""
     ending_ids: tuple[int, ...]
-    """Every token that ends a response, ``eos_id`` first (:mod:`textenv.lm.endings`)."""
+    """Every token that ends a response, ``eos_id`` first (:mod:`textenv.lm.chat`)."""
     pad_id: int
     """Fills padding; may equal ``eos_id``, since nothing derives a mask from it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "model", plain_model(self.model))
         disable_dropout(self.model)
+        train_padding(self.model)
         fuse_activations(self.model)
         speed_up(self.model)
 
@@ -157,6 +158,7 @@ def load_language_model(
                 model = AutoModelForCausalLM.from_pretrained(
                     str(name), dtype=dtype, attn_implementation=attn_implementation, use_safetensors=True
                 )
+                own_vectors(model)
                 tokenizer = load_tokenizer(name)
         except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
             raise ValueError(
@@ -165,6 +167,17 @@ def load_language_model(
             ) from error
     model.to(torch.device(device))  # type: ignore[arg-type]
     return wrap_language_model(model, tokenizer, name=str(name))
+
+
+def own_vectors(model: nn.Module) -> None:
+    """Copy the vectors of a model, the head of a reward model too, out of the file that they were read from.
+
+    safetensors maps a file into memory, and any tensor of it keeps the whole: so, where another model has the same
+    matrices, the file can go once these are shared (:mod:`textenv.registry.sharing`).
+    """
+    for weight in model.parameters():
+        if weight.ndim < 2 or 1 in weight.shape:
+            weight.data = weight.data.clone()
 
 
 def is_gguf(name: str | Path) -> bool:
@@ -239,6 +252,14 @@ def disable_dropout(model: nn.Module) -> None:
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
     model.eval()
+
+
+def train_padding(model: nn.Module) -> None:
+    """Let the embedding of the padding token learn. Padding itself has no gradient here, but where it is EOS, PyTorch
+    would drop that of every EOS between the turns of a prompt."""
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.padding_idx = None
 
 
 def fuse_activations(model: nn.Module) -> None:

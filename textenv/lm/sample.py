@@ -1,5 +1,6 @@
 """Batched decoding: tokens, log-probabilities, values and lengths in one pass."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -39,12 +40,14 @@ def sample_responses(
     greedy: bool = False,
     value_head: nn.Module | None = None,
     slots: int | None = None,
+    on_tokens: Callable[[Int[Tensor, " n"], Int[Tensor, " n"]], object] | None = None,
 ) -> Sampled:
     """Draw one response per prompt until a stop token of ``rule`` or ``max_new_tokens``.
 
     ``generator`` lives on the CPU; with ``greedy=True``, the most likely allowed token is taken. The random numbers of
     every row are drawn ahead, so its tokens do not depend on the other rows. Rows that have ended leave the batch. With
-    ``slots``, so many are generated at once, and the others wait for a place.
+    ``slots``, so many are generated at once, and the others wait for a place. ``on_tokens(rows, tokens)`` hears the
+    tokens of each step as soon as they are drawn.
     """
     prompt_ids, prompt_lengths = prompt_ids.to(model.device), prompt_lengths.to(model.device)
     size, slots = len(prompt_ids), slots or len(prompt_ids)
@@ -64,6 +67,8 @@ def sample_responses(
             drawn.logprobs[row, step] = distribution.gather(1, token[:, None]).squeeze(1)
             if value_head is not None:
                 drawn.values[row, step] = value_head(hidden).to(drawn.values.dtype)
+            if on_tokens is not None:
+                on_tokens(row, token)
             step = step + 1
             drawn.response_lengths[row] = step
 

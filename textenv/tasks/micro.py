@@ -6,6 +6,7 @@ strings per prompt. :mod:`textenv.tasks.exact` enumerates them.
 A prompt asks for two letters: those that follow its first and its last letter in the alphabet (g is followed by a).
 """
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,10 +31,11 @@ def prompts() -> list[str]:
     return list(PROMPTS)
 
 
-def wanted_letters(prompt: str) -> set[str]:
+@functools.lru_cache(maxsize=1024)
+def wanted_letters(prompt: str) -> frozenset[str]:
     """The letters that follow the first and the last letter of a prompt; none for a prompt without letters."""
     letters = [word for word in prompt.split() if word in tuple(LETTERS)]
-    return {LETTERS[(LETTERS.index(letter) + 1) % len(LETTERS)] for letter in (*letters[:1], *letters[-1:])}
+    return frozenset(LETTERS[(LETTERS.index(letter) + 1) % len(LETTERS)] for letter in (*letters[:1], *letters[-1:]))
 
 
 def gold_scores(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
@@ -47,7 +49,8 @@ def gold_scores(prompts: list[str], completions: list[str], **columns: Any) -> l
 
 
 def _gold(prompt: str, words: list[str]) -> float:
-    wanted = sum(word in wanted_letters(prompt) for word in words)
+    asked = wanted_letters(prompt)
+    wanted = sum(word in asked for word in words)
     repeated = len(words) - len(set(words))
     return WANTED_SCORE * (1.0 - 0.5**wanted) - REPETITION_COST * repeated
 

@@ -1,6 +1,7 @@
 """Texts as token lists, and the batches that training draws from them."""
 
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from textenv.lm.endings import prompt_text
+from textenv.lm.chat import chat_text, prompt_text, template_turn_end
+
+_log = logging.getLogger(__name__)
 
 _POOL = 50
 """Steps whose examples are sorted by length together: enough for little padding, few enough to stay random."""
@@ -72,6 +75,34 @@ def encode_texts(
         texts = [key for key in dict.fromkeys(keys) if key[1] is special]
         encoded |= zip(texts, _encode(tokenizer, [text for text, _ in texts], special), strict=True)
     return [encoded[key] for key in keys], _encode(tokenizer, list(responses), False)
+
+
+def encode_answers(
+    tokenizer: Any, prompts: Sequence[Any], answers: Sequence[str]
+) -> tuple[list[list[int]], list[list[int]]]:
+    """As :func:`encode_texts`, for what a policy is taught: the answer to a chat has the tokens with which the template
+    continues the generation prompt, up to the token that closes the turn. Some write a space, or an empty thinking
+    part, before it.
+
+    An answer keeps its own tokens where the template closes it with no token of its own, or writes the prompt otherwise
+    once there is an answer; the latter is logged.
+    """
+    prompt_ids, answer_ids = encode_texts(tokenizer, prompts, answers)
+    chats = [row for row, prompt in enumerate(prompts) if not isinstance(prompt, str)]
+    end = template_turn_end(tokenizer) if chats else None
+    if end is None:
+        return prompt_ids, answer_ids
+    texts = [chat_text(tokenizer, [*prompts[row], {"role": "assistant", "content": answers[row]}]) for row in chats]
+    other = 0
+    for row, whole in zip(chats, _encode(tokenizer, texts, False), strict=True):
+        head, tail = whole[: len(prompt_ids[row])], whole[len(prompt_ids[row]) :]
+        if head == prompt_ids[row] and end in tail:
+            answer_ids[row] = tail[: len(tail) - 1 - tail[::-1].index(end)]
+        else:
+            other += 1
+    if other:
+        _log.warning("%d of %d chats: with an answer, the template writes another prompt.", other, len(chats))
+    return prompt_ids, answer_ids
 
 
 def _encode(tokenizer: Any, texts: list[str], special: bool) -> list[list[int]]:

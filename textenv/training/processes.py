@@ -45,6 +45,11 @@ def link() -> Accelerator:
     return accelerator
 
 
+def leave() -> None:
+    """Leave the other processes when all is done: one that ends without can abort in a thread of its connections."""
+    link().end_training()
+
+
 def is_main() -> bool:
     """Whether this process writes files and talks to the terminal."""
     return link().is_main_process

@@ -1,5 +1,6 @@
 """Language models from GGUF files: a tiny Llama written here, and a real one where its wheel is installed."""
 
+import copy
 import importlib.metadata
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import textenv
 from reward_models.training.start import start_reward_model
-from textenv.lm import load_language_model
+from textenv.lm import load_language_model, packing
 
 gguf = pytest.importorskip("gguf")
 
@@ -162,3 +163,5 @@ def test_a_real_model_knows_that_paris_is_in_france():
         next_token = lm.model(torch.tensor([lm.encode_prompt(chat)])).logits[0, -1]
     scores = {word: next_token[lm.encode_response(word, eos=False)[0]] for word in ("Paris", "London", "banana")}
     assert max(scores, key=lambda word: scores[word]) == "Paris"
+    assert packing.can_pack(lm.model)
+    assert packing.can_pack(copy.deepcopy(lm.model).to(torch.bfloat16))

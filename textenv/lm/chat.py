@@ -1,9 +1,14 @@
-"""Prompts as text, and where a model's turn ends: the tokens that close it.
+"""Chats as text, as the chat template writes them, and where a model's turn ends: the tokens that close it.
 
-Published instruct models name several: all of ``generation_config.eos_token_id`` (Llama 3, Gemma 3, Phi 3.5, Qwen 3),
-and the token with which the chat template closes an assistant turn. Each of them ends an episode.
+The one place where a template is applied. A policy continues the *generation prompt*, the text up to where an answer
+begins; what trains it learns what the template writes from there on. That needs no ``{% generation %}`` marks in the
+template.
+
+Published instruct models name several ending tokens: all of ``generation_config.eos_token_id`` (Llama 3, Gemma 3,
+Phi 3.5, Qwen 3), and the token with which the chat template closes an assistant turn. Each of them ends an episode.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -18,6 +23,11 @@ def prompt_text(tokenizer: Any, prompt: Any) -> str:
     return str(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
 
 
+def chat_text(tokenizer: Any, messages: Sequence[Any]) -> str:
+    """A whole chat as the template writes it, its last answer closed."""
+    return str(tokenizer.apply_chat_template(list(messages), tokenize=False))
+
+
 def template_ending(tokenizer: Any) -> list[int]:
     """Tokens that the chat template puts after an assistant's answer; empty without a template.
 
@@ -26,7 +36,7 @@ def template_ending(tokenizer: Any) -> list[int]:
     if tokenizer.chat_template is None:
         return []
     messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _PROBE}]
-    _, found, tail = tokenizer.apply_chat_template(messages, tokenize=False).rpartition(_PROBE)
+    _, found, tail = chat_text(tokenizer, messages).rpartition(_PROBE)
     return list(tokenizer(tail, add_special_tokens=False).input_ids) if found and tail.strip() else []
 
 
@@ -36,8 +46,14 @@ def turn_end_id(tokenizer: Any) -> int:
     It is the first added token (``<|im_end|>``, ``<end_of_turn>``, ``<|eot_id|>``) of :func:`template_ending`. Plain
     words in a template do not count: an answer may use them too.
     """
+    ending = template_turn_end(tokenizer)
+    return tokenizer.eos_token_id if ending is None else ending
+
+
+def template_turn_end(tokenizer: Any) -> int | None:
+    """The first added token that the template puts after an answer; None without any."""
     added = tokenizer.added_tokens_decoder.keys() | set(tokenizer.all_special_ids)
-    return next((token for token in template_ending(tokenizer) if token in added), tokenizer.eos_token_id)
+    return next((token for token in template_ending(tokenizer) if token in added), None)
 
 
 def ending_ids(model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]:
