@@ -61,6 +61,8 @@ class TaskConfig:
     """Width of the prompt part of an observation, in tokens."""
     max_new_tokens: PositiveInt
     """Length budget of a response, in tokens, EOS included. Spending it ends the episode ("length")."""
+    long_prompts: Literal["error", "drop", "cut"] = "error"
+    """A prompt of more tokens is an error, is left out, or loses its beginning."""
     min_new_tokens: Count = 0
     """Ending tokens are masked until the response has this many tokens."""
     kl_coef: Annotated[NonNegative, "Use 0 to switch the KL off."] = 0.05
@@ -112,7 +114,8 @@ class TaskConfig:
         for name in REQUIRED:
             if options.get(name) is None:
                 use = "the KL and the vocabulary come from it" if name == "reference" else "a task needs it"
-                raise ValueError(f"{name} must be given, got None: {use}. Pass {name}=... to gym.make.")
+                how = f"Pass {name}=... to gym.make, or --{name.replace('_', '-')} to a command."
+                raise ValueError(f"{name} must be given, got None: {use}. {how}")
         return cls(**options)
 
     def __post_init__(self) -> None:

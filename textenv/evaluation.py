@@ -41,6 +41,13 @@ class Evaluation(NamedTuple):
     lengths: Int[np.ndarray, " B"]
     """Response tokens, EOS included."""
     finish_reasons: list[str]
+    response_ids: Int[np.ndarray, "B T"]
+    """The responses as tokens, right-padded."""
+    kl_per_token: Float[np.ndarray, "B T"] | None
+    """k1 of each token, nats, zeros on padding; None where ``kl`` is."""
+    logprobs: Float[np.ndarray, "B T"] | None = None
+    """Log-probability of each token as the agent drew it, zeros on padding; None for an agent without ``respond`` or
+    that does not know it. Less ``kl_per_token`` it is the reference's."""
 
     def summary(self) -> dict[str, Mean | float]:
         """Means of everything measured, with intervals that treat the episodes as independent."""
@@ -97,7 +104,18 @@ def _play(agent: Any, env: TextVectorEnv, ids: np.ndarray, deterministic: bool) 
     sampled = agent.respond(observation, deterministic)
     logprobs = sampled.logprobs if getattr(agent, "knows_logprobs", True) else None
     _, rewards, _, _, infos = env.play(sampled.response_ids, sampled.response_lengths, logprobs)
-    return {**infos.get("final_info", infos), "reward": rewards}
+    columns = {"response_ids": _within(env, sampled.response_ids)}
+    if logprobs is not None:
+        real = np.arange(env.task.config.max_new_tokens) < np.asarray(sampled.response_lengths)[:, None]
+        columns["logprobs"] = np.where(real, _within(env, logprobs), 0.0)
+    return {**infos.get("final_info", infos), "reward": rewards, **columns}
+
+
+def _within(env: TextVectorEnv, values: Any) -> np.ndarray:
+    """Columns cut and padded with zeros to the environment's budget."""
+    budget = env.task.config.max_new_tokens
+    values = np.asarray(values)[:, :budget]
+    return np.pad(values, ((0, 0), (0, budget - values.shape[1])))
 
 
 def _step(agent: Agent, env: TextVectorEnv, ids: np.ndarray, deterministic: bool) -> dict[str, Any]:
@@ -110,8 +128,11 @@ def _step(agent: Agent, env: TextVectorEnv, ids: np.ndarray, deterministic: bool
         observation, rewards, ended, _, infos = env.step(actions)
         for slot in np.flatnonzero(ended):
             if rows[slot] is None:
+                final = infos["final_obs"][slot]
+                ids = final["input_ids"] if isinstance(final, dict) else final.clip(min=0)
                 columns = {**infos["final_info"], "reward": rewards}
-                rows[slot] = {key: values[slot] for key, values in columns.items() if isinstance(values, np.ndarray)}
+                row = {key: values[slot] for key, values in columns.items() if isinstance(values, np.ndarray)}
+                rows[slot] = {**row, "response_ids": ids[env.task.prompt_width :]}
     done = [row for row in rows if row is not None]
     return {key: np.asarray([row[key] for row in done]) for key in done[0]}
 
@@ -129,4 +150,7 @@ def _concatenate(parts: list[dict[str, Any]], ids: np.ndarray) -> Evaluation:
         gold=joined.get("gold_score"),
         lengths=joined["response_length"],
         finish_reasons=list(joined["finish_reason"]),
+        response_ids=joined["response_ids"],
+        kl_per_token=joined["kl_per_token"] if known else None,
+        logprobs=joined.get("logprobs"),
     )

@@ -53,10 +53,12 @@ COMMANDS = {
         "The reports of finished models are in the output folder.",
     ),
     "serve-rm": Command("serve_rm:serve", "serve a reward model over HTTP"),
-    "evaluate": Command("evaluate:evaluate", "answer an environment's prompts and score the answers"),
+    "chat": Command("answers.chat:chat", "talk to a model, or to two side by side"),
+    "evaluate": Command("answers.evaluate:evaluate", "answer an environment's prompts and score the answers"),
     "run": Command("run:run", "an experiment file: agents × environments × seeds, compared", _AGAIN),
     "plot": Command("run:plot", "draw the curves of runs in one picture"),
     "demo": Command("demo:demo", "all three steps on the embedded world, with a report", _AGAIN),
+    "rlhf": Command("rlhf:rlhf", "all three steps on a pretrained model and people's comparisons", _AGAIN),
     "feedback demo": Command("feedback:demo", "rank responses in a browser, with a model that learns", _AGAIN),
     "feedback create": Command("feedback:create", "sample or import responses for people to rank", _AGAIN),
     "feedback serve": Command("feedback:serve", "the page where people rank, and its dashboard", _AGAIN),
@@ -103,7 +105,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from textenv.training.progress import quiet_libraries
 
             quiet_libraries()
-        return parse(COMMANDS[name].load(name, rest), rest, f"textenv {name}")() or 0
+        code = parse(COMMANDS[name].load(name, rest), rest, f"textenv {name}")() or 0
+        if processes > 1:
+            from textenv.training.processes import leave
+
+            leave()
+        return code
     except KeyboardInterrupt:
         print(f"\nstopped. {COMMANDS[name].after_stop}".rstrip(), file=sys.stderr)
         return 130

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from textenv.config import Precision
+from textenv.data.cards import Card, push, write_card
 from textenv.data.folders import check_replaceable
 from textenv.settings import PositiveInt, check_value
 from textenv.training.processes import is_main, on_main, own_device, own_slots
@@ -20,6 +21,11 @@ Json = Annotated[bool, tyro.conf.arg(name="json", help="print the figures as JSO
 
 Option = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=VALUE")]
 """The flag ``--option``, given once for each option."""
+
+PushToHub = Annotated[
+    str | None, tyro.conf.arg(metavar="OWNER/NAME", help="upload the result with its card, to a private repository.")
+]
+"""The flag ``--push-to-hub``."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +68,12 @@ class EnvArgs:
         return make_vec(env_id, num_envs, **{name: value for name, value in options.items() if value is not None})
 
 
+def policy_of(model: str) -> str:
+    """The language model behind what a user names: the policy in the checkpoint of a learner, else the name itself."""
+    folder = Path(model) / "policy"
+    return str(folder) if folder.is_dir() else model
+
+
 def options_of(texts: Sequence[str]) -> dict[str, Any]:
     """What stands behind ``--option``: names, and values as JSON or plain text."""
     return dict(map(_option, texts))
@@ -99,6 +111,16 @@ def check_unfinished(output: Path) -> None:
     on_main(check)
 
 
+def publish(output: Path, card: Card, repo_id: str | None, inside: str = "") -> dict[str, str]:
+    """Write the card of a trained model, and push it if ``repo_id`` is given → what to show of it."""
+
+    def written() -> dict[str, str]:
+        write_card(output, card, inside)
+        return {} if repo_id is None else {"pushed_to": push(output / inside, repo_id)}
+
+    return on_main(written)
+
+
 def show_loss(advance: Advance) -> Callable[[int, int, Mapping[str, float]], None]:
     """Progress of a supervised training, with its loss beside the bar."""
     return lambda done, total, figures: advance(done, total, {"loss": figures["loss"]} if "loss" in figures else None)
@@ -112,19 +134,30 @@ def show(figures: Mapping[str, Any], as_json: bool) -> None:
     if not is_main():
         return
     if as_json:
-        plain = {key: value._asdict() if hasattr(value, "_asdict") else value for key, value in figures.items()}
-        print(json.dumps(plain, indent=2, ensure_ascii=False))
+        show_json(figures)
         return
     width = max(map(len, figures))
     for name, value in figures.items():
-        print(f"{name.replace('_', ' '):<{width}}  {_short(value)}")
+        print(f"{name.replace('_', ' '):<{width}}  {short(value)}")
 
 
-def _short(value: Any) -> str:
+def show_json(figures: Mapping[str, Any]) -> None:
+    """Figures as JSON on standard output, a :class:`textenv.stats.Mean` as an object."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(part) for key, part in value.items()}
+        return value._asdict() if hasattr(value, "_asdict") else value
+
+    print(json.dumps(plain(figures), indent=2, ensure_ascii=False))
+
+
+def short(value: Any) -> str:
+    """A figure with four significant digits, a mean with its interval."""
     if hasattr(value, "mean"):
-        return f"{_short(value.mean)} ± {value.ci95:.2g}"
+        return f"{short(value.mean)} ± {value.ci95:.2g}"
     if isinstance(value, list):
-        return " … ".join(map(_short, value))
+        return " … ".join(map(short, value))
     if not isinstance(value, int | float):
         return "–" if value is None else str(value)
     return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 1e4 else f"{value:.4g}"

@@ -47,7 +47,7 @@ def _short(source: Any) -> str:
     """A name or path as one word; "yours" where the id leaves it open."""
     if isinstance(source, list | tuple):
         return f"{len(source)} inline"
-    source = source["dataset"] if isinstance(source, dict) else source
+    source = str(source.get("dataset", next(iter(source.values())))) if isinstance(source, dict) else source
     return "yours" if source is None else Path(source).name if source.startswith(("/", ".")) else source
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +14,8 @@ from agents.algorithms import algorithm
 from agents.core.kept import Figure, Keep
 from agents.presets import PRESETS, WORLDS
 from agents.presets import preset as preset_settings
-from textenv.cli.common import EnvArgs, Json, show
+from textenv.cli.common import EnvArgs, Json, PushToHub, publish, show
+from textenv.data.cards import Card, check_push
 from textenv.data.folders import check_replaceable
 from textenv.settings import PositiveInt, check_value
 from textenv.training.processes import is_main, on_main
@@ -57,6 +59,7 @@ def learner_command(name: str, arguments: Sequence[str]) -> Callable[..., None]:
         report_to: tuple[Tracker, ...] = (),
         resume: bool = False,
         merge_into: Path | None = None,
+        push_to_hub: PushToHub = None,
         as_json: Json = False,
     ) -> None:
         """Train a policy in an environment; the result is a checkpoint with a Hugging Face model in it.
@@ -85,6 +88,7 @@ def learner_command(name: str, arguments: Sequence[str]) -> Callable[..., None]:
         check_value("keep_last", keep_last, PositiveInt)
         check_value("sample_every", sample_every, PositiveInt)
         check_trackers(report_to)
+        check_push(push_to_hub)
         keep = Keep(last=keep_last, best=keep_best)
         on_main(lambda: _check_folders(output, merge_into, resume))
         vector = env.make(num_envs)
@@ -97,10 +101,21 @@ def learner_command(name: str, arguments: Sequence[str]) -> Callable[..., None]:
             agent.learn_with_checkpoints(total_episodes, output, **options, report_to=report_to, advance=advance)
         if merge_into is not None:
             agent.save_merged(merge_into)
-        show({**agent.history[-1], "output": str(output)}, as_json)
+            publish(merge_into, _card(agent), None)
+        pushed = publish(output, _card(agent), push_to_hub, "policy")
+        show({**agent.history[-1], "output": str(output), **pushed}, as_json)
 
     train.__doc__ = str(train.__doc__).replace("ALGORITHM", str(learner.__doc__))
     return train
+
+
+def _card(agent: Any) -> Card:
+    task = agent.task.config
+    named = task.prompts["dataset"] if isinstance(task.prompts, dict) else task.prompts
+    data = named if isinstance(named, str) else f"{len(named)} prompts"
+    environment = {"environment": agent.env.spec.id if agent.env.spec else None, "reward_model": task.reward_model}
+    settings = {**environment, "kl_coef": task.kl_coef, "temperature": task.temperature, **asdict(agent.config)}
+    return Card(type(agent).__name__, "text-generation", task.reference, data, settings, agent.history[-1])
 
 
 def _check_folders(output: Path, merge_into: Path | None, resume: bool) -> None:

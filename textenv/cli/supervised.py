@@ -1,6 +1,6 @@
 """``textenv sft``, ``textenv reward`` and ``textenv dpo``: what learns from demonstrations, rankings or pairs."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +11,8 @@ from agents.sft import SFTConfig, load_demonstrations, train_sft
 from reward_models.preferences import Ranking, layout_list, load_rankings
 from reward_models.training.start import start_reward_model
 from reward_models.training.trainer import RewardConfig, train_reward_model
-from textenv.cli.common import Json, check_device, check_unfinished, show, show_loss
+from textenv.cli.common import Json, PushToHub, check_device, check_unfinished, publish, show, show_loss
+from textenv.data.cards import Card, check_push
 from textenv.training.progress import progress_bar
 from textenv.training.trackers import Tracker, check_trackers
 
@@ -28,6 +29,7 @@ def sft(
     device: str = "cpu",
     resume: bool = False,
     report_to: tuple[Tracker, ...] = (),
+    push_to_hub: PushToHub = None,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a language model on demonstrations; the result is a Hugging Face folder.
@@ -48,12 +50,15 @@ def sft(
     check_unfinished(output)
     check_device(device)
     check_trackers(report_to)
-    records = load_demonstrations(data, split)
-    held_out = None if eval_data is None else load_demonstrations(eval_data, eval_split)
+    check_push(push_to_hub)
+    records = load_demonstrations(data, split, turns=config.turns)
+    held_out = None if eval_data is None else load_demonstrations(eval_data, eval_split, turns=config.turns)
     with progress_bar("supervised fine-tuning") as advance:
         options = {"device": device, "resume": resume, "report_to": report_to, "on_progress": show_loss(advance)}
         result = train_sft(model, records, config, output, eval_records=held_out, **options)
-    show({**result.metrics, "output": str(output)}, as_json)
+    card = Card("supervised fine-tuning", "text-generation", model, data, asdict(config), result.metrics)
+    pushed = publish(output, card, push_to_hub)
+    show({**result.metrics, "output": str(output), **pushed}, as_json)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +94,7 @@ def reward(
     device: str = "cpu",
     resume: bool = False,
     report_to: tuple[Tracker, ...] = (),
+    push_to_hub: PushToHub = None,
     as_json: Json = False,
 ) -> None:
     """Train a reward model on rankings or pairs; the result is a Hugging Face sequence-classification folder.
@@ -108,12 +114,15 @@ def reward(
     check_unfinished(output)
     check_device(device)
     check_trackers(report_to)
+    check_push(push_to_hub)
     rankings, held_out = preferences.read()
     start = start_reward_model(model, device)
     with progress_bar("reward model") as advance:
         options = {"resume": resume, "report_to": report_to, "on_progress": show_loss(advance)}
         result = train_reward_model(start, rankings, config, output, eval_rankings=held_out, **options)
-    show({**result.metrics, "output": str(output)}, as_json)
+    card = Card("reward model", "text-classification", model, preferences.data, asdict(config), result.metrics)
+    pushed = publish(output, card, push_to_hub)
+    show({**result.metrics, "output": str(output), **pushed}, as_json)
 
 
 def dpo(
@@ -125,6 +134,7 @@ def dpo(
     device: str = "cpu",
     resume: bool = False,
     report_to: tuple[Tracker, ...] = (),
+    push_to_hub: PushToHub = None,
     as_json: Json = False,
 ) -> None:
     """Train a policy on rankings or pairs by direct preference optimisation; the result is a Hugging Face folder.
@@ -143,11 +153,15 @@ def dpo(
     check_unfinished(output)
     check_device(device)
     check_trackers(report_to)
+    check_push(push_to_hub)
     rankings, held_out = preferences.read()
     with progress_bar("DPO") as advance:
         options = {"device": device, "resume": resume, "report_to": report_to, "on_progress": show_loss(advance)}
         result = train_dpo(model, rankings, config, output, eval_rankings=held_out, **options)
-    show({**result.metrics, "output": str(output)}, as_json)
+    method = "direct preference optimisation"
+    card = Card(method, "text-generation", model, preferences.data, asdict(config), result.metrics)
+    pushed = publish(output, card, push_to_hub)
+    show({**result.metrics, "output": str(output), **pushed}, as_json)
 
 
 for command in (reward, dpo):

@@ -1,10 +1,21 @@
-"""Tables on the terminal."""
+"""Tables on the terminal, and text that must not control it."""
 
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+_VISIBLE = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {
+    127: "\u2421",
+    **dict.fromkeys([*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\ufffd"),
+}
+
+
+def visible(text: str) -> str:
+    """A text that others wrote, its control characters (but tab and line feed) replaced by signs: an escape sequence
+    could move the cursor, set the title or paste a command, and a change of writing direction could hide words."""
+    return text.translate(_VISIBLE)
 
 
 def print_columns(title: str, header: Sequence[str], columns: Sequence[Sequence[str]]) -> None:

@@ -26,9 +26,14 @@ COMPLETE = {
     "dpo": SUPERVISED,
     "rm-bench": ["micro-gold", "--data", "good.jsonl", "--output", "OUT"],
     **dict.fromkeys(LEARNERS, LEARNER),
+    "chat": ["micro-reference"],
     "evaluate": ["--model", "micro-reference", *MICRO, "--output", "OUT"],
     "serve-rm": ["micro-gold", "--port", "0"],
     "demo": ["--output", "OUT"],
+    "rlhf": [
+        *("--model", "micro-reference", "--preferences", "good.jsonl", "--output", "OUT"),
+        *("--max-prompt-tokens", "8", "--max-new-tokens", "8"),
+    ],
     "run": ["experiment.yaml"],
     "plot": ["learned", "--output", "curves.png"],
     "check": ["textenv/Micro-v0"],
@@ -53,6 +58,14 @@ COMPLETE = {
 FAULTS = {
     **{(name, "model"): ["--model", "org/gone"] for name in (*SUPERVISED_COMMANDS, "evaluate")},
     ("rm-bench", "model"): ["org/gone"],
+    ("chat", "model"): ["--against", "org/gone"],
+    ("chat", "tokens"): ["--reference", "assistant-sft"],
+    ("chat", "reward model"): ["--reward-model", "no_such_module:rule"],
+    ("chat", "device"): ["--device", "cuda:99"],
+    ("chat", "setting"): ["--temperature", "0"],
+    ("chat", "number"): ["--max-new-tokens", "0"],
+    ("chat", "template"): ["--template", "user: assistant:"],
+    ("chat", "environment"): ["--env-id", "textenv/Micr-v0"],
     ("serve-rm", "model"): ["org/gone"],
     **{(name, "model"): ["--reference", "org/gone"] for name in LEARNERS},
     **{(name, "reward model"): ["--reward-model", "no_such_module:rule"] for name in (*LEARNERS, "evaluate")},
@@ -63,6 +76,11 @@ FAULTS = {
     **{(name, "setting"): ["--learning-rate", "-1"] for name in (*SUPERVISED_COMMANDS, *LEARNERS)},
     ("rm-bench", "setting"): ["--bins", "0"],
     ("demo", "setting"): ["--kl-coef", "-1"],
+    ("rlhf", "model"): ["--model", "org/gone"],
+    ("rlhf", "data"): ["--preferences", "gone.jsonl"],
+    ("rlhf", "judge"): ["--judge", "no_such_module:rule"],
+    ("rlhf", "setting"): ["--kl-coef", "-1"],
+    ("rlhf", "number"): ["--ppo.epochs", "0"],
     ("evaluate", "setting"): ["--temperature", "0"],
     **{(name, "number"): ["--num-envs", "0"] for name in (*LEARNERS, "evaluate")},
     **{(name, "no number"): ["--learning-rate", "fast"] for name in (*SUPERVISED_COMMANDS, *LEARNERS)},
@@ -157,7 +175,7 @@ def test_what_is_wrong_is_one_line_before_any_work(shell, name, fault):
     assert not Path("out").exists()
 
 
-WRITERS = (*SUPERVISED_COMMANDS, "rm-bench", *LEARNERS, "demo", "run")
+WRITERS = (*SUPERVISED_COMMANDS, "rm-bench", *LEARNERS, "demo", "rlhf", "run")
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/out", "/sys/a/b"])
