@@ -1,6 +1,6 @@
 """Preferences of people or simulated annotators: one record, :class:`Ranking`, and the readers of all their layouts."""
 
-from reward_models.preferences.dialogues import ASSISTANT, HUMAN, Turns, split_dialogue, split_messages
+from reward_models.preferences.dialogues import ASSISTANT, HUMAN, Turns, as_messages, split_dialogue, split_messages
 from reward_models.preferences.layouts import LAYOUTS, Layout, layout_list, layout_table
 from reward_models.preferences.ranking import Ranking, better_pairs, prompt_key, split_by_prompt
 from reward_models.preferences.read import load_rankings, ranking_of, read_rankings
@@ -12,6 +12,7 @@ __all__ = [
     "Layout",
     "Ranking",
     "Turns",
+    "as_messages",
     "better_pairs",
     "layout_list",
     "layout_table",

@@ -1,5 +1,6 @@
 """Two whole dialogues as a prompt and two responses: their common start, and all that follows in each."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -90,6 +91,26 @@ def split_dialogue(chosen: str, rejected: str) -> tuple[str, str, str]:
         )
     prompt = before + found
     return prompt, chosen[len(prompt) :], rejected[len(prompt) :]
+
+
+def as_messages(dialogue: str) -> list[dict[str, str]]:
+    """A dialogue in ``Human:`` and ``Assistant:`` form as the messages of a chat, without the answer that is still to
+    come.
+
+    Raises:
+        ValueError: it does not begin with ``Human:``, or a turn is empty.
+    """
+    names = {HUMAN: "user", ASSISTANT: "assistant"}
+    start, *parts = re.split(f"({re.escape(HUMAN)}|{re.escape(ASSISTANT)})", dialogue)
+    turns = [(names[mark], text.strip()) for mark, text in zip(parts[::2], parts[1::2], strict=True)]
+    if turns and turns[-1] == ("assistant", ""):
+        turns.pop()
+    if start.strip() or not turns or turns[0][0] != "user" or not all(text for _, text in turns):
+        raise ValueError(
+            f"a dialogue must have turns that begin with {HUMAN!r} or {ASSISTANT!r}, the first a person's and none "
+            f"empty, got {dialogue[:60]!r}. Drop it."
+        )
+    return [{"role": role, "content": text} for role, text in turns]
 
 
 def _common_start(one: Sequence[Any], other: Sequence[Any]) -> int:

@@ -82,16 +82,16 @@ def read_rankings(
                 rankings.append(_ranking(layout, option, record))
         except ValueError as error:
             refuse(where, error)
-    for where, layout, option, group in list(rows.values())[: None if limit is None else limit - len(rankings)]:
+    for where, layout, option, group in rows.values():
+        if len(rankings) == limit:
+            break
         try:
             rankings.append(_ranking(layout, option, group))
         except ValueError as error:
             refuse(where, error)
     if not rankings:
-        raise ValueError(
-            f"preferences must hold at least one good record, got {len(malformed)} malformed ones. Give a list or a "
-            "file of them."
-        )
+        first = f" The first: {malformed[0]}" if malformed else " Give a list or a file of them."
+        raise ValueError(f"preferences must hold a good record, got {len(malformed)} malformed ones.{first}")
     return rankings, malformed
 
 

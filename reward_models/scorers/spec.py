@@ -6,6 +6,7 @@
     {"http": "http://127.0.0.1:8000/score", "timeout": 10, "batch_size": 64}
     {"cache": "scores.sqlite", "of": "assistant-rm"}
     {"classifier": "folder-or-hub-id", "batch_size": 16, "dtype": "bfloat16"}
+    {"classifier": "lvwerra/distilbert-imdb", "label": "POSITIVE"}  # the probability of one of several labels
 
 Exactly one of the keys of ``KINDS`` says which kind it is; the others are its options. Wherever an object holds another
 reward model, that is a name or an object again.
@@ -20,9 +21,10 @@ from typing import Any, get_type_hints
 
 from reward_models.scorers.cache import CachedRewardModel
 from reward_models.scorers.ensemble import Combine, Ensemble
+from reward_models.scorers.label import LabelProbability
 from reward_models.scorers.remote import HTTPRewardModel
 from reward_models.scorers.rules import RULES
-from reward_models.scorers.transformer import load_reward_model
+from reward_models.scorers.transformer import load_classifier, load_reward_model
 from reward_models.scorers.weighted import Part, WeightedSum
 from textenv import registry
 from textenv.config import Loading, Precision
@@ -97,9 +99,19 @@ def _cache(path: str, how: Loading, *, of: Spec, version: str | None = None) -> 
 
 
 def _classifier(
-    name: str, how: Loading, *, batch_size: PositiveInt = 64, dtype: Precision | None = None
+    name: str,
+    how: Loading,
+    *,
+    batch_size: PositiveInt = 64,
+    dtype: Precision | None = None,
+    label: str | None = None,
 ) -> RewardModel:
     how = how._replace(dtype=dtype or how.dtype)
+    if label is not None:
+        arguments = how.arguments()
+        device = arguments.pop("device")
+        model, tokenizer = load_classifier(name, **arguments)
+        return LabelProbability(model.to(device), tokenizer, label, batch_size=batch_size)
     loaded = load_reward_model(name, **how.arguments(), batch_size=batch_size)
     share_matrices(loaded.model)
     return loaded

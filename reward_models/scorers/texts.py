@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from reward_models.preferences import Turns, prompt_key
-from textenv.lm.endings import prompt_text, template_ending
+from textenv.lm.chat import chat_text, prompt_text, template_ending
 from textenv.training.batches import Ragged, encode_texts
 
 
@@ -21,7 +21,7 @@ def in_template(tokenizer: Any, prompt: Any, completion: str) -> str:
     if not isinstance(completion, Turns) or isinstance(prompt, str):
         return completion
     head = prompt_text(tokenizer, prompt)
-    whole = tokenizer.apply_chat_template([*prompt, *completion.messages], tokenize=False)
+    whole = chat_text(tokenizer, [*prompt, *completion.messages])
     last = completion.messages[-1]["content"].strip()
     end = whole.rfind(last) + len(last) if last else -1
     if not whole.startswith(head) or end < len(head):

@@ -28,7 +28,7 @@ from textenv.data.hub import hub_or_cache
 from textenv.lm import LanguageModel, disable_dropout, length_buckets
 from textenv.lm.adapters import adapter_base, adapters, load_adapter, merged_copy, trained_modules
 from textenv.lm.kernels.layers import speed_up
-from textenv.lm.load import load_tokenizer
+from textenv.lm.load import load_tokenizer, own_vectors, train_padding
 from textenv.registry import registered_sources
 from textenv.scoring import note_truncated
 from textenv.training.isolation import untouched_globals
@@ -54,6 +54,8 @@ class TransformerRewardModel:
         if self.is_decoder and tokenizer.eos_token_id is None:
             raise ValueError(f"the tokenizer of {name!r} must have an EOS token. Set tokenizer.eos_token and save it.")
         disable_dropout(model)
+        if self.is_decoder:
+            train_padding(model)
         speed_up(model)
         self.name, self.model, self.tokenizer, self.batch_size = name, model, tokenizer, batch_size
         self.truncated_prompts = 0
@@ -98,7 +100,7 @@ class TransformerRewardModel:
         with untouched_globals():
             hf_logging.set_verbosity_error()  # it would report that the head is new
             torch.manual_seed(seed)
-            model, tokenizer = _load(folder, torch.float32, num_labels=1)
+            model, tokenizer = load_classifier(folder, torch.float32, num_labels=1)
         with torch.no_grad():
             for parameter in heads.score_head(model).parameters():
                 parameter.zero_()
@@ -203,7 +205,7 @@ class TransformerRewardModel:
         ``scores`` are those of the model as it is, one response after another, if they are known already.
 
         Raises:
-            ValueError: the scores do not differ within any prompt.
+            ValueError: the scores do not differ within any prompt, or by no more than rounding.
         """
         counts = torch.tensor([len(ranking.responses) for ranking in rankings])
         prompt = torch.arange(len(rankings)).repeat_interleave(counts)
@@ -213,7 +215,7 @@ class TransformerRewardModel:
         if not math.isfinite(deviation):
             rule = f"scores must be finite to be normalised, got deviation {deviation}"
             raise ValueError(f"{rule}. The training diverged: lower the learning rate.")
-        if not deviation > 0:
+        if not deviation > 1e-6 * scores.abs().max():
             raise ValueError(
                 f"scores must differ within a prompt to be normalised, got deviation {deviation}. "
                 "The model has learned nothing: train it first; where training stopped early, evaluate later or raise "
@@ -255,11 +257,11 @@ def load_reward_model(
     Raises:
         ValueError: the name is no readable sequence classifier with one label.
     """
-    model, tokenizer = _load(name, dtype, attn_implementation=attn_implementation)
+    model, tokenizer = load_classifier(name, dtype, attn_implementation=attn_implementation)
     return TransformerRewardModel(model.to(device), tokenizer, name=str(name), batch_size=batch_size)
 
 
-def _load(name: str | Path, dtype: torch.dtype, **options: Any) -> tuple[Any, Any]:
+def load_classifier(name: str | Path, dtype: torch.dtype, **options: Any) -> tuple[Any, Any]:
     """``(model, tokenizer)`` of a sequence classifier, or a ValueError that says why not."""
     base = adapter_base(name)
     if base is not None:
@@ -267,7 +269,9 @@ def _load(name: str | Path, dtype: torch.dtype, **options: Any) -> tuple[Any, An
     with hub_or_cache(name) as unreachable:
         try:
             options |= {"dtype": dtype, "use_safetensors": True}
-            return AutoModelForSequenceClassification.from_pretrained(str(name), **options), load_tokenizer(name)
+            model = AutoModelForSequenceClassification.from_pretrained(str(name), **options)
+            own_vectors(model)
+            return model, load_tokenizer(name)
         except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
             raise ValueError(
                 f"a reward model must be a registered name, 'module:callable', a folder or a hub id, got "
@@ -279,7 +283,7 @@ def _load_adapter(name: str | Path, base: str | Path, dtype: torch.dtype, **opti
     """The same of a folder with adapters and a head, or with adapters on a base that has a head."""
     with untouched_globals():
         hf_logging.set_verbosity_error()  # it would report that the base lacks the head
-        plain, tokenizer = _load(base, dtype, num_labels=1, **options)
+        plain, tokenizer = load_classifier(base, dtype, num_labels=1, **options)
     model = trained_modules(load_adapter(plain, name))
     new_head = heads.score_head(model).weight.data_ptr() != heads.score_head(plain).weight.data_ptr()
     if not new_head and not (plain.config.architectures or [""])[0].endswith("ForSequenceClassification"):

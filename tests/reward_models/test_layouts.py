@@ -280,6 +280,15 @@ def test_helpsteer2_ranks_by_the_scale_or_the_weights_that_are_named():
         load_rankings(rows, format="helpsteer2:kindness")
 
 
+def test_a_limit_counts_good_records_of_every_layout_together():
+    lonely, other = {**rated("c", 1, 1), "prompt": "other"}, {**rated("a", 2, 0), "prompt": "third", "source": "x"}
+    rows = [lonely, other, {**other, "response": "b"}, rated("d", 3, 1), rated("e", 2, 1), PAIR]
+    found, malformed = read_rankings(rows, limit=2, skip_malformed=True)
+    assert [ranking.responses for ranking in found] == [("a", "b"), ("a", "b")]  # the pair, then the third prompt
+    assert [text.partition(":")[0] for text in malformed] == ["record 1"]
+    assert [ranking.columns for ranking in found] == [{}, {}]
+
+
 def test_which_label_of_pku_saferlhf_counts_is_asked_for_by_name():
     record = {"prompt": "q", "response_0": "a", "response_1": "b", "better_response_id": 1, "safer_response_id": 0}
     assert load_rankings([record], format="pku-saferlhf:better")[0].responses == ("b", "a")

@@ -111,6 +111,13 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(new)  # it needs no space, unlike a marker
 
 
+def add_file(folder: Path, name: str, text: str) -> None:
+    """Write one more file into a folder made by :func:`replace_folder`, as one of its own."""
+    names = sorted({*_files(folder), name})
+    (folder / MARKER).write_text(json.dumps(names), "utf-8")
+    (folder / name).write_text(text, "utf-8")
+
+
 def recover(path: str | Path) -> None:
     """Clean up after a killed :func:`replace_folder`: put the old folder back, or remove it if the new one is in place.
 

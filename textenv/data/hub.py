@@ -27,7 +27,7 @@ def hub_or_cache(name: str | Path) -> Iterator[str]:
     Yields:
         Why the hub was not asked, as the last sentence of an error; empty if it may be asked.
     """
-    problem = None if looks_like_path(str(name)) or Path(name).exists() else _problem()
+    problem = None if looks_like_path(str(name)) or Path(name).exists() else why_unreachable()
     if problem is None:
         yield ""
         return
@@ -37,13 +37,13 @@ def hub_or_cache(name: str | Path) -> Iterator[str]:
     for module in switches:
         module.HF_HUB_OFFLINE = True
     try:
-        yield f" {problem}: only cached files were searched."
+        yield f" {problem}: only cached files were searched. Name a folder on this machine instead."
     finally:
         for module, value in zip(switches, before, strict=True):
             module.HF_HUB_OFFLINE = value
 
 
-def _problem() -> str | None:
+def why_unreachable() -> str | None:
     """Why the hub is unreachable; None if it is reachable, behind a proxy, or if offline mode is already on."""
     hub = urlsplit(constants.ENDPOINT)
     proxies = urllib.request.getproxies()

@@ -7,6 +7,7 @@ alone: they are small, and normalising a reward model changes one of them in pla
 
 import weakref
 from collections import defaultdict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +24,16 @@ def share_matrices(model: PreTrainedModel) -> int:
     for holder in _holders:
         for name, weight in _matrices(holder).items():
             known[name].append(weight)
-    freed = 0
+    freed, shared = 0, set()
     for name, weight in _matrices(model).items():
         same = next((other for other in known[name] if _equal(weight, other)), None)
         if same is not None and same.data_ptr() != weight.data_ptr():
             freed += weight.nbytes
             weight.data = same.data
+            shared.add(id(weight))
+    table: Any = model.get_input_embeddings()
+    if freed and model.get_output_embeddings() is None and id(table.weight) not in shared:
+        table.weight.data = table.weight.data.clone()  # with one row more: else it would keep the whole file in memory
     _holders.add(model)
     return freed
 

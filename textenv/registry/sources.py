@@ -113,9 +113,11 @@ def fresh_language_model(
     how = _how(device, dtype, attn_implementation)
     source = _source("language model", name)
     shared = _loaded.get(("language model", name, how))
-    if shared is None or not str(source).endswith(".gguf"):
-        return _language_model(source, how)
-    return dataclasses.replace(shared, model=copy.deepcopy(shared.model))  # de-quantising takes longer
+    if shared is None or not str(source).endswith(".gguf"):  # de-quantising takes longer than copying
+        shared = _language_model(source, how)
+        if not callable(_attribute(source)):
+            return shared
+    return dataclasses.replace(shared, model=copy.deepcopy(shared.model))  # a function may return one that it keeps
 
 
 def portable_name(name: str) -> str:

@@ -231,9 +231,14 @@ def test_an_encoder_decoder_or_an_encoder_of_two_labels_is_no_reward_model(tmp_p
         score_head(encoder)
 
 
-def test_scores_that_never_differ_cannot_be_normalised():
+@pytest.mark.parametrize("scores", [[0.0, 0.0], [3.0, 3.0], [3.0, 3.0000002], [-30.0, -30.000002]])
+def test_scores_that_differ_by_no_more_than_rounding_cannot_be_normalised(scores):
+    """Two float32 neighbours of one number are what two equal texts can get in one batch."""
+    model = TransformerRewardModel.from_language_model(tiny_model())
+    pairs = [Ranking("what is the sky ?", ("red", "blue"))]
     with pytest.raises(ValueError, match="scores must differ within a prompt"):
-        TransformerRewardModel.from_language_model(tiny_model()).normalize(RANKINGS)
+        model.normalize(pairs, torch.tensor(scores))
+    model.normalize(pairs, torch.tensor([3.0, 3.0001]))
 
 
 def test_what_is_no_reward_model_is_refused_by_name(tmp_path, model_folder):

@@ -112,8 +112,8 @@ def test_ties_have_davidsons_probability(tmp_path):
         assert sum(math.exp(-part.item()) for part in parts) == pytest.approx(1.0, abs=1e-6)
     path = tmp_path / "ties.jsonl"
     path.write_text(
-        '{"prompt": "p", "chosen": "a", "rejected": "b", "tie": true}\n'
-        '{"prompt": "p", "responses": ["a", "b", "c"], "ranking": [2, [0, 1]]}\n'
+        '{"prompt": "is", "chosen": "red", "rejected": "blue", "tie": true}\n'
+        '{"prompt": "is", "responses": ["red", "blue", "sky"], "ranking": [2, [0, 1]]}\n'
     )
     rankings = load_rankings(path)
     train_reward_model(tiny_model(seed=1), rankings, RewardConfig(batch_size=2, tie_strength=1.0))

@@ -13,6 +13,7 @@ import textenv
 from textenv import registry
 from textenv.data.datasets import read_dataset
 from textenv.data.records import atomic_path, jsonl_lines, parse_records, write_json, write_jsonl
+from textenv.registry.sources import portable_name
 
 
 def read_jsonl(path):
@@ -85,6 +86,29 @@ def test_registering_a_name_again_replaces_what_was_loaded():
     assert textenv.reward_model("again")([""], [""]) == [2.0]
     with pytest.raises(ValueError, match="without ':'"):
         textenv.register_reward_model("a:b", lambda prompts, completions: [1.0])
+
+
+def test_registering_a_name_again_reaches_what_was_composed_of_it():
+    doubled = {"weighted": {"part": 2.0}}
+    textenv.register_reward_model("twice the part", doubled)
+    for score in (1.0, 2.0):
+        textenv.register_reward_model("part", lambda prompts, completions, score=score: [score])
+        for whole in (doubled, "twice the part"):
+            assert textenv.reward_model(whole)([""], [""]) == [2 * score]
+
+
+def test_a_composed_reward_model_is_loaded_once_for_each_precision():
+    composed = {"weighted": {"assistant-rm": 1.0}}
+    assert textenv.reward_model(composed) is textenv.reward_model(composed)
+    assert textenv.reward_model(composed, dtype="bfloat16") is not textenv.reward_model(composed)
+
+
+def test_a_folder_is_named_in_files_so_that_it_is_found_from_anywhere(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    textenv.register_language_model("relative", "model")
+    assert portable_name("relative") == portable_name("model") == str(tmp_path / "model")
+    assert portable_name("owner/model") == "owner/model"  # a hub id
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """Loaded models that have matrices in common hold them once: nothing else changes."""
 
+import gc
 import weakref
+from pathlib import Path
 
 import gymnasium
 import pytest
@@ -58,6 +60,18 @@ def on_frozen_trunk(family, folder, **settings):
     config = RewardConfig(learning_rate=1e-2, epochs=2, freeze_trunk=True, **settings)
     train_reward_model(start, RANKINGS, config, folder / "rm")
     return str(folder / "lm"), str(folder / "rm")
+
+
+def test_a_function_that_returns_a_model_it_keeps_lends_it_to_nobody_who_trains():
+    """A policy that were the reference itself would have no KL, and would move the reference with it."""
+    kept = tiny_model()
+    textenv.register_language_model("kept", lambda: kept)
+    fresh = [textenv.fresh_language_model("kept") for _ in range(2)]
+    reference = textenv.language_model("kept")
+    models = [kept.model, *(lm.model for lm in fresh)]
+    assert len({id(model) for model in models}) == 3
+    assert len({weight.data_ptr() for model in models for weight in [next(model.parameters())]}) == 3
+    assert reference.model is kept.model
 
 
 @pytest.mark.parametrize("order", ["reference first", "reward model first"])
@@ -197,3 +211,30 @@ def test_an_adapter_keeps_the_weights_of_its_base_where_another_model_has_equal_
     weights = {p.data_ptr() for p in loaded.model.parameters()}
     assert {p.data_ptr() for p in base.model.parameters()} <= weights
     assert not {p.data_ptr() for p in twin.model.parameters()} & weights
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux says which files are in memory")
+def test_what_stays_its_own_does_not_keep_the_whole_file_in_memory(tmp_path):
+    lm, rm = on_frozen_trunk("gpt2", tmp_path)
+    clear_cache()
+    textenv.language_model(lm)
+    weights = str(tmp_path / "rm" / "model.safetensors")
+    alone = load_reward_model(rm)
+    assert weights in Path("/proc/self/maps").read_text()  # safetensors maps the file; a tensor is a part of it
+    del alone
+    gc.collect()
+    kept = textenv.reward_model(rm)
+    assert shared(textenv.language_model(lm).model, kept.model)[True]
+    assert weights not in Path("/proc/self/maps").read_text()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux says which files are in memory")
+def test_a_language_model_that_equals_another_does_not_keep_its_file_in_memory(tmp_path):
+    for name in "ab":
+        tiny_model().save_pretrained(tmp_path / name)
+    models = [textenv.language_model(str(tmp_path / name)) for name in "ab"]
+    gc.collect()
+    assert models[0].model is not models[1].model
+    mapped = Path("/proc/self/maps").read_text()
+    assert str(tmp_path / "a" / "model.safetensors") in mapped
+    assert str(tmp_path / "b" / "model.safetensors") not in mapped
