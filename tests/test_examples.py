@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import textenv
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -38,3 +40,24 @@ def test_torchrl_collects_the_rewards_of_the_reference():
     assert len(rewards) > 200
     # J of the reference itself, by enumeration of the exact world; four standard errors.
     assert rewards.mean() == pytest.approx(0.1147, abs=4 * float(rewards.std()) / len(rewards) ** 0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_trl_trains_on_our_rewards_and_we_evaluate_its_policy(tmp_path):
+    pytest.importorskip("trl", reason="needs trl: make test-trl")
+    example = load("trl_grpo")
+    before = example.answers(textenv.fresh_language_model("assistant-sft"))
+    after = example.answers(example.train(tmp_path / "trl", 40))
+    assert after.rm_scores.mean() > before.rm_scores.mean() + 0.3
+    error = (after.rewards - before.rewards).std(ddof=1) / len(after.rewards) ** 0.5
+    assert (after.rewards - before.rewards).mean() > 4 * error
+    assert before.kl.mean() == pytest.approx(0.0, abs=1e-3)
+    assert 0.05 < after.kl.mean() < 10
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_rllib_trains_a_language_model_towards_the_optimum():
+    pytest.importorskip("ray.rllib", reason="needs RLlib: make test-rllib")
+    assert load("rllib_ppo").regret_ratio(20) < 0.5
