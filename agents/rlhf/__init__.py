@@ -1,0 +1,1 @@
+"""RLHF on a pretrained model and people's preferences, in one run."""
