@@ -5,10 +5,10 @@ from typing import Any, final
 import numpy as np
 import torch
 
-from agents.core.agent import LanguageModelAgent, as_batch
+from agents.core.agent import LanguageModelAgent
 from agents.core.job import Algorithm, Job, Trained
 from textenv import registry
-from textenv.episode import observation_tokens
+from textenv.episode import as_batch, observation_tokens
 from textenv.lm import Sampled
 from textenv.task import Task
 from textenv.vector import make_vec

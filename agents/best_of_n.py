@@ -12,10 +12,10 @@ from typing import Annotated, Any, final
 import numpy as np
 import torch
 
-from agents.core.agent import LanguageModelAgent, as_batch
+from agents.core.agent import LanguageModelAgent
 from agents.core.job import Algorithm, Job, Trained
 from textenv import registry
-from textenv.episode import Episodes, observation_tokens
+from textenv.episode import Episodes, as_batch, observation_tokens
 from textenv.evaluation import Evaluation
 from textenv.lm import LanguageModel, Responses, Sampled
 from textenv.scoring import call_reward_model
@@ -139,4 +139,6 @@ def best_responses(samples: list[Evaluation]) -> Evaluation:
         gold=None if samples[0].gold is None else pick("gold"),
         lengths=pick("lengths"),
         finish_reasons=list(pick("finish_reasons")),
+        response_ids=pick("response_ids"),
+        kl_per_token=None,
     )

@@ -17,7 +17,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from annotated_types import Ge
@@ -29,7 +29,7 @@ import textenv
 from textenv.data.datasets import read_records
 from textenv.data.records import messages_of
 from textenv.lm import LanguageModel, Responses, TokenRule, length_buckets, response_scores
-from textenv.training.batches import Ragged, encode_texts
+from textenv.training.batches import Ragged, encode_answers
 from textenv.training.checkpoint import RunFolder
 from textenv.training.config import TrainingConfig
 from textenv.training.loop import Evaluation, Objective, OnProgress, fit
@@ -41,6 +41,9 @@ _PLAIN = TokenRule()
 """The model's own distribution: temperature 1, every token allowed."""
 
 
+Turns = Literal["last", "all"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class SFTConfig(TrainingConfig):
     """Settings of supervised fine-tuning. Those of the optimisation are inherited."""
@@ -50,6 +53,14 @@ class SFTConfig(TrainingConfig):
     left of its prompt; a completion that is too long by itself also loses its end, with its EOS."""
     completion_only: bool = True
     """Learn only completion tokens. False learns every token but the first, to train a base model."""
+    turns: Turns = "last"
+    """Which assistant turns of ``messages`` to learn: the last, or all that answer something. Each is an example of its
+    own, conditioned on the chat before it as an environment would show it, so a long chat is read once a turn."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.turns == "all" and not self.completion_only:
+            raise ValueError("turns='all' needs completion_only, got False. Earlier turns would be learned repeatedly.")
 
 
 class SFTResult(NamedTuple):
@@ -89,8 +100,9 @@ def train_sft(
 
     Args:
         model: a language model, or its registered name, folder or hub id.
-        records: a list or JSONL path of ``{"prompt", "completion"}`` or ``{"messages": [...]}`` (the last assistant
-            turn is learned). ``"truncated": true`` marks a completion that was cut off and gets no EOS.
+        records: a list or JSONL path of ``{"prompt", "completion"}`` or ``{"messages": [...]}``, of which
+            ``config.turns`` are learned. ``"truncated": true`` marks a last completion that was cut off and gets no
+            EOS.
         output_dir: the folder for checkpoints, then for the finished Hugging Face model; None saves nothing.
         eval_records: held-out records, whose NLL enters the history after every epoch.
         device: where a model that is named is loaded and trained; a ``LanguageModel`` stays where it is.
@@ -103,8 +115,8 @@ def train_sft(
     """
     config = config or SFTConfig()
     folder = RunFolder(output_dir, resume=resume)
-    demonstrations = load_demonstrations(records)
-    held_out = [] if eval_records is None else load_demonstrations(eval_records)
+    demonstrations = load_demonstrations(records, turns=config.turns)
+    held_out = [] if eval_records is None else load_demonstrations(eval_records, turns=config.turns)
     if isinstance(model, str):
         learner = textenv.fresh_language_model(model, device)
     else:
@@ -131,7 +143,10 @@ def train_sft(
 
 
 def load_demonstrations(
-    records: Sequence[Mapping[str, Any] | Demonstration] | str | Path, split: str | None = None
+    records: Sequence[Mapping[str, Any] | Demonstration] | str | Path,
+    split: str | None = None,
+    *,
+    turns: Turns = "last",
 ) -> list[Demonstration]:
     """Read ``{"prompt", "completion"}`` and ``{"messages"}`` records: in memory, a file, or a data set's ``split``.
 
@@ -139,27 +154,37 @@ def load_demonstrations(
         ValueError: a record is malformed; names file and line, or the record's number from 1.
     """
     if isinstance(records, str | Path):
-        return [_demonstration(row, where) for where, row in read_records(records, split=split).items()]
-    if not records:
+        placed = list(read_records(records, split=split).items())
+    else:
+        placed = [(f"record {number}", record) for number, record in enumerate(records, start=1)]
+    if not placed:
         raise ValueError("demonstrations must hold at least one record, got []. Give a list or a JSONL file.")
-    return [
-        row if isinstance(row, Demonstration) else _demonstration(row, f"record {number}")
-        for number, row in enumerate(records, start=1)
+    found = [
+        [row] if isinstance(row, Demonstration) else [_demonstration(part, where) for part in _parts(row, where, turns)]
+        for where, row in placed
     ]
+    return [demonstration for of_record in found for demonstration in of_record]
+
+
+def _parts(record: Mapping[str, Any], where: str, turns: Turns) -> list[Mapping[str, Any]]:
+    """A record of ``messages`` as prompts with their completions, one for each turn to learn; another as it is."""
+    if record.get("messages") is None:
+        return [record]
+    messages = messages_of(record["messages"])
+    if not isinstance(messages, list) or len(messages) < 2 or not _is_answer(messages[-1]):
+        rule = f"{where}: 'messages' must be a chat that ends with an assistant turn"
+        raise ValueError(f"{rule}, got {messages!r}. Cut it there.")
+    last = len(messages) - 1
+    earlier = [number for number in range(1, last) if _is_answer(messages[number])] if turns == "all" else []
+    parts = [{"prompt": messages[:number], "completion": messages[number : number + 1]} for number in (*earlier, last)]
+    return [*parts[:-1], {**parts[-1], "truncated": record.get("truncated", False)}]
 
 
 def _demonstration(record: Mapping[str, Any], where: str) -> Demonstration:
-    if record.get("messages") is not None:
-        messages = messages_of(record["messages"])
-        if not isinstance(messages, list) or len(messages) < 2 or not _is_answer(messages[-1]):
-            rule = f"{where}: 'messages' must be a chat that ends with an assistant turn"
-            raise ValueError(f"{rule}, got {messages!r}. Cut it there.")
-        prompt, completion = messages[:-1], messages[-1:]
-    elif "prompt" in record and "completion" in record:
-        prompt, completion = messages_of(record["prompt"]), messages_of(record["completion"])
-    else:
+    if not {"prompt", "completion"} <= record.keys():
         rule = f"{where}: a demonstration must have 'prompt' and 'completion', or 'messages'"
         raise ValueError(f"{rule}, got keys {sorted(record)}. Rename the columns.")
+    prompt, completion = messages_of(record["prompt"]), messages_of(record["completion"])
     if isinstance(completion, list) and len(completion) == 1 and _is_answer(completion[0]):
         completion = completion[0].get("content")
     if not isinstance(prompt, str | list):
@@ -202,7 +227,7 @@ class _Examples(NamedTuple):
 def tokenise(model: LanguageModel, demonstrations: list[Demonstration], config: SFTConfig) -> _Examples:
     """The tokens of demonstrations, cut to the length that the model or ``config`` allows."""
     texts = [d.prompt for d in demonstrations], [d.completion for d in demonstrations]
-    prompts, completions = encode_texts(model.tokenizer, *texts)
+    prompts, completions = encode_answers(model.tokenizer, *texts)
     limit = config.max_length or model.max_tokens
     cut_prompts = cut_completions = 0
     for i, demonstration in enumerate(demonstrations):

@@ -12,7 +12,8 @@ from pathlib import Path
 from rich.console import Console
 
 import textenv
-from agents.demo.run import DemoConfig, DemoRun, collect_rankings, train_base, train_demonstrations, train_rewards
+from agents.demo.run import TITLES, DemoConfig, collect_rankings, train_base, train_demonstrations, train_rewards
+from agents.demo.steps import StepRun
 from textenv.training.progress import quiet_libraries
 
 SEED = 2026
@@ -23,7 +24,8 @@ def main() -> None:
     quiet_libraries()
     target = Path(textenv.__file__).parent / "assets"
     with tempfile.TemporaryDirectory() as temporary:
-        run = DemoRun(DemoConfig(output=Path(temporary), seed=SEED, eval_split="validation"), Console(stderr=True))
+        config = DemoConfig(output=Path(temporary), seed=SEED, eval_split="validation")
+        run = StepRun(config, TITLES, Console(stderr=True))
         run.step("base", lambda advance: train_base(run, advance))
         run.step("sft", lambda advance: train_demonstrations(run, advance))
         run.step("rankings", lambda advance: collect_rankings(run, advance))

@@ -8,9 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
 
 from scripts.scale import METHODS, MODELS, memory, sampled_per_second, seconds, tables
+from tests.processes import results
+from textenv.cli import main
 
 ROOT = Path(__file__).parents[1]
 
@@ -59,10 +62,19 @@ def test_a_launched_command_of_which_a_process_is_killed_ends_with_an_error_that
 
 
 def test_a_command_for_one_process_refuses_several(monkeypatch, capsys):
-    from textenv.cli import main
-
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["evaluate", "--model", "x"]) == 2
     assert (
         "evaluate runs in one process, got 2. Start it by itself. In several run sft, reward" in capsys.readouterr().err
     )
+
+
+def test_a_command_in_several_processes_leaves_the_others_when_it_is_done(tmp_path):
+    """One that ended as a member could abort in a thread of its connections."""
+    small = ["--env-id", "textenv/Micro-v0", "--num-envs", "8", "--batch-size", "8", "--total-episodes", "8"]
+
+    def work():
+        code = main(["ppo", *small, "--output", str(tmp_path / "run"), "--json"])
+        return code, torch.distributed.is_initialized()
+
+    assert results(work) == [(0, False), (0, False)]

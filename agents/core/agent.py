@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from textenv.episode import observation_tokens
+from textenv.episode import as_batch, observation_tokens
 from textenv.lm import LanguageModel, Responses, Sampled, response_logprobs, rows
 from textenv.lm.load import run
 from textenv.served.sampler import ServedSampler
@@ -59,12 +59,3 @@ class LanguageModelAgent:
     def _policy_scores(self, batch: Responses, task: Task) -> tuple[torch.Tensor, torch.Tensor]:
         logprobs = response_logprobs(self.policy.model, batch, task.rule)
         return logprobs, torch.zeros_like(logprobs)
-
-
-def as_batch(observation: Any) -> tuple[Any, bool]:
-    """An observation as a batch, and whether it was single."""
-    if isinstance(observation, dict):
-        single = np.ndim(observation["input_ids"]) == 1
-        return {key: np.asarray(value)[None] for key, value in observation.items()} if single else observation, single
-    single = np.ndim(observation) == 1
-    return np.asarray(observation)[None] if single else observation, single

@@ -154,7 +154,9 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
                 figures["entropy"] = new.entropy.detach().sum() / tokens
                 loss = loss - config.entropy_coef * (new.entropy.sum() / tokens)
             loss.backward()
-            add_figures(log, {**figures, **pass_log(new, logprobs, batch, packed(self.policy.model, batch))})
+            with self.task.precision():
+                unpadded = packed(self.policy.model, batch)
+            add_figures(log, {**figures, **pass_log(new, logprobs, batch, unpadded)})
         if self.episodes < self.policy_starts:  # until then the value function learns alone
             self.policy.model.zero_grad(set_to_none=True)
         norm, *_ = clip_gradients(self.parts, config.max_grad_norm)

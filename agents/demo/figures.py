@@ -53,6 +53,7 @@ def gold_against_kl(
     best_of_n: Sequence[Mapping[str, float]],
     sft: tuple[float, float] | None,
     ppo: tuple[float, float, float] | None,
+    name: str = "gold score",
 ) -> Figure:
     """Gold score against √KL (Gao, Schulman and Hilton 2022).
 
@@ -62,6 +63,7 @@ def gold_against_kl(
         best_of_n: records of ``n, gold, ci95, kl_bound``.
         sft: held-out gold score of SFT, with its interval; its KL is 0.
         ppo: held-out KL, gold score and its interval.
+        name: what the gold score is called.
     """
     figure, axes = panel(4.6, 4.2)
     if best_of_n:
@@ -93,7 +95,7 @@ def gold_against_kl(
             math.sqrt(max(ppo[0], 0.0)), ppo[1], ppo[2], color=STAGE_COLOURS["ppo"], ecolor=INK, marker="o",
             markersize=9, markeredgecolor=INK, linestyle="", label="PPO at the end (held-out prompts)", zorder=4,
         )  # fmt: skip
-    axes.set(xlabel="√KL from SFT (√nats)", ylabel="gold score (SFT sd)")
+    axes.set(xlabel="√KL from SFT (√nats)", ylabel=f"{name} (SFT sd)")
     axes.margins(x=0.08)
     if axes.has_data():
         figure.legend(loc="outside lower left", handlelength=1.4)

@@ -19,18 +19,20 @@ from textenv.evaluation import Evaluation, evaluate
 from textenv.lm import load_language_model
 from textenv.stats import bayes_limits, mean_ci95
 from textenv.tasks import assistant
+from textenv.tasks.assistant.questions import prompt_records
 from textenv.vector import TextVectorEnv, make_vec
 
 
 def evaluate_stages(
-    folder: Path, advance: Any, *, split: str, kl_coef: float, repeats: int, seed: int
+    folder: Path, advance: Any, *, split: str, prompts: int | None, kl_coef: float, repeats: int, seed: int
 ) -> dict[str, Any]:
-    """Answer every prompt of a split with every stage, ``repeats`` times; judge; write the report's data.
+    """Answer the first ``prompts`` of a split (None: all) with every stage, ``repeats`` times; judge; write what the
+    report shows.
 
     Returns the part of the summary that is measured; gold scores in standard deviations of the SFT model's.
     """
     models: dict[str, Any] = {"reference": str(folder / "sft"), "reward_model": str(folder / "reward_model")}
-    env = assistant_env(split, **models, kl_coef=kl_coef)
+    env = assistant_env(split, prompts, **models, kl_coef=kl_coef)
     stages: dict[str, list[Evaluation]] = {}
     for part, name in enumerate(("base", "sft", "ppo")):
         model = load_language_model(folder / name / "policy" if name == "ppo" else folder / name)
@@ -48,13 +50,17 @@ def evaluate_stages(
     summary: dict[str, Any] = {name: stage_summary(stages[name], unit) for name in order}
     chosen, bound = summary[f"best_of_{repeats}"], kl_bound(repeats)
     chosen |= {"kl_bound": bound, "reward_bound": chosen["rm_score"]["mean"] - kl_coef * bound}
-    measured = {"reward_model": measure_reward_model(folder), "bounds": bounds_of(env)}
+    measured = {"reward_model": measure_reward_model(folder), "bounds": bounds_of(env, 16)}
     return summary | measured | {"gold_unit": unit}
 
 
-def assistant_env(split: str, *, num_envs: int = 256, **options: Any) -> TextVectorEnv:
-    """The embedded world on one part of its prompts."""
-    return make_vec("textenv/Assistant-v0", num_envs, prompts=f"assistant-{split}", **options)
+def assistant_env(
+    split: str, count: int | None = None, *, num_envs: int | None = None, **options: Any
+) -> TextVectorEnv:
+    """The embedded world on one part of its prompts, or the first ``count`` of them, in at most 256 slots unless their
+    number is given."""
+    prompts = f"assistant-{split}" if count is None else prompt_records(split)[:count]  # type: ignore[arg-type]
+    return make_vec("textenv/Assistant-v0", num_envs or min(256, count or 256), prompts=prompts, **options)
 
 
 def gold_of(evaluation: Evaluation) -> Float[np.ndarray, " B"]:
@@ -117,7 +123,8 @@ def measure_reward_model(folder: Path) -> dict[str, float]:
 
 def side_by_side(stages: Mapping[str, Evaluation], split: str, unit: float) -> list[dict[str, Any]]:
     """The first held-out prompt of three kinds, answered by every stage: picked by place, not by looks."""
-    prompts = assistant.prompts(split)  # type: ignore[arg-type]
+    answered = len(next(iter(stages.values())).responses)
+    prompts = assistant.prompts(split)[:answered]  # type: ignore[arg-type]
     kinds: dict[str, Callable[[assistant.Prompt], bool]] = {
         "Helpful": lambda p: p.kind == "howto" and p.tone == "none",
         "Harmful": lambda p: p.harmful and p.tone == "none",
@@ -125,7 +132,9 @@ def side_by_side(stages: Mapping[str, Evaluation], split: str, unit: float) -> l
     }
     samples = []
     for title, fits in kinds.items():
-        index = next(i for i, prompt in enumerate(prompts) if fits(prompt))
+        index = next((i for i, prompt in enumerate(prompts) if fits(prompt)), None)
+        if index is None:
+            continue
         answers = [
             {
                 "stage": name.replace("_", " "),

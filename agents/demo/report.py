@@ -3,11 +3,11 @@
 A run folder holds what the demo measured. Gold scores are in standard deviations of SFT's gold score, unless said
 otherwise; a measured value is a number or ``{"mean", "ci95"}``; an unknown value, null or absent, is shown as "–".
 
-- ``summary.json`` (needed): ``base``, ``sft``, ``best_of_4``, ``ppo``, each with the keys of ``METRICS`` (``best_of_4``
-  has ``kl_bound``, nats, and ``reward_bound`` instead of ``kl`` and ``reward``); ``bounds`` (the objective of the
-  reference and of the best policy, :mod:`agents.experiments.bounds`; null if β is 0); ``reward_model``
-  (``accuracy, accuracy_ci95, bayes_accuracy, nll, nll_floor``); ``gold_unit`` (that standard deviation); ``seconds``
-  by step; ``seed``; ``versions``; ``config``.
+- ``summary.json`` (needed): ``layout`` (a key of ``LAYOUTS``, default "embedded"); the stages of the layout, each with
+  the keys of its metrics (``best_of_4`` has ``kl_bound``, nats, and ``reward_bound`` instead of ``kl`` and
+  ``reward``); ``bounds`` (the objective of the reference and of the best policy, :mod:`agents.experiments.bounds`;
+  null if unknown); ``reward_model`` (``accuracy, accuracy_ci95, bayes_accuracy, nll, nll_floor``); ``gold_unit`` (that
+  standard deviation); ``facts`` and ``warnings`` (sentences); ``seconds`` by step; ``seed``; ``versions``; ``config``.
 - ``history.json`` (needed): ``ppo``, one log per update (``episodes, reward, rm_score, kl``, raw ``gold_score``).
 - ``calibration.json``: ``margin, prompt``, one entry per held-out pair; the margin, in log-odds, is positive
   where the annotator agreed.
@@ -60,6 +60,81 @@ METRICS = {
     "tone_rate": Metric("Requested tone kept", "tone\n%", "%", "↑", 1),
     "eos_rate": Metric("Answers that end by themselves", "EOS\n%", "%", "↑", 1),
     "response_tokens": Metric("Length of an answer", "tokens", "tokens", "", 1),
+    "perplexity": Metric("Perplexity under SFT", "ppl", "", "", 1),
+    "distinct_1": Metric("Distinct words", "dist-1\n%", "%", "", 1),
+    "distinct_2": Metric("Distinct pairs of words", "dist-2\n%", "%", "", 1),
+}
+
+
+class Layout(NamedTuple):
+    """What the pages of one kind of run show and say."""
+
+    stages: tuple[str, ...]
+    metrics: tuple[str, ...]
+    findings: tuple[str, ...]
+    """Metrics whose change from SFT to PPO is shown in large print."""
+    score: str
+    """What the score that PPO maximises is called."""
+    gold: str
+    """What the judge's score is called."""
+    short: dict[str, str]
+    """Both in the narrow table of a terminal."""
+    intro: str
+    results: str
+    """What the gold score is."""
+    samples: str
+    """What to look for in the answers."""
+
+
+LAYOUTS = {
+    "embedded": Layout(
+        stages=tuple(STAGE_NAMES),
+        metrics=(
+            "reward",
+            "gold_score",
+            "rm_score",
+            "kl",
+            "helpful_rate",
+            "harmful_compliance_rate",
+            "over_refusal_rate",
+            "tone_rate",
+            "eos_rate",
+            "response_tokens",
+        ),
+        findings=("gold_score", "helpful_rate", "harmful_compliance_rate"),
+        score="Reward-model score",
+        gold="Gold score",
+        short={},
+        intro="A base model learns to answer from demonstrations (SFT), a reward model learns from rankings what "
+        "people prefer, and PPO learns to write answers that the reward model likes while staying close to SFT.",
+        results="The gold score is that of the true judge, which training sees only through noisy rankings: check "
+        "whether it rises with the reward model's.",
+        samples="Check whether the helpful answer becomes right, the harmful request is declined, and the requested "
+        "tone is kept.",
+    ),
+    "pretrained": Layout(
+        stages=("base", "sft", "ppo"),
+        metrics=(
+            "reward",
+            "rm_score",
+            "gold_score",
+            "kl",
+            "perplexity",
+            "distinct_1",
+            "distinct_2",
+            "eos_rate",
+            "response_tokens",
+        ),
+        findings=("rm_score", "gold_score", "perplexity"),
+        score="Score that PPO maximises",
+        gold="Judge's score",
+        short={"rm_score": "score", "gold_score": "judge\nSFT sd"},
+        intro="A pretrained model learns from the replies that people preferred (SFT), a reward model learns from "
+        "their comparisons, and PPO learns to write replies that score high while staying close to SFT.",
+        results="The judge was not trained on: check whether its score rises with the one that PPO maximises. "
+        "Perplexity and distinct words show whether the language stays natural and varied.",
+        samples="Prompts were picked by their place in the data, not by the answers.",
+    ),
 }
 
 
@@ -76,6 +151,10 @@ class DemoRun(NamedTuple):
     def updates(self) -> list[dict[str, Any]]:
         """PPO's log, one entry per update."""
         return self.history.get("ppo") or []
+
+    @property
+    def layout(self) -> Layout:
+        return LAYOUTS[self.summary.get("layout", "embedded")]
 
     def value(self, stage: str, key: str) -> tuple[float, float] | None:
         """Held-out mean of a stage and half the width of its interval (NaN if unknown)."""
@@ -137,19 +216,21 @@ def write_report(run: str | Path) -> Path:
         ValueError: the folder is not that of a finished run; the message names the file.
     """
     data = read_run(run)
-    summary, path = data.summary, Path(run) / "report.html"
+    summary, path, layout = data.summary, Path(run) / "report.html", data.layout
     write_page(
         path,
         Path(__file__).with_name("report.html.j2"),
-        facts=[f"seed {summary.get('seed', UNKNOWN)}"]
+        layout=layout,
+        warnings=summary.get("warnings") or [],
+        facts=[*(summary.get("facts") or []), f"seed {summary.get('seed', UNKNOWN)}"]
         + [f"{name} {version}" for name, version in (summary.get("versions") or {}).items()],
-        tiles=tiles(summary),
+        tiles=tiles(summary, layout),
         steps=steps(summary.get("seconds") or {}),
-        colours=list(STAGE_COLOURS.values()),
-        heads=list(map(Cell, STAGE_NAMES.values())),
+        colours=[STAGE_COLOURS[stage] for stage in layout.stages],
+        heads=[Cell(STAGE_NAMES[stage]) for stage in layout.stages],
         rows=[
-            (Cell(m.name, f"{m.unit} {m.goal}".strip()), [cell(summary.get(s) or {}, key) for s in STAGE_NAMES])
-            for key, m in METRICS.items()
+            (metric_title(key, layout), [cell(summary.get(s) or {}, key) for s in layout.stages])
+            for key in layout.metrics
         ],
         curves=learning_curves(data),
         calibration=calibration(data),
@@ -165,14 +246,17 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD, padding=0, show_edge=False, pad_edge=False, title="Held-out prompts, mean ± 95 %"
     )
+    layout = LAYOUTS[summary.get("layout", "embedded")]
     table.add_column("stage", no_wrap=True)
-    for metric in METRICS.values():
-        table.add_column(metric.short, justify="right", no_wrap=True)
-    for stage, name in STAGE_NAMES.items():
-        cells = ((key, cell(summary.get(stage) or {}, key)) for key in METRICS)
+    for key in layout.metrics:
+        table.add_column(layout.short.get(key, METRICS[key].short), justify="right", no_wrap=True)
+    for stage in layout.stages:
+        cells = ((key, cell(summary.get(stage) or {}, key)) for key in layout.metrics)
         # One interval: with more of them the table would not fit 80 columns.
-        table.add_row(name, *(f"{c.value} {c.note}".strip() if key == "gold_score" else c.value for key, c in cells))
-    table.caption = reward_model_caption(summary.get("reward_model") or {})
+        table.add_row(
+            STAGE_NAMES[stage], *(f"{c.value} {c.note}".strip() if key == "gold_score" else c.value for key, c in cells)
+        )
+    table.caption = "\n".join([reward_model_caption(summary.get("reward_model") or {}), *summary.get("warnings", [])])
     table.caption_justify = "left"
     return table
 
@@ -218,45 +302,53 @@ def reward_model_caption(reward_model: Mapping[str, Any]) -> str:
     accuracy, ci95, bayes = (percent(reward_model.get(key)) for key in ("accuracy", "accuracy_ci95", "bayes_accuracy"))
     nll, floor = (number(reward_model.get(key), 3) for key in ("nll", "nll_floor"))
     interval = "" if ci95 == UNKNOWN else f" ± {ci95}"
-    return f"Reward model: accuracy {accuracy}{interval} % (Bayes limit {bayes} %), NLL {nll} nats (floor {floor})."
+    limit, lowest = ("", "") if bayes == UNKNOWN else (f" (Bayes limit {bayes} %)", f" (floor {floor})")
+    return f"Reward model: accuracy {accuracy}{interval} %{limit}, NLL {nll} nats{lowest}."
 
 
-def tiles(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def metric_title(key: str, layout: Layout) -> Cell:
+    """The name of a metric in a layout, with its unit and its goal."""
+    metric = METRICS[key]
+    name = {"gold_score": layout.gold, "rm_score": layout.score}.get(key, metric.name)
+    return Cell(name, f"{metric.unit} {metric.goal}".strip())
+
+
+def tiles(summary: Mapping[str, Any], layout: Layout) -> list[tuple[str, str, str]]:
     """The findings as value, unit and title: what PPO changed, and how good the reward model is."""
     out = []
-    for key in ("gold_score", "helpful_rate", "harmful_compliance_rate"):
+    for key in layout.findings:
         before, after = (cell(summary.get(stage) or {}, key).value for stage in ("sft", "ppo"))
-        out.append((f"{before} → {after}", METRICS[key].unit, f"{METRICS[key].name}, SFT → PPO"))
+        out.append((f"{before} → {after}", METRICS[key].unit, f"{metric_title(key, layout).value}, SFT → PPO"))
     reward_model = summary.get("reward_model") or {}
     accuracy, bayes = (percent(reward_model.get(key)) for key in ("accuracy", "bayes_accuracy"))
+    if bayes == UNKNOWN:
+        return [*out, (accuracy, "%", "Reward-model accuracy on held-out pairs")]
     return [*out, (f"{accuracy} of {bayes}", "%", "Reward-model accuracy, of the Bayes limit")]
 
 
 def steps(seconds: Mapping[str, float]) -> dict[str, Any] | None:
     """Name, seconds and colour of every step, and the total; None if no step is known."""
-    known = {name: value for name, value in seconds.items() if name != "total"}
-    names = [STAGE_NAMES.get(name, name.replace("_", " ")) for name in known]
-    parts = list(zip(names, known.values(), itertools.cycle(STEP_COLOURS)))
-    total = number(seconds.get("total", sum(known.values())), 0)
-    return {"parts": parts, "total": total} if parts else None
+    names = [STAGE_NAMES.get(name, name.replace("_", " ")) for name in seconds]
+    parts = list(zip(names, seconds.values(), itertools.cycle(STEP_COLOURS)))
+    return {"parts": parts, "total": number(sum(seconds.values()), 0)} if parts else None
 
 
 def learning_curves(run: DemoRun) -> list[Picture]:
     """Objective, gold, score and KL against episodes; lines are what other stages reach on held-out prompts."""
     curves = [
         ("reward", "Objective: score − β KL", "objective", 1.0),
-        ("rm_score", "Reward-model score", "score", 1.0),
+        ("rm_score", run.layout.score, "score", 1.0),
         ("kl", "KL from SFT", "nats", 1.0),
     ]
     if run.summary.get("gold_unit"):
-        curves.insert(1, ("gold_score", "Gold score", "SFT sd", float(run.summary["gold_unit"])))
+        curves.insert(1, ("gold_score", run.layout.gold, "SFT sd", float(run.summary["gold_unit"])))
     out = []
     for key, title, unit, scale in curves:
         if not any(key in update for update in run.updates):
             continue
-        stages = ("sft", "best_of_4") if key in ("gold_score", "rm_score") else ()
-        levels = {stage: value[0] for stage in stages if (value := run.value(stage, key))}
         bounds = run.summary.get("bounds") if key == "reward" else None
+        stages = () if key == "kl" or bounds else ("sft", "best_of_4")
+        levels = {stage: value[0] for stage in stages if (value := run.value(stage, key))}
         figure = figures.learning_curve(run.updates, key, title, unit=unit, scale=scale, levels=levels, bounds=bounds)
         out.append(Picture(data_uri(figure), f"{title} ({unit}) against episodes of PPO"))
     return out
@@ -280,11 +372,13 @@ def frontier(run: DemoRun) -> Picture | None:
         run.best_of_n or [],
         run.value("sft", "gold_score"),
         (kl[0], *gold) if kl and gold else None,
+        run.layout.gold.lower(),
     )
     if not figure.axes[0].has_data():
         return None
     caption = "The KL of best-of-n is an upper bound, log n − (n − 1)/n: the true point is at or left of the square."
-    return Picture(data_uri(figure), "Gold score against the square root of the KL from SFT", caption)
+    title = f"{run.layout.gold} against the square root of the KL from SFT"
+    return Picture(data_uri(figure), title, caption if run.best_of_n else "")
 
 
 def samples(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

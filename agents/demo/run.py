@@ -12,42 +12,39 @@ Every step leaves its result in the run folder; an interrupted run continues whe
 Command: ``textenv demo``.
 """
 
-import json
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from rich.console import Console
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from agents.core.agent import LanguageModelAgent
 from agents.demo.judge import assistant_env, evaluate_stages, gold_of
 from agents.demo.report import write_report
+from agents.demo.steps import StepRun, show_loss
 from agents.ppo import PPO, PPOConfig
 from agents.presets import preset
 from agents.sft import SFTConfig, train_sft
 from reward_models.feedback import check_extra
 from reward_models.preferences import load_rankings
 from reward_models.training.trainer import RewardConfig, train_reward_model
-from textenv.data.folders import check_writable
 from textenv.data.records import write_json, write_jsonl
 from textenv.evaluation import evaluate
 from textenv.lm import LanguageModel, load_language_model
 from textenv.lm.load import wrap_language_model
 from textenv.settings import Count, NonNegative, PositiveInt, check_settings
 from textenv.tasks import assistant
-from textenv.training.progress import progress_bar, quiet_libraries
+from textenv.training.progress import quiet_libraries
 
 HELD_OUT_ANNOTATORS = 4
 """Rankings of the same held-out answers: more labels, less noise in the accuracy; intervals are clustered by prompt."""
 
-STEPS = ("base", "sft", "rankings", "reward_model", "ppo", "evaluate")
 TITLES = {
     "base": "1 base model",
     "sft": "2 supervised fine-tuning",
@@ -78,12 +75,14 @@ class DemoConfig:
     ``pip install 'textenv[feedback]'``."""
     responses_per_prompt: Annotated[int, Ge(2), "A ranking needs two answers."] = 4
     """K: answers ranked together; also the n of best-of-n."""
-    ppo_updates: PositiveInt = 60
+    ppo_updates: PositiveInt = 120
     """PPO updates, of ``ppo.batch_size`` episodes each."""
     kl_coef: Annotated[NonNegative, "Use 0 to switch the KL off."] = 0.2
     """β: what a nat of KL costs, in units of the reward model's spread within a prompt."""
     eval_split: Literal["validation", "test"] = "test"
     """Held-out prompts: "validation" to choose settings, "test" to report."""
+    eval_prompts: Annotated[Annotated[int, Ge(1), Le(512)] | None, "There are 512; use None for all."] = None
+    """How many of them are answered, from the first on; None: all 512."""
     base: SFTConfig = field(
         default_factory=lambda: SFTConfig(learning_rate=3e-3, epochs=3, batch_size=32, completion_only=False)
     )
@@ -93,7 +92,7 @@ class DemoConfig:
             learning_rate=1e-3, epochs=3, batch_size=16, freeze_embeddings=True, loss="listwise"
         )
     )
-    ppo: PPOConfig = field(default_factory=lambda: PPOConfig(**preset("assistant", "ppo", total_episodes=60 * 256)))
+    ppo: PPOConfig = field(default_factory=lambda: PPOConfig(**preset("assistant", "ppo", total_episodes=120 * 256)))
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -107,6 +106,7 @@ def smoke_config(config: DemoConfig) -> DemoConfig:
         demonstrations=48,
         rankings=48,
         responses_per_prompt=4,
+        eval_prompts=64,
         ppo_updates=2,
         base=SFTConfig(learning_rate=3e-3, epochs=1, batch_size=64, completion_only=False),
         sft=SFTConfig(learning_rate=1e-3, epochs=1, batch_size=16),
@@ -115,63 +115,20 @@ def smoke_config(config: DemoConfig) -> DemoConfig:
     )
 
 
-class DemoRun:
-    """A run folder: what is done, and what was measured."""
-
-    def __init__(self, config: DemoConfig, console: Console) -> None:
-        self.config, self.folder, self.console = config, config.output, console
-        settings = json.loads(json.dumps(asdict(config), default=str))
-        state = self._read("progress.json", {})
-        if not state and self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            raise ValueError(
-                f"output must be a new or empty folder, or one with an earlier run, got {str(self.folder)!r} with "
-                "other files. Nothing was removed. Name another folder."
-            )
-        if state and state["settings"] != settings:
-            raise ValueError(
-                f"output must be a folder of its own for each choice of settings, got {str(self.folder)!r}, "
-                "which holds a run with others. Nothing was removed. Name another folder, or remove that one yourself."
-            )
-        check_writable(self.folder)
-        state = state or {"settings": settings, "seconds": {}}
-        self.state = state
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / "progress.json", state)
-
-    def _read(self, name: str, default: Any) -> Any:
-        path = self.folder / name
-        return json.loads(path.read_text("utf-8")) if path.is_file() else default
-
-    def step(self, name: str, work: Callable[[Any], list[dict[str, float]] | None]) -> None:
-        """Do a step unless it is done; keep its learning curve and its time."""
-        if name in self.state["seconds"]:
-            self.console.print(f"{TITLES[name]}: done before", style="dim")
-            return
-        start = time.perf_counter()
-        with progress_bar(TITLES[name], self.console) as advance:
-            curve = work(advance)
-        if curve is not None:
-            write_json(self.folder / "history.json", {**self._read("history.json", {}), name: curve})
-        self.state["seconds"][name] = time.perf_counter() - start
-        write_json(self.folder / "progress.json", self.state)
-
-
 def run_demo(config: DemoConfig, console: Console | None = None) -> dict[str, Any]:
     """Run what is not done yet; write ``summary.json`` and ``report.html``; return the summary."""
     quiet_libraries()
     if config.human:
         check_extra()
     console = console or Console(stderr=True)
-    run = DemoRun(config, console)
+    run = StepRun(config, TITLES, console)
     run.step("base", lambda advance: train_base(run, advance))
     run.step("sft", lambda advance: train_demonstrations(run, advance))
     run.step("rankings", lambda advance: collect_rankings(run, advance))
     run.step("reward_model", lambda advance: train_rewards(run, advance))
     run.step("ppo", lambda advance: train_ppo(run, advance))
     run.step("evaluate", lambda advance: evaluate_all(run, advance))
-    summary = json.loads((run.folder / "summary.json").read_text("utf-8"))
-    summary["seconds"] = run.state["seconds"]
-    write_json(run.folder / "summary.json", summary)
+    summary = run.finish()
     report = write_report(run.folder)
     console.print(f"report: {report}")
     return summary
@@ -197,30 +154,31 @@ def new_base_model(seed: int) -> LanguageModel:
         return wrap_language_model(GPT2LMHeadModel(config), tokenizer, name="base")
 
 
-def train_base(run: DemoRun, advance: Any) -> list[dict[str, float]]:
+def train_base(run: StepRun, advance: Any) -> list[dict[str, float]]:
     """A base model from scratch on the mixed corpus, prompts included."""
     config = run.config
     corpus = assistant.sample_corpus(config.base_examples, config.seed, source="base")
     settings = replace(config.base, seed=config.seed)
     model = new_base_model(config.seed)
-    return train_sft(model, corpus, settings, run.folder / "base", resume=True, on_progress=_figures(advance)).history
+    return train_sft(model, corpus, settings, run.folder / "base", resume=True, on_progress=show_loss(advance)).history
 
 
-def train_demonstrations(run: DemoRun, advance: Any) -> list[dict[str, float]]:
+def train_demonstrations(run: StepRun, advance: Any) -> list[dict[str, float]]:
     """SFT of the base model."""
     config = run.config
     records = assistant.sample_corpus(config.demonstrations, config.seed + 1, source="demonstrations")
     write_jsonl(run.folder / "data" / "demonstrations.jsonl", records)
     base = load_language_model(run.folder / "base")
     settings = replace(config.sft, seed=config.seed)
-    return train_sft(base, records, settings, run.folder / "sft", resume=True, on_progress=_figures(advance)).history
+    return train_sft(base, records, settings, run.folder / "sft", resume=True, on_progress=show_loss(advance)).history
 
 
-def collect_rankings(run: DemoRun, advance: Any) -> None:
+def collect_rankings(run: StepRun, advance: Any) -> None:
     """K answers of the SFT model a prompt, ranked by simulated annotators or a person: to train on, and held out to
     measure."""
     config = run.config
-    for part, (split, count) in enumerate({"train": config.human or config.rankings, config.eval_split: None}.items()):
+    counts = {"train": config.human or config.rankings, config.eval_split: config.eval_prompts}
+    for part, (split, count) in enumerate(counts.items()):
         env = assistant_env(split, reference=str(run.folder / "sft"), reward_model="assistant-gold")
         agent = LanguageModelAgent(load_language_model(run.folder / "sft"), env.task, seed=config.seed + 10 + part)
         available = len(env.task.prompts.ids)
@@ -261,7 +219,7 @@ def distinct(record: Mapping[str, Any], gold: list[float]) -> dict[str, Any]:
     }
 
 
-def train_rewards(run: DemoRun, advance: Any) -> list[dict[str, float]]:
+def train_rewards(run: StepRun, advance: Any) -> list[dict[str, float]]:
     """A reward model from the SFT trunk and the rankings."""
     config = run.config
     rankings = load_rankings(run.folder / "data" / "rankings-train.jsonl")
@@ -272,12 +230,12 @@ def train_rewards(run: DemoRun, advance: Any) -> list[dict[str, float]]:
         replace(config.reward, seed=config.seed, loss="pairwise" if ties else config.reward.loss),
         run.folder / "reward_model",
         resume=True,
-        on_progress=_figures(advance),
+        on_progress=show_loss(advance),
     )
     return result.history
 
 
-def train_ppo(run: DemoRun, advance: Any) -> list[dict[str, float]]:
+def train_ppo(run: StepRun, advance: Any) -> list[dict[str, float]]:
     """PPO from the SFT model against the reward model."""
     config = run.config
     settings = replace(config.ppo, seed=config.seed)
@@ -294,13 +252,14 @@ def train_ppo(run: DemoRun, advance: Any) -> list[dict[str, float]]:
     return agent.history
 
 
-def evaluate_all(run: DemoRun, advance: Any) -> None:
+def evaluate_all(run: StepRun, advance: Any) -> None:
     """Measure every stage on held-out prompts; write the summary."""
     config = run.config
     summary = evaluate_stages(
         run.folder,
         advance,
         split=config.eval_split,
+        prompts=config.eval_prompts,
         kl_coef=config.kl_coef,
         repeats=config.responses_per_prompt,
         seed=config.seed,
@@ -308,14 +267,5 @@ def evaluate_all(run: DemoRun, advance: Any) -> None:
     summary["seed"] = config.seed
     summary["eval_split"] = config.eval_split
     summary["versions"] = {name: version(name) for name in ("torch", "transformers", "gymnasium", "numpy")}
-    summary["config"] = run.state["settings"]
+    summary["config"] = run.settings
     write_json(run.folder / "summary.json", summary)
-
-
-def _figures(advance: Any) -> Callable[[int, int, Mapping[str, float]], None]:
-    """Show the loss of a training beside its bar."""
-
-    def on_progress(done: int, total: int, metrics: Mapping[str, float]) -> None:
-        advance(done, total, {"loss": metrics["loss"]} if "loss" in metrics else None)
-
-    return on_progress

@@ -13,7 +13,7 @@ from textenv.pages.figures import INK
 from textenv.vector import TextVectorEnv, make_vec
 
 SAMPLES = 8_192
-"""Responses of the reference from which an optimum is estimated, over all prompts."""
+"""Responses of the reference from which an optimum is estimated, over all prompts, unless a number is given."""
 
 
 def with_bounds(results: list[dict[str, Any]], output: str | Path) -> list[dict[str, Any]]:
@@ -38,12 +38,12 @@ def with_bounds(results: list[dict[str, Any]], output: str | Path) -> list[dict[
     return out
 
 
-def bounds_of(env: TextVectorEnv) -> dict[str, float] | None:
-    """Objective of the reference and of the best policy, as :func:`textenv.evaluation.optimum` estimates them; None
-    without a KL penalty."""
+def bounds_of(env: TextVectorEnv, samples: int | None = None) -> dict[str, float] | None:
+    """Objective of the reference and of the best policy, as :func:`textenv.evaluation.optimum` estimates them from so
+    many ``samples`` a prompt; None without a KL penalty."""
     if env.kl_coef <= 0:
         return None
-    best = optimum(env, max(8, SAMPLES // len(env.task.prompts.ids)))
+    best = optimum(env, samples or max(8, SAMPLES // len(env.task.prompts.ids)))
     low, high = best.ci95
     figures = {"reference": best.reference.mean, "optimum": best.value, "low": low, "high": high}
     return {**figures, "unclear_prompts": best.unclear_prompts}

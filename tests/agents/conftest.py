@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
 import textenv
-from agents.sb3 import make_vec_env
+from agents.sb3 import CausalLMPolicy, make_vec_env
 from tests.conftest import FAMILIES, tiny_model, word_tokenizer
 
 RULED = {"temperature": 0.7, "min_new_tokens": 2, "stop_tokens": ("?",)}
@@ -54,3 +55,16 @@ def plain_logprobs(model, prompt, tokens, temperature=1.0, early=0, stops=(0,)):
             row[list(stops)] = -torch.inf
         out.append(float(row.log_softmax(0)[token]))
     return np.array(out)
+
+
+def small(algorithm, env, policy=CausalLMPolicy, **options):
+    """An agent whose policy is far from the reference, so that every KL differs from 0."""
+    options = {"seed": 0, "device": "cpu", "policy_kwargs": {"model": "gpt2-b"}, **options}
+    if algorithm is PPO:
+        options = {"n_steps": 13, "batch_size": 13, "n_epochs": 2, **options}
+    return algorithm(policy, env, **options)
+
+
+def first_observation(env):
+    env.seed(3)
+    return env.reset()

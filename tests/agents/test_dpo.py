@@ -14,7 +14,7 @@ from agents.dpo import DPOConfig, _summed_loss, encode, ipo_loss, train_dpo
 from reward_models.preferences import LAYOUTS, Ranking, Turns
 from reward_models.training.losses import ranking_nll
 from tests.conftest import tiny_model
-from tests.textenv.lm.test_endings import chat_model
+from tests.textenv.lm.test_chat import chat_model
 from textenv.cli import main
 from textenv.data.records import write_jsonl
 from textenv.lm import load_language_model

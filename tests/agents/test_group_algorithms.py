@@ -310,7 +310,7 @@ def test_of_several_evaluations_each_prompt_keeps_all_of_its_best_answer_the_fir
         row = np.array(scores)
         return Evaluation(
             ["p", "q", "r"], [f"{text}{i}" for i in range(3)], np.arange(3), row - shift, row, row, row * 10,
-            np.arange(3) + shift, reasons,
+            np.arange(3) + shift, reasons, np.full((3, 2), shift), row[:, None],
         )  # fmt: skip
 
     first = drawn("a", [1.0, 5.0, 2.0], ["eos", "length", "eos"], 1)
@@ -320,6 +320,8 @@ def test_of_several_evaluations_each_prompt_keeps_all_of_its_best_answer_the_fir
     assert (best.responses, best.finish_reasons) == (["b0", "a1", "a2"], ["length", "length", "eos"])
     assert (best.rm_scores.tolist(), best.gold.tolist()) == ([3.0, 5.0, 2.0], [30.0, 50.0, 20.0])
     assert (best.rewards.tolist(), best.lengths.tolist()) == ([-4.0, 4.0, 1.0], [7, 2, 3])
+    assert best.response_ids.tolist() == [[7, 7], [1, 1], [1, 1]]
+    assert best.kl_per_token is None
     assert best.kl is None  # being chosen is likelier than being drawn
 
 
@@ -354,8 +356,9 @@ def test_best_of_n_refuses_prompts_that_it_cannot_tell_apart_or_does_not_know(ma
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize(("kind", "config"), [(RLOO, {}), (GRPO, {"normalize_std": False, "normalize_length": False})])
-def test_rloo_and_grpo_come_within_six_percent_of_the_optimum_of_the_exact_world(kind, config, seed):
+def test_rloo_and_grpo_come_within_ten_percent_of_the_optimum_of_the_exact_world(kind, config, seed):
+    """In 90 updates; how near they come in more is in benchmarks/results/agents.json."""
     env = gymnasium.make_vec("textenv/Micro-v0", num_envs=256).unwrapped
-    settings = {"epochs": 2, "minibatches": 4, "learning_rate": 1e-3, "lr_decay_episodes": 200 * 256}
-    agent = kind(env, kind.config_type(seed=seed, **settings, **config)).learn(200 * 256)
-    assert exact_world(env).measure(agent.policy.model).regret_ratio <= 0.06
+    settings = {"epochs": 2, "minibatches": 4, "learning_rate": 1e-3, "lr_decay_episodes": 90 * 256}
+    agent = kind(env, kind.config_type(seed=seed, **settings, **config)).learn(90 * 256)
+    assert exact_world(env).measure(agent.policy.model).regret_ratio <= 0.10

@@ -45,7 +45,7 @@ def test_adapters_of_half_the_width_learn_the_exact_world_like_all_weights_do():
 
 
 def test_sft_on_the_embedded_world_stays_above_its_conditional_entropy_and_comes_near_it():
-    """No model can beat the entropy; one that has seen 140,000 answers comes within 5 % of it."""
+    """No model can beat the entropy; one that has seen 48,000 answers comes within 10 % of it."""
     rng = np.random.default_rng(9)
 
     def answered(prompts):
@@ -55,7 +55,7 @@ def test_sft_on_the_embedded_world_stays_above_its_conditional_entropy_and_comes
         return [prompt for prompt in assistant.sample_prompts("train", count, seed) if prompt.kind == "fact"]
 
     config = SFTConfig(learning_rate=4e-3, epochs=1, batch_size=32)
-    model = train_sft(new_base_model(0), answered(facts(700_000, 7)), config).model
+    model = train_sft(new_base_model(0), answered(facts(240_000, 7)), config).model
     prompts = facts(5_000, 8)
     held_out = answered(prompts)
     floor = assistant.conditional_entropy(prompts, "demonstrations").per_token
@@ -67,4 +67,4 @@ def test_sft_on_the_embedded_world_stays_above_its_conditional_entropy_and_comes
     tokens = sum(len(record["completion"].split()) + 1 for record in held_out)
     sampled_floor = -sum(logprobs) / tokens  # of these very answers: the sampling noise of the entropy is not ours
     assert sampled_floor == pytest.approx(floor, rel=0.05)
-    assert sampled_floor <= measured <= 1.05 * sampled_floor
+    assert sampled_floor <= measured <= 1.10 * sampled_floor

@@ -6,7 +6,7 @@ from typing import Any
 from agents.doctor.finding import Check, Seen
 from agents.doctor.parts import ModelPart
 from textenv.conformance.subject import Skipped
-from textenv.lm.endings import template_ending
+from textenv.lm.chat import chat_text, template_ending
 from textenv.lm.load import output_embeddings
 
 PROBES = (
@@ -100,13 +100,14 @@ def answer_after_prompt(part: ModelPart) -> Iterator[Seen]:
     _need_template(part)
     lm, tokenizer = part.lm, part.lm.tokenizer
     chat = [{"role": "user", "content": "QUESTION"}]
-    whole: Any = tokenizer.apply_chat_template([*chat, {"role": "assistant", "content": "ANSWER"}], tokenize=False)
+    whole = chat_text(tokenizer, [*chat, {"role": "assistant", "content": "ANSWER"}])
     if not whole.startswith(lm.prompt_text(chat)):
         yield Seen("warning", f"with an answer, the template writes another beginning: {whole[:80]!r}")
         return
     apart = [*lm.encode_prompt(chat), *lm.encode_response("ANSWER", eos=False), *template_ending(tokenizer)]
     if tokenizer(whole, add_special_tokens=False).input_ids != apart:
-        yield Seen("warning", "tokenised together, the prompt and the answer have other tokens than apart")
+        what = "the template gives an answer other tokens than its own"
+        yield Seen("warning", f"{what}: they are learned, and a reward model that reads plain answers sees others")
     if not template_ending(tokenizer):
         yield Seen("warning", "the template puts nothing after an answer: only EOS tells where it ends")
 

@@ -160,6 +160,16 @@ def test_every_stage_and_number_of_the_summary_is_in_the_table(make_run, content
         assert text in page.text
 
 
+def test_an_answer_stands_above_its_two_scores(make_run, contents):
+    text = " ".join(read_page(make_run(contents)).text.split())
+    assert text.count("gold score −0.50 reward-model score 1.50") == 4
+
+
+def test_large_print_shows_the_change_from_sft_to_ppo(make_run, contents):
+    before, after = (shown(contents["summary"][stage]["gold_score"]["mean"]) for stage in ("sft", "ppo"))
+    assert f"{before} → {after}" in " ".join(read_page(make_run(contents)).text.split())
+
+
 def test_what_models_and_people_wrote_is_shown_as_text(make_run, contents):
     page = read_page(make_run(contents))
     assert "how <script>do</script> i" in page.text
@@ -245,6 +255,15 @@ def test_the_terminal_table_has_a_row_a_stage_and_fits_80_columns(make_run, cont
         assert all(shown(100 * summary[key][rate], 1) in lines[name].split() for rate in RATES)
     assert "≤ 0.64" in lines["Best of 4"]
     assert "accuracy 72.8 % (Bayes limit 77.2 %)" in " ".join(text.split())
+
+
+def test_warnings_stand_on_the_page_and_below_the_table(make_run, contents):
+    contents["summary"]["warnings"] = ["Over-optimisation: <b>look</b>."]
+    run = make_run(contents)
+    assert "Over-optimisation: <b>look</b>." in read_page(run).text
+    stream = io.StringIO()
+    Console(width=80, file=stream).print(summary_table(read_run(run).summary))
+    assert stream.getvalue().rstrip().endswith("Over-optimisation: <b>look</b>.")
 
 
 def points(figure: Figure, label: str) -> np.ndarray:

@@ -4,14 +4,18 @@ import json
 import signal
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from agents.demo.run import STEPS, DemoConfig, DemoRun, distinct, run_demo, smoke_config
+from agents.demo.judge import assistant_env
+from agents.demo.run import TITLES, DemoConfig, distinct, run_demo, smoke_config
+from agents.demo.steps import StepRun
 from agents.ppo import PPO
 from reward_models.preferences import load_rankings
+from textenv.tasks.assistant import questions as assistant
 
 QUIET = Console(quiet=True)
 
@@ -50,13 +54,13 @@ def test_the_summary_has_every_figure_of_every_stage(finished):
     assert bounds["reference"] == pytest.approx(summary["sft"]["reward"]["mean"], abs=0.1)  # other samples of SFT
     assert bounds["optimum"] > bounds["reference"]
     assert summary["reward_model"].keys() >= {"accuracy", "bayes_accuracy", "nll", "nll_floor"}
-    assert summary["seconds"].keys() == set(STEPS)
+    assert summary["seconds"].keys() == set(TITLES)
     assert summary["seed"] == 3
     assert summary["versions"]["torch"].startswith(torch.__version__.split("+")[0])
 
 
 def test_the_run_folder_holds_plain_models_data_and_a_self_contained_report(finished):
-    folder, _ = finished
+    folder, summary = finished
     AutoModelForCausalLM.from_pretrained(folder / "base")
     AutoModelForCausalLM.from_pretrained(folder / "sft")
     AutoModelForSequenceClassification.from_pretrained(folder / "reward_model")
@@ -69,6 +73,11 @@ def test_the_run_folder_holds_plain_models_data_and_a_self_contained_report(fini
             record = json.loads(line)
             assert sorted(record["ranking"]) == list(range(len(record["responses"])))
             assert len(set(record["responses"])) == len(record["responses"])
+    ended = [summary[stage]["eos_rate"] * 4 * 64 for stage in ("base", "sft", "ppo")]  # 64 prompts, 4 answers
+    assert ended == pytest.approx(np.round(ended))
+    held_out = load_rankings(folder / "data" / "rankings-held-out.jsonl")
+    asked = {record["prompt"] for record in assistant.validation_prompts()[:64]}
+    assert {ranking.prompt for ranking in held_out} <= asked
     samples = json.loads((folder / "samples.json").read_text())
     assert [sample["title"] for sample in samples] == ["Helpful", "Harmful", "Requested tone"]
 
@@ -97,6 +106,13 @@ def test_an_interrupted_run_continues_to_the_same_result(finished, tmp_path, mon
         assert torch.equal(a, b)
 
 
+def test_the_first_prompts_of_a_part_have_a_slot_each():
+    env = assistant_env("validation", 3)
+    assert env.num_envs == 3
+    assert list(env.task.prompts.prompts) == [record["prompt"] for record in assistant.validation_prompts()[:3]]
+    assert (assistant_env("train").num_envs, assistant_env("train", num_envs=5).num_envs) == (256, 5)
+
+
 def test_equal_answers_are_merged_at_their_better_rank():
     record = {"prompt": "p", "responses": ["a", "b", "a", "c"], "ranking": [1, 2, 3, 0]}
     assert distinct(record, [1.0, 2.0, 1.0, 3.0]) == {
@@ -112,6 +128,7 @@ def test_bad_settings_are_refused():
         ({"eval_split": "train"}, "eval_split"),
         ({"rankings": 0}, "rankings"),
         ({"responses_per_prompt": 1}, "responses_per_prompt"),
+        ({"eval_prompts": 513}, "eval_prompts must be between 1 and 512, got 513"),
     ]:
         with pytest.raises(ValueError, match=message):
             DemoConfig(**bad)
@@ -122,17 +139,23 @@ def test_a_run_folder_with_other_files_or_other_settings_is_refused_and_left_as_
     thesis.parent.mkdir()
     thesis.write_text("years of work")
     with pytest.raises(ValueError, match="Nothing was removed"):
-        DemoRun(DemoConfig(output=tmp_path), Console(quiet=True))
+        StepRun(DemoConfig(output=tmp_path), TITLES, Console(quiet=True))
     assert thesis.read_text() == "years of work"
 
-    DemoRun(DemoConfig(output=tmp_path / "run", seed=1), Console(quiet=True))
+    StepRun(DemoConfig(output=tmp_path / "run", seed=1), TITLES, Console(quiet=True))
     model = tmp_path / "run" / "sft" / "model.safetensors"
     model.parent.mkdir()
     model.write_text("weights")
     with pytest.raises(ValueError, match="a run with others"):
-        DemoRun(DemoConfig(output=tmp_path / "run", seed=2), Console(quiet=True))
+        StepRun(DemoConfig(output=tmp_path / "run", seed=2), TITLES, Console(quiet=True))
     assert model.read_text() == "weights"
-    DemoRun(DemoConfig(output=tmp_path / "run", seed=1), Console(quiet=True))
+    StepRun(DemoConfig(output=tmp_path / "run", seed=1), TITLES, Console(quiet=True))
+
+
+def test_a_run_folder_that_cannot_be_made_is_refused_by_name(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"output must be a writable folder, got '.*file/run'"):
+        StepRun(DemoConfig(output=tmp_path / "file" / "run"), TITLES, Console(quiet=True))
 
 
 @pytest.mark.timeout(300)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -206,3 +207,12 @@ def test_an_environment_without_a_kl_penalty_has_no_optimum_to_show(tmp_path):
     (result,) = with_bounds([{"settings": settings, "figures": {"kl": 0.0, "reward": 1.0}}], tmp_path)
     assert result["bounds"] is None
     assert "share" not in result["figures"]
+
+
+@pytest.mark.parametrize(("given", "drawn"), [(None, 16), (3, 3)])
+def test_an_optimum_takes_16_responses_to_each_of_512_prompts_unless_told(given, drawn, monkeypatch):
+    counts = []
+    best = SimpleNamespace(reference=SimpleNamespace(mean=0.0), value=1.0, ci95=(0.5, 1.5), unclear_prompts=0.0)
+    monkeypatch.setattr(bounds, "optimum", lambda env, samples: counts.append(samples) or best)
+    bounds.bounds_of(make_vec("textenv/Assistant-v0", 1, prompts="assistant-test"), given)
+    assert counts == [drawn]

@@ -90,6 +90,12 @@ def test_packed_passes_have_no_padding(learner):
     assert learner(epochs=2).learn(16).history[0]["padding_share"] == 0.0
 
 
+def test_passes_in_bfloat16_are_packed_whatever_their_padding_and_logged_so(learner, monkeypatch):
+    monkeypatch.setattr(packing, "WORTH_IT", 1.0)
+    assert learner().learn(16).history[0]["padding_share"] > 0
+    assert learner(env_options={"dtype": "bfloat16"}).learn(16).history[0]["padding_share"] == 0.0
+
+
 def test_padding_is_counted_over_every_pass_and_less_with_micro_batches_of_similar_length(learner, monkeypatch):
     monkeypatch.setattr(packing, "can_pack", lambda model: False)
     shares = []
