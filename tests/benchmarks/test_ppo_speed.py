@@ -7,10 +7,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.ppo_speed import compare, worlds
+from benchmarks.ppo_speed import compare, picture, rollout, worlds
 from benchmarks.ppo_speed.talk import Side
 from benchmarks.ppo_speed.work import Shape, iteration_flops
 from benchmarks.ppo_speed.worlds import World, end_probability, make_models, random_prompts
+from benchmarks.record import RESULTS
 
 TINY = {"n_layer": 1, "n_embd": 16, "n_head": 1, "vocab_size": 32}
 
@@ -50,3 +51,26 @@ def test_our_side_runs_iterations_on_request_and_says_what_they_cost(tmp_path):
     figures = compare.summary(rows, Shape.of_folder(world.reference), peak=1.0)
     assert figures["iteration"] == pytest.approx(sum(row["collect"] + row["update"] for row in rows) / 2)
     assert figures["peak_rss_mb"] > 50
+
+
+def test_both_samplers_draw_the_same_lengths_and_count_the_end(tmp_path):
+    make_models(tmp_path, TINY, mean_length=worlds.MEAN_LENGTH)
+    prompts = torch.randint(2, 32, (512, worlds.PROMPT), generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    mean = {
+        make: make(tmp_path / "reference", prompts, natural=True)() / len(prompts)
+        for make in (rollout.ours, rollout.generate)
+    }
+    assert mean[rollout.ours] == pytest.approx(mean[rollout.generate], rel=0.12)
+    assert mean[rollout.ours] == pytest.approx(worlds.MEAN_LENGTH, rel=0.25)
+    full = [make(tmp_path / "reference", prompts[:4], natural=False)() for make in (rollout.ours, rollout.generate)]
+    assert full == [4 * worlds.RESPONSE] * 2
+
+
+def test_the_picture_has_a_panel_for_each_cell_and_a_bar_for_each_side(tmp_path):
+    cells = json.loads((RESULTS / "ppo_speed.json").read_text("utf-8"))["cells"]
+    figure = picture.picture(cells)
+    drawn = [axes for axes in figure.axes if axes.axison]
+    assert [axes.get_title("left") for axes in drawn] == list(cells)
+    for axes, cell in zip(drawn, cells.values(), strict=True):
+        assert len(axes.patches) == 2 * len(cell["sides"])

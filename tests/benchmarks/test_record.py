@@ -1,0 +1,24 @@
+"""What a result says of the command that made it."""
+
+import json
+
+import pytest
+
+from benchmarks import record
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (["runs/a", "runs/b-1", "--seeds", "4", "5"], "runs/a runs/b-1 --seeds 4 5"),
+        (["--data", "/somewhere/of/mine/pairs.jsonl.gz"], "--data pairs.jsonl.gz"),
+        (["--data", "../elsewhere/pairs.jsonl"], "--data pairs.jsonl"),
+        (["--agents", "Online DPO"], "--agents 'Online DPO'"),
+    ],
+)
+def test_a_command_can_be_given_again_and_names_no_folder_of_the_machine(tmp_path, monkeypatch, arguments, command):
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["ran", *arguments])
+    path = record.write_result("some.speed", {"figures": 1})
+    assert path == tmp_path / "some_speed.json"
+    assert json.loads(path.read_text())["command"] == f"python -m benchmarks.some.speed {command}"
