@@ -47,10 +47,18 @@ def results(work, count=2):
     return found
 
 
+def own_progress_bars():
+    """A lock of this process for its progress bars: the usual one is shared, and a killed child keeps it for ever."""
+    kinds = [tqdm]
+    for kind in kinds:  # each may have made a lock of its own
+        kind.set_lock(threading.RLock())
+        kinds += kind.__subclasses__()
+
+
 def _child(work, rank, count, folder):
     result = error = None
     try:
-        tqdm.set_lock(threading.RLock())  # the usual one is shared by processes
+        own_progress_bars()
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count))
         os.environ.update(GLOO_SOCKET_IFNAME="lo", OMP_NUM_THREADS="1")
         AcceleratorState._reset_state(True)

@@ -5,20 +5,19 @@ import json
 import os
 import resource
 import signal
-import threading
 import time
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from tqdm.std import tqdm
 from transformers import AutoModelForCausalLM
 
 from agents import PPO, PPOConfig
 from agents.core.job import Job
 from agents.core.kept import Keep
 from agents.logs.figures import MEASURED
+from tests.processes import own_progress_bars
 
 
 @pytest.fixture
@@ -114,7 +113,7 @@ def fork(work):
         warnings.simplefilter("ignore", DeprecationWarning)  # threads of other tests; the child uses none
         child = os.fork()
     if child == 0:
-        tqdm.set_lock(threading.RLock())  # the usual one is shared by processes: killed with it, a child blocks us
+        own_progress_bars()
         try:
             work()
         finally:

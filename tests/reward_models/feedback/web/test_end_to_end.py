@@ -3,7 +3,6 @@
 import itertools
 import threading
 
-import numpy as np
 import pytest
 
 from reward_models.evaluation import evaluate_reward_model
@@ -74,15 +73,12 @@ def test_people_over_http_teach_as_much_as_their_rankings_directly(answered, ser
     counts = export(project, tmp_path / "out")
     assert counts["rankings"] == len(direct) == RANKINGS
 
-    exported = load_rankings(tmp_path / "out" / "rankings.jsonl")
-    key = {(prompt_key(r.prompt), r.responses) for r in exported}
-    assert key == {(prompt_key(r.prompt), r.responses) for r in load_rankings(direct)}  # best first: the same rankings
-
+    found = []
     config = RewardConfig(learning_rate=1e-3, epochs=3, batch_size=16, freeze_embeddings=True, loss="listwise")
-    found = {}
-    for name, rankings in {"page": exported, "direct": load_rankings(direct)}.items():
-        found[name] = evaluate_reward_model(train_reward_model(model, rankings, config).model, held_out)
-    accuracy, noise = (found["page"][f"accuracy_per_pair{end}"] for end in ("", "_ci95"))
-    assert accuracy > 0.6
-    assert abs(accuracy - found["direct"]["accuracy_per_pair"]) < noise
-    assert np.isfinite(accuracy)
+    for rankings in (load_rankings(tmp_path / "out" / "rankings.jsonl"), load_rankings(direct)):
+        rankings = sorted(rankings, key=lambda one: (prompt_key(one.prompt), one.responses))  # whoever came first
+        found.append([(prompt_key(one.prompt), one.responses) for one in rankings])  # best first
+        accuracy = evaluate_reward_model(train_reward_model(model, rankings, config).model, held_out)
+        found.append(accuracy["accuracy_per_pair"])
+    assert found[:2] == found[2:]
+    assert found[1] > 0.6
