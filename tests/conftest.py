@@ -6,6 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from jaxtyping import config as jaxtyping_config
 from jaxtyping import install_import_hook
 from tokenizers.processors import TemplateProcessing
 from transformers import (
@@ -37,6 +38,15 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
+@pytest.fixture(autouse=True)
+def _shapes_are_checked_where_calls_are_few(request):
+    """A test that trains for minutes runs the code of the fast ones a thousand times over."""
+    slow = request.node.get_closest_marker("slow") is not None
+    jaxtyping_config.update("jaxtyping_disable", slow)
+    yield
+    jaxtyping_config.update("jaxtyping_disable", False)
+
+
 WORDS = ("<eos>", "red", "green", "blue", "sky", "grass", "is", "the", "what", "?", "not", "<unk>")
 
 LLAMA = {
@@ -54,6 +64,26 @@ FAMILIES = {
 }
 FORGETFUL = {"mistral": {**LLAMA, "sliding_window": 3}}
 """A family whose attention reaches back no further than its window."""
+GEMMA = {**LLAMA, "head_dim": 8, "sliding_window": 3}
+OTHERS = {
+    "qwen3": {**LLAMA, "head_dim": 8},
+    "gemma2": {**GEMMA, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 1.5},
+    "gemma3_text": {**GEMMA, "layer_types": ["sliding_attention", "full_attention"]},
+    "phi3": LLAMA,
+    "opt": {
+        "hidden_size": 32,
+        "ffn_dim": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "word_embed_proj_dim": 24,
+        "max_position_embeddings": 64,
+    },
+    "gpt_neox": {name: size for name, size in LLAMA.items() if name != "num_key_value_heads"},
+    "smollm": {**LLAMA, "model_type": "llama", "tie_word_embeddings": True},
+    "smollm3": {**LLAMA, "no_rope_layers": [1, 0]},
+}
+EVERY_FAMILY = {**FAMILIES, **FORGETFUL, **OTHERS}
+"""The families of the README, of which ``tests/test_families.py`` trains each; the others try the first three."""
 STATEFUL = {
     "jamba": {**LLAMA, "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 4, "num_experts": 2},
     "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
@@ -75,14 +105,9 @@ def kl_k2(logprobs, ref_logprobs):
 
 def tiny_model(family: str = "gpt2", seed: int = 0, spread: float = 0.2):
     """A random causal language model over ``WORDS``, far from uniform, as a ``LanguageModel``."""
-    config = AutoConfig.for_model(
-        family,
-        vocab_size=len(WORDS),
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=0,
-        **{**FAMILIES, **FORGETFUL, **STATEFUL}[family],
-    )
+    special = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    recipe = {"model_type": family, **{**EVERY_FAMILY, **STATEFUL}[family]}
+    config = AutoConfig.for_model(vocab_size=len(WORDS), **special, **recipe)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config)

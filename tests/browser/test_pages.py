@@ -30,6 +30,12 @@ def next_page(page, work):
         work()
 
 
+def intercept(page, path, work):
+    """Handle requests by hand, from the page's next load on: one that runs may send a few before it knows."""
+    page.route(path, work)
+    page.reload()
+
+
 def drag(page, number, onto, part):
     """Drag a response to a part (0 the top, 1 the bottom) of another."""
     handle = page.locator(f'[data-number="{number}"] .handle').bounding_box()
@@ -156,7 +162,7 @@ def test_a_second_press_does_not_take_back_one_more(make_project, serve, open_pa
         for key in "12":
             page.keyboard.press(key)
         next_page(page, lambda: page.keyboard.press("Enter"))
-    page.route("**/items/*", lambda route: page.wait_for_timeout(300) or route.continue_())  # a slow next page
+    intercept(page, "**/items/*", lambda route: page.wait_for_timeout(300) or route.continue_())  # a slow next page
     with page.expect_navigation(url="**/items/2"):
         page.evaluate("for (let i = 0; i < 2; i++) setTimeout(() => document.querySelector('#undo').click(), 60 * i)")
     assert [row["action"] for row in project.history()] == ["rank", "rank", "undo"]
@@ -204,7 +210,7 @@ def test_an_answer_waits_for_a_draft_that_is_on_its_way(make_project, serve, ope
     project = make_project(items=2, k=2)
     page = open_page(serve(project).server, "Ann")
     drafts, answers = [], []
-    page.route("**/api/items/1/draft", lambda route: drafts.append(route))  # held back
+    intercept(page, "**/api/items/1/draft", lambda route: drafts.append(route))  # held back
     page.on("request", lambda request: request.method == "POST" and answers.append(request.url))
     with page.expect_request("**/api/items/1/draft"):
         page.keyboard.press("1")
@@ -287,7 +293,7 @@ def test_an_answer_changed_after_its_confirmation_was_lost_is_the_one_that_count
     project = make_project(items=1, k=2)
     page = open_page(serve(project).server, "Ann")
     path = "**/api/items/1"
-    page.route(path, lambda route: (route.fetch(), route.abort()))  # it arrives, and the page never hears so
+    intercept(page, path, lambda route: (route.fetch(), route.abort()))  # it arrives, and the page never hears so
     for key in ("1", "2", "Enter"):
         page.keyboard.press(key)
     expect(page.locator("#message")).to_contain_text("still on this page")
