@@ -108,6 +108,7 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
 
     def collect(self) -> Rollout:
         """One batch of episodes with the current policy; the server at ``sampler_url`` draws its responses."""
+        self.optimizer.zero_grad(set_to_none=True)  # a rollout can use the memory of the last gradient
         served = self.sampler and partial(self.sampler.holding(self.policy).act, score=self.actor.evaluate)
         act = partial(served or self.actor.act, task=self.task, generator=own_generator(self.generator))
         return self.stream.collect(self.config.batch_size, partial(act, slots=self.config.rollout_slots))

@@ -26,6 +26,7 @@ from textenv.data.hub import hub_or_cache
 from textenv.lm.adapters import adapter_base, adapters, load_adapter, merged_copy, plain_model, save_adapter
 from textenv.lm.chat import ending_ids, prompt_text, turn_end_id
 from textenv.lm.kernels.layers import speed_up
+from textenv.lm.kernels.tied import Link, linked, tie, tied_logits
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +52,7 @@ class LanguageModel:
         train_padding(self.model)
         fuse_activations(self.model)
         speed_up(self.model)
+        tie(self.model)
 
     @property
     def vocab_size(self) -> int:
@@ -300,8 +302,10 @@ def has_plain_head(model: PreTrainedModel) -> bool:
     return _plain_head[model]
 
 
-def _head_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+def _head_logits(model: PreTrainedModel, hidden: Tensor, link: Link | None = None) -> Tensor:
     head = output_embeddings(model)
+    if link is not None:
+        return tied_logits(head.weight, hidden, link)
     return head(hidden.to(head.weight.dtype))  # Mamba's hidden states are float32 in any precision
 
 
@@ -310,11 +314,13 @@ class Outputs:
 
     def __init__(self, model: PreTrainedModel, hidden: Tensor, logits: Tensor | None) -> None:
         self._model, self.hidden, self._logits = model, hidden, logits
+        link = linked(model)
+        self._link = link if hidden.requires_grad else None
 
     def at(self, index: Any) -> tuple[Tensor, Tensor]:
         """``(logits [n, V], hidden [n, H])`` at the positions ``index`` of ``[B, S]``."""
         hidden = self.hidden[index]
-        logits = _head_logits(self._model, hidden) if self._logits is None else self._logits[index]
+        logits = _head_logits(self._model, hidden, self._link) if self._logits is None else self._logits[index]
         return logits.to(torch.promote_types(logits.dtype, torch.float32)), hidden
 
 
