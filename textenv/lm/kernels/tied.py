@@ -32,15 +32,14 @@ class Link:
     def leave(self, grad: Float[Tensor, "n V"], hidden: Float[Tensor, "n H"], dtype: torch.dtype) -> None:
         """Add the weight's gradient ``gradᵀ · hidden`` of one part of the tokens."""
         task = torch._C._current_graph_task_id()
-        first = self._left is None or self._task != task  # what an earlier backward pass did not fetch is dropped
-        if first and grad.dtype == dtype:
-            self._left = product(grad.T, hidden.T)
+        left = self._left if self._task == task else None  # what an earlier backward pass did not fetch is dropped
+        if left is None and grad.dtype == dtype:
+            left = product(grad.T, hidden.T)
         else:
-            left = grad.new_zeros(grad.shape[1], hidden.shape[1], dtype=dtype) if first else self._left
+            left = grad.new_zeros(grad.shape[1], hidden.shape[1], dtype=dtype) if left is None else left
             for rows, columns in zip(left.split(ROWS), grad.split(ROWS, dim=1), strict=True):
                 rows += product(columns.T, hidden.T)
-            self._left = left
-        self._task = task
+        self._left, self._task = left, task
 
     def take(self) -> Float[Tensor, "V H"] | None:
         left, self._left = self._left, None
@@ -51,8 +50,9 @@ def tie(model: PreTrainedModel) -> None:
     """Make the embedding of a model with a tied LM head one that a pass can link to it. Weight, name and base class
     stay; layers of a class of their own are left alone."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    plain = type(embedding) is nn.Embedding and isinstance(head, nn.Linear) and type(head) in (nn.Linear, OneDNNLinear)
-    if plain and head.weight is embedding.weight and head.bias is None:
+    if type(embedding) is not nn.Embedding or not isinstance(head, nn.Linear):
+        return
+    if type(head) in (nn.Linear, OneDNNLinear) and head.weight is embedding.weight and head.bias is None:
         embedding.__class__ = TiedEmbedding
 
 
