@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from textenv.lm.kernels import tied
 from textenv.lm.kernels.tied import TiedEmbedding, tie
 from textenv.lm.load import disable_dropout, run
 
@@ -98,15 +99,18 @@ def test_losses_and_gradients_are_those_of_pytorch(pair, loss, passes):
             torch.testing.assert_close(ours.grad, plain.grad, msg=name)
 
 
+@pytest.mark.parametrize("rows", [4, 4096])
 @pytest.mark.parametrize("loss", [one_part, two_parts, without_head])
-def test_gradients_under_autocast_are_those_of_pytorch_up_to_rounding(pair, loss):
+def test_gradients_under_autocast_are_those_of_pytorch_up_to_rounding(pair, loss, rows, monkeypatch):
+    monkeypatch.setattr(tied, "ROWS", rows)
     for one in pair:
         with torch.autocast("cpu", torch.bfloat16):
             value = loss(one)
         value.backward()
-    plain, ours = (one.get_input_embeddings().weight.grad for one in pair)
-    assert ours.dtype == torch.float32
-    torch.testing.assert_close(ours, plain, atol=0.02, rtol=0.02)
+    for (name, plain), ours in zip(pair[0].named_parameters(), pair[1].parameters(), strict=True):
+        if plain.grad is not None:
+            assert ours.grad.dtype == torch.float32
+            torch.testing.assert_close(ours.grad, plain.grad, atol=0.02, rtol=0.02, msg=name)
 
 
 def test_weights_in_bfloat16_have_gradients_in_bfloat16(pair):
@@ -117,17 +121,31 @@ def test_weights_in_bfloat16_have_gradients_in_bfloat16(pair):
     torch.testing.assert_close(ours, plain, atol=0.02, rtol=0.02)
 
 
+def last_norm(model):
+    return [weight for name, weight in model.named_parameters() if "norm" in name or "ln_f" in name][-1]
+
+
 def test_a_pass_can_be_differentiated_again_and_in_parts(pair):
     """What one backward pass leaves and does not fetch is no part of the next one."""
     found = []
     for one in pair:
         table = one.get_input_embeddings().weight
-        norm = [weight for name, weight in one.named_parameters() if "norm" in name or "ln_f" in name][-1]
+        norm = last_norm(one)
         value = two_parts(one)
         asked = [[norm], [table], [norm], [norm, table], [table]]
         found.append([torch.autograd.grad(value, weights, retain_graph=True)[-1] for weights in asked])
     for plain, ours in zip(*found, strict=True):
         torch.testing.assert_close(ours, plain)
+
+
+def test_a_later_pass_without_the_head_has_nothing_of_an_earlier_one_with_it(pair):
+    found = []
+    for one in pair:
+        outputs, _ = run(one, IDS)
+        table = one.get_input_embeddings().weight
+        torch.autograd.grad(picked(outputs, (0, slice(None))), [last_norm(one)], retain_graph=True)
+        found.append(torch.autograd.grad(outputs.hidden.sin().sum(), [table])[0])
+    torch.testing.assert_close(*found)
 
 
 class Called(TorchDispatchMode):
