@@ -253,8 +253,9 @@ def test_wrong_settings_are_refused(learner, env, config, message):
 
 
 @pytest.mark.slow
-def test_online_dpo_comes_within_five_percent_of_the_optimum_of_the_exact_world():
+def test_online_dpo_comes_within_eight_percent_of_the_optimum_of_the_exact_world():
+    """In 100 updates; how near it comes in more is in benchmarks/results/agents.json."""
     env = gymnasium.make_vec("textenv/Micro-v0", num_envs=256).unwrapped
-    agent = OnlineDPO(env, OnlineDPOConfig(**preset("micro", "online-dpo", total_episodes=200 * 256)))
-    agent.learn(200 * 256)
-    assert exact_world(env).measure(agent.policy.model).regret_ratio <= 0.05
+    agent = OnlineDPO(env, OnlineDPOConfig(**preset("micro", "online-dpo", total_episodes=100 * 256)))
+    agent.learn(100 * 256)
+    assert exact_world(env).measure(agent.policy.model).regret_ratio <= 0.08
