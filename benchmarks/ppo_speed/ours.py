@@ -34,6 +34,7 @@ def make_agent(spec: dict[str, Any]) -> PPO:
         learning_rate=spec["learning_rate"],
         lora_rank=spec["lora_rank"],
         value_function=spec["value_function"],
+        gradient_checkpointing=spec["gradient_checkpointing"],
     )
     return PPO(env, config)
 

@@ -18,6 +18,7 @@ NAMES = {
     "ours": "ours",
     "ours-bfloat16": "ours, bfloat16",
     "ours-trunk": "ours, trunk",
+    "ours-checkpointing": "ours, checkpointing",
     "ours-lora": "ours, LoRA",
     "ours-lora-bfloat16": "ours, LoRA, bfloat16",
 }
