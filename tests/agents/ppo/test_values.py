@@ -19,20 +19,24 @@ def test_the_explained_variance_is_that_of_the_values_that_were_held_while_playi
     assert learner.update(rollout._replace(values=half))["explained_variance"] == pytest.approx(0.75, abs=1e-5)
 
 
+def states(tokens):
+    """``(b, t, ids [1, n])``: what stands before token t of response b, without padding."""
+    for b, length in enumerate(tokens.response_lengths.tolist()):
+        prompt = tokens.prompt_ids[b, -tokens.prompt_lengths[b] :]
+        for t in range(length):
+            yield b, t, torch.cat([prompt, tokens.response_ids[b, :t]])[None]
+
+
 def test_a_critic_of_its_own_values_the_state_before_each_token(agent):
     learner = agent(tiny_model(seed=5), value_function="trunk")
     head = learner.actor.value_head
     with torch.no_grad():
         head.output.linear.weight.normal_(generator=torch.Generator().manual_seed(0))
     rollout = learner.collect()
-    tokens = rollout.tokens
-    for b in range(4):
-        prompt = tokens.prompt_ids[b, -tokens.prompt_lengths[b] :]
-        for t in range(int(tokens.response_lengths[b])):
-            before = torch.cat([prompt, tokens.response_ids[b, :t]])[None]
-            with torch.no_grad():
-                value = head(learner.actor.critic(input_ids=before).last_hidden_state[0, -1])
-            assert rollout.values[b, t].item() == pytest.approx(value.item(), abs=1e-5)
+    for b, t, before in states(rollout.tokens):
+        with torch.no_grad():
+            value = head(learner.actor.critic(input_ids=before).last_hidden_state[0, -1])
+        assert rollout.values[b, t].item() == pytest.approx(value.item(), abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -46,15 +50,11 @@ def test_a_value_function_from_the_reward_model_reads_its_trunk_and_leaves_it_al
     with torch.no_grad():
         learner.actor.value_head.output.linear.weight.normal_(generator=torch.Generator().manual_seed(0))
     rollout = learner.collect()
-    tokens = rollout.tokens
-    for b in range(4):
-        prompt = tokens.prompt_ids[b, -tokens.prompt_lengths[b] :]
-        for t in range(int(tokens.response_lengths[b])):
-            ids = torch.cat([prompt, tokens.response_ids[b, :t]])[None]
-            with torch.no_grad():
-                hidden = reward_model.model.base_model(input_ids=ids).last_hidden_state[0, -1]
-                assert hidden.shape == (64,)
-                assert rollout.values[b, t].item() == pytest.approx(learner.actor.value_head(hidden).item(), abs=1e-4)
+    for b, t, ids in states(rollout.tokens):
+        with torch.no_grad():
+            hidden = reward_model.model.base_model(input_ids=ids).last_hidden_state[0, -1]
+            assert hidden.shape == (64,)
+            assert rollout.values[b, t].item() == pytest.approx(learner.actor.value_head(hidden).item(), abs=1e-4)
     frozen = [weight for weight in learner.actor.critic.layers[0].parameters() if not weight.requires_grad]
     assert bool(frozen) == bool(options)
     critic = [weight.detach().clone() for weight in learner.actor.critic.parameters()]

@@ -7,14 +7,9 @@ import pytest
 from agents.algorithms import LEARNERS
 from reward_models.feedback.project import NewItem, Project, Response
 from reward_models.feedback.queue import Queue
-from textenv.cli import COMMANDS, main
+from tests.shell import run
+from textenv.cli import COMMANDS
 from textenv.data.records import write_jsonl
-
-
-def run(capsys, *arguments):
-    code = main([str(argument) for argument in arguments])
-    return code, capsys.readouterr()
-
 
 SUPERVISED_COMMANDS = ("sft", "reward", "dpo")
 MICRO = ["--env-id", "textenv/Micro-v0", "--num-envs", "8"]
