@@ -51,6 +51,15 @@ def test_a_gradient_over_the_limit_is_scaled_down_to_it_and_the_log_has_its_norm
 
 
 @pytest.mark.parametrize("kind", LEARNERS)
+def test_a_rollout_finds_no_gradient_of_the_last_update_in_memory(learner, kind):
+    agent = learner(kind)
+    agent.update(agent.collect())
+    assert len(flat_gradient(agent))
+    agent.collect()
+    assert all(weight.grad is None for weight in agent.actor.parameters())
+
+
+@pytest.mark.parametrize("kind", LEARNERS)
 def test_the_learning_rate_falls_linearly_to_zero_and_stays_there(learner, kind):
     agent = learner(kind, lr_decay_episodes=4 * 16, learning_rate=0.8e-3)
     weights = [flat_weights(agent.learn(16).actor) for _ in range(6)]

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from tests.conftest import tiny_model
 from textenv.lm.kernels import tied
 from textenv.lm.kernels.tied import TiedEmbedding, tie
 from textenv.lm.load import disable_dropout, run
@@ -199,6 +200,14 @@ def test_a_weight_that_is_no_longer_tied_has_its_own_gradient():
         one_part(one).backward()
     for table in ("get_input_embeddings", "get_output_embeddings"):
         torch.testing.assert_close(getattr(ours, table)().weight.grad, getattr(plain, table)().weight.grad)
+
+
+def test_a_language_model_is_tied_and_scores_its_responses_by_the_link(monkeypatch):
+    lm, taken = tiny_model(), []
+    assert type(lm.model.get_input_embeddings()) is TiedEmbedding
+    monkeypatch.setattr(tied.Link, "take", lambda link, take=tied.Link.take: taken.append(take(link)) or taken[-1])
+    one_part(lm.model).backward()
+    assert [left is not None for left in taken] == [True]
 
 
 def test_only_plain_tied_layers_are_linked():
