@@ -11,6 +11,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from tqdm import auto as tqdm_auto
+from tqdm import std as tqdm_std
 from transformers import AutoModelForCausalLM
 
 from agents import PPO, PPOConfig
@@ -119,6 +121,29 @@ def fork(work):
         finally:
             os._exit(0)
     return child
+
+
+def test_a_killed_child_keeps_no_lock_of_the_progress_bars(tmp_path):
+    """transformers draws its bars by a subclass, which may have made a lock of its own, shared by processes."""
+    kinds, held = [tqdm_std.tqdm, tqdm_auto.tqdm], tmp_path / "held"
+    for kind in kinds:
+        kind.set_lock(tqdm_std.TqdmDefaultWriteLock())
+
+    def hold():
+        for kind in kinds:
+            kind.get_lock().acquire()
+        held.touch()
+        time.sleep(60)
+
+    child = fork(hold)
+    while not held.exists():
+        time.sleep(0.005)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    for kind in kinds:
+        shared = kind.get_lock().locks[0]
+        assert shared.acquire(timeout=1)
+        shared.release()
 
 
 def wait_for_updates(run, count):
