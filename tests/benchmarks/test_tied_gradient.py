@@ -2,7 +2,7 @@
 
 import torch
 
-from benchmarks import tied_gradient
+from benchmarks.ppo_speed import tied_gradient
 from textenv.lm.kernels import tied
 
 SMALL = {"hidden_size": 12, "intermediate_size": 8, "num_attention_heads": 3, "vocab_size": 300}

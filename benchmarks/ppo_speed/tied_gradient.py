@@ -3,7 +3,7 @@
 A Llama of SmolLM2-135M's sizes with random weights: one pass over 250 tokens, logits at 96 of them, and the backward
 pass, with PyTorch's gradient and with ours, in turns in one process. Losses are the same; seconds are the processor's.
 
-Command: ``python -m benchmarks.tied_gradient`` (two minutes on one core).
+Command: ``python -m benchmarks.ppo_speed.tied_gradient`` (two minutes on one core).
 """
 
 import statistics
@@ -75,7 +75,7 @@ def main(runs: int = 15, blocks: int = 30) -> None:
         for dtype in (torch.float32, torch.bfloat16):
             row = figures[f"{name}, {str(dtype).removeprefix('torch.')}"] = measure(model, dtype, runs)
             print(f"{name}, {dtype}: {row['ratio']:.2f} × ({row['ratio_quartiles']})", row["seconds"])
-    print(write_result("tied_gradient", {"runs": runs, "figures": figures}))
+    print(write_result("ppo_speed.tied_gradient", {"runs": runs, "figures": figures}))
 
 
 if __name__ == "__main__":
