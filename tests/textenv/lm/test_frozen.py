@@ -15,7 +15,7 @@ from textenv.lm import Responses, response_scores
 from textenv.lm.distribution import TokenRule
 from textenv.lm.frozen import frozen_blocks, kept_activations
 from textenv.lm.load import wrap_language_model
-from textenv.training.memory import _freeze_below
+from textenv.training.memory.policy import _freeze_below
 
 ROWS = Responses(
     torch.tensor([[0, 1, 2, 3], [0, 0, 0, 5], [4, 4, 1, 2]]),
