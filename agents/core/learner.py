@@ -9,6 +9,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Generic, NamedTuple, Self, TypeVar, cast
 
@@ -28,7 +29,8 @@ from textenv.lm import LanguageModel, length_buckets
 from textenv.lm.frozen import kept_activations
 from textenv.lm.packing import packed
 from textenv.scoring import ReturnUnit
-from textenv.training.memory import critic_to_train, policy_to_train
+from textenv.training.memory import critic_to_train, frozen_to_offload, policy_to_train
+from textenv.training.memory.offload import return_free_memory
 from textenv.training.optimizer import clip_gradients, make_adamw, set_rates
 from textenv.training.processes import own_generator, own_share, same_weights
 from textenv.vector import TextVectorEnv
@@ -72,6 +74,7 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
         same_weights(self.actor.to(env.task.config.device))
         self.parts = [self.actor.trunk_parameters(), list(self.actor.value_head.parameters())][: len(rates)]
         self.optimizer = make_adamw(config, self.parts, rates, eight_bit=config.adam_8bit)
+        self.offload = frozen_to_offload(env.task, self.actor) if config.offload_frozen else None
         self.sampler = config.sampler()
         self.controller = config.controller(env.kl_coef)
         self.stream = Stream(env, config.seed, group_size=config.group_size)
@@ -109,6 +112,8 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
     def collect(self) -> Rollout:
         """One batch of episodes with the current policy; the server at ``sampler_url`` draws its responses."""
         self.optimizer.zero_grad(set_to_none=True)  # a rollout can use the memory of the last gradient
+        if self.offload is not None:
+            return_free_memory()
         served = self.sampler and partial(self.sampler.holding(self.policy).act, score=self.actor.evaluate)
         act = partial(served or self.actor.act, task=self.task, generator=own_generator(self.generator))
         return self.stream.collect(self.config.batch_size, partial(act, slots=self.config.rollout_slots))
@@ -122,7 +127,8 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
         targets = self.advantages(rollout)
         rate = set_rates(self.optimizer, config, self.episodes, config.lr_decay_episodes, ahead=config.batch_size)
         logs = []
-        with kept_activations(*((self.policy.model, self.actor.critic) if config.epochs > 1 else ())):
+        kept = (self.policy.model, self.actor.critic) if config.epochs > 1 else ()
+        with kept_activations(*kept), self.offload.away() if self.offload else nullcontext():
             for _ in range(config.epochs):
                 logs += [self.step(rollout, targets, index) for index in self.minibatches(rollout)]
                 if config.target_kl is not None and logs[-1].get("approx_kl", 0.0) > config.target_kl:

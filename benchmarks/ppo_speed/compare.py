@@ -22,12 +22,13 @@ SIDES: dict[str, dict[str, Any]] = {
     "ours-bfloat16": {"dtype": "bfloat16"},
     "ours-trunk": {"value_function": "trunk"},
     "ours-checkpointing": {"gradient_checkpointing": True},
+    "ours-offload": {"offload_frozen": True},
     "ours-lora": {"lora_rank": 16},
     "ours-lora-bfloat16": {"lora_rank": 16, "dtype": "bfloat16"},
 }
 """What each side changes. TRL always trains a second model for the values, as we do with "trunk"."""
 DEFAULTS = {"epochs": 4, "minibatches": 4, "learning_rate": 1e-6, "dtype": "float32"}
-DEFAULTS |= {"lora_rank": 0, "value_function": "head", "gradient_checkpointing": False}
+DEFAULTS |= {"lora_rank": 0, "value_function": "head", "gradient_checkpointing": False, "offload_frozen": False}
 
 
 def spec_of(world: World, *, natural: bool, threads: int, **changes: Any) -> dict[str, Any]:

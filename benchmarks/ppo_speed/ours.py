@@ -35,6 +35,7 @@ def make_agent(spec: dict[str, Any]) -> PPO:
         lora_rank=spec["lora_rank"],
         value_function=spec["value_function"],
         gradient_checkpointing=spec["gradient_checkpointing"],
+        offload_frozen=spec["offload_frozen"],
     )
     return PPO(env, config)
 

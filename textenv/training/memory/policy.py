@@ -19,6 +19,7 @@ from textenv.lm.adapters import adapter_base, adapters, add_adapters, shared_cop
 from textenv.lm.frozen import blocks_of
 from textenv.settings import Count, Positive, PositiveInt, check_settings
 from textenv.task import Task
+from textenv.training.memory.offload import Offload
 from textenv.training.trainable import check_trainable
 
 
@@ -54,6 +55,9 @@ class PassConfig(MemoryConfig):
     """Episodes per forward pass; None takes the whole minibatch. Lower saves memory; the gradient is the same."""
     max_tokens_per_pass: PositiveInt = 16_384
     """Tokens per forward pass, prompts included; a longer episode has one to itself. Lower saves memory too."""
+    offload_frozen: bool = False
+    """Keep the reference and a reward model that is a network out of memory during updates: in the CPU's memory with a
+    GPU, in a temporary file on a CPU."""
 
 
 def policy_to_train(config: MemoryConfig, task: Task, policy: LanguageModel | None = None) -> LanguageModel:
@@ -121,6 +125,17 @@ def critic_to_train(config: MemoryConfig, task: Task, place: str) -> LanguageMod
     else:
         trunk = copy.deepcopy(trunk).float().requires_grad_()
     return _restricted(Trunk(trunk, found.model.score.in_features), config)
+
+
+def frozen_to_offload(task: Task, policy: nn.Module) -> Offload:
+    """The models that score responses, to be out of memory during updates.
+
+    Raises:
+        ValueError, OSError: see :class:`textenv.training.memory.offload.Offload`.
+    """
+    scoring: Any = registry.reward_model(task.config.reward_model, *task.config.loading)
+    models = (task.reference.model, getattr(scoring, "model", None))
+    return Offload([model for model in models if isinstance(model, nn.Module)], keep=policy)
 
 
 def saved_policy(folder: str | Path, task: Task) -> LanguageModel:
