@@ -29,6 +29,7 @@ Command: ``textenv online-dpo --env-id textenv/Assistant-v0``.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, final
 
 import torch
@@ -44,7 +45,7 @@ from agents.core.losses import Loss
 from agents.core.returns import Advantages
 from agents.core.rollout import Rollout
 from textenv.lm import LanguageModel, response_logprobs
-from textenv.training.processes import own_share, together
+from textenv.training.processes import together
 from textenv.vector import TextVectorEnv
 
 
@@ -147,14 +148,14 @@ class OnlineDPO(CheckpointedLearner[OnlineDPOConfig]):
 
     def _moved(self, rollout: Rollout, index: Int[Tensor, " n"]) -> Float[Tensor, "B T"]:
         """How the log-probabilities of the share of this process in ``index`` have changed since they were played."""
-        moved, own = torch.zeros_like(rollout.logprobs), own_share(index, rollout.tokens.total_lengths)
-        if len(own):
-            size = self.config.micro_batch_size or len(own)
+        moved = torch.zeros_like(rollout.logprobs)
+        for chosen, counts in self.passes(rollout, index):
+            batch = rollout.tokens.select(chosen), self.task.rule
+            score = partial(response_logprobs, self.policy.model, *batch, batch_size=len(chosen))
             with self.task.precision():
-                tokens = rollout.tokens.select(own)
-                logprobs = response_logprobs(self.policy.model, tokens, self.task.rule, batch_size=size)
-            width = logprobs.shape[1]
-            moved[own, :width] = logprobs - rollout.logprobs[own, :width]
+                logprobs = self.shards(score)
+            if counts:
+                moved[chosen, : logprobs.shape[1]] = logprobs - rollout.logprobs[chosen, : logprobs.shape[1]]
         return moved
 
     def _pulls(self, rollout: Rollout, log_ratios: Float[Tensor, "B T"]) -> tuple[Advantages, Pairs]:

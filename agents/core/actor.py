@@ -1,5 +1,6 @@
 """A policy with its value function."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -36,9 +37,12 @@ class ActorCritic(nn.Module):
         self.critic: Any = None if critic is None else critic.model.base_model
         self.shared = shared
 
-    def trunk_parameters(self) -> list[nn.Parameter]:
-        """What is trained apart from the value head."""
-        return [w for name, w in self.named_parameters() if w.requires_grad and not name.startswith("value_head.")]
+    @staticmethod
+    def parts(weights: Mapping[str, Tensor]) -> list[list[Tensor]]:
+        """What is trained, by name, as that of the trunk and that of the value head."""
+        trained = {name: weight for name, weight in weights.items() if weight.requires_grad}
+        head = [name for name in trained if name.startswith("value_head.")]
+        return [[w for name, w in trained.items() if name not in head], [trained[name] for name in head]]
 
     def evaluate(self, batch: Responses, task: Task, *, entropy: bool = False) -> Evaluated:
         """Log-probabilities and values of given responses by teacher forcing, with gradient."""

@@ -21,8 +21,10 @@ from agents.logs.files import CURVES, SAMPLES, append, drop_after, sample_texts
 from agents.presets import WORLDS, preset
 from textenv.data.folders import check_replaceable, recover, replace_folder
 from textenv.data.records import write_json
+from textenv.lm.adapters import adapters
 from textenv.training.interrupt import deferred_interrupt
 from textenv.training.memory import saved_policy
+from textenv.training.memory.sharding import load_optimizer, whole
 from textenv.training.processes import any_process, is_main, on_main, own_part, together
 from textenv.training.progress import Advance
 from textenv.training.trackers import Tracker, tracking
@@ -53,12 +55,13 @@ class CheckpointedLearner(Learner[Config], Algorithm):
     def _save(self, path: Path, keep: Keep, *, beside: bool = True, compare: bool = True) -> None:
         """Save; ``beside``: keep the samples, earlier checkpoints and best policy of the folder's earlier state."""
         slots = together((self.stream.prompt_indices.tolist(), self.env.random_states))
-        on_main(lambda: self._replace(path, keep, slots, beside=beside, compare=compare))
+        states = slots, whole(self.optimizer.state_dict())
+        on_main(lambda: self._replace(path, keep, states, beside=beside, compare=compare))
 
-    def _replace(self, path: Path, keep: Keep, slots: list[tuple[list, list]], *, beside: bool, compare: bool) -> None:
+    def _replace(self, path: Path, keep: Keep, states: tuple[list, dict], *, beside: bool, compare: bool) -> None:
         try:
             with replace_folder(path) as folder:
-                self._write(folder, slots)
+                self._write(folder, *states)
                 if beside:
                     keep_earlier(path, folder, len(self.history), keep.last)
                     if keep.best is not None:
@@ -72,13 +75,13 @@ class CheckpointedLearner(Learner[Config], Algorithm):
             rule = f"a checkpoint must fit on its disk and be writable, got {str(path)!r}: {error}"
             raise OSError(f"{rule}. {left}. Free space, or lower keep_last; then resume.") from error
 
-    def _write(self, folder: Path, slots: list[tuple[list, list]]) -> None:
+    def _write(self, folder: Path, slots: list[tuple[list, list]], optimizer: dict[str, Any]) -> None:
         """Write a checkpoint; ``slots``: next prompts and random states of the slots of each process."""
         self.policy.save_pretrained(folder / "policy")
         trained = trainable_weights(self.actor)
         value = {name: tensor.detach() for name, tensor in trained.items() if not name.startswith("model.")}
         save_file(value, folder / "value.safetensors")
-        tensors = {"optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state()}
+        tensors = {"optimizer": optimizer, "generator": self.generator.get_state()}
         torch.save(tensors, folder / "optimizer.pt")
         state = {
             "algorithm": type(self).__name__,
@@ -98,8 +101,9 @@ class CheckpointedLearner(Learner[Config], Algorithm):
         """Write the policy alone, its adapters in its weights: a plain Hugging Face model. Raises as :meth:`save`."""
 
         def write() -> None:
+            policy = self.policy.merged() if adapters(self.policy.model) else self.policy
             with replace_folder(path) as folder:
-                self.policy.merged().save_pretrained(folder)
+                policy.save_pretrained(folder)
 
         on_main(write)
 
@@ -128,7 +132,7 @@ class CheckpointedLearner(Learner[Config], Algorithm):
             raise ValueError(f"num_envs must be that of the checkpoint, {slots}, got {found}. Use {slots}.")
         agent = cls(env, cast(Config, config), saved_policy(path / "policy", env.task))
         agent.actor.load_state_dict(value, strict=False)
-        agent.optimizer.load_state_dict(tensors["optimizer"])
+        load_optimizer(agent.optimizer, tensors["optimizer"])
         agent.generator.set_state(tensors["generator"])
         agent.episodes, agent.history = state["episodes"], state["history"]
         vars(agent.return_unit).update(state["return_unit"])

@@ -5,11 +5,11 @@ whole responses are collected; each of ``epochs`` passes splits the batch into `
 optimiser step, whose gradient is summed over micro-batches of episodes of similar length.
 """
 
+import contextlib
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Generic, NamedTuple, Self, TypeVar, cast
 
@@ -31,6 +31,7 @@ from textenv.lm.packing import packed
 from textenv.scoring import ReturnUnit
 from textenv.training.memory import critic_to_train, frozen_to_offload, policy_to_train
 from textenv.training.memory.offload import return_free_memory
+from textenv.training.memory.sharding import shard
 from textenv.training.optimizer import clip_gradients, make_adamw, set_rates
 from textenv.training.processes import own_generator, own_share, same_weights
 from textenv.vector import TextVectorEnv
@@ -72,7 +73,8 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
         critic = critic_to_train(config, env.task, place)
         self.actor = ActorCritic(self.policy, critic, shared=place == "shared", seed=config.seed)
         same_weights(self.actor.to(env.task.config.device))
-        self.parts = [self.actor.trunk_parameters(), list(self.actor.value_head.parameters())][: len(rates)]
+        self.shards = shard(self.actor, (self.policy.model, self.actor.critic))
+        self.parts = self.actor.parts(self.shards.shares())[: len(rates)]
         self.optimizer = make_adamw(config, self.parts, rates, eight_bit=config.adam_8bit)
         self.offload = frozen_to_offload(env.task, self.actor) if config.offload_frozen else None
         self.sampler = config.sampler()
@@ -127,8 +129,12 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
         targets = self.advantages(rollout)
         rate = set_rates(self.optimizer, config, self.episodes, config.lr_decay_episodes, ahead=config.batch_size)
         logs = []
-        kept = (self.policy.model, self.actor.critic) if config.epochs > 1 else ()
-        with kept_activations(*kept), self.offload.away() if self.offload else nullcontext():
+        with contextlib.ExitStack() as stack:
+            if config.epochs > 1:
+                stack.enter_context(kept_activations(self.policy.model, self.actor.critic))
+            if self.offload is not None:
+                stack.enter_context(self.offload.away())
+            stack.enter_context(self.shards.scattered())
             for _ in range(config.epochs):
                 logs += [self.step(rollout, targets, index) for index in self.minibatches(rollout)]
                 if config.target_kl is not None and logs[-1].get("approx_kl", 0.0) > config.target_kl:
@@ -140,6 +146,13 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
         """The episodes of each optimiser step of one pass, in random order."""
         return torch.randperm(len(rollout.rewards), generator=self.generator).tensor_split(self.config.minibatches)
 
+    def passes(self, rollout: Rollout, index: Int[Tensor, " n"]) -> Iterable[tuple[Int[Tensor, " m"], bool]]:
+        """The episodes of each pass of this process over its share of ``index``, and whether they count."""
+        own, config = own_share(index, rollout.tokens.total_lengths), self.config
+        size, most = config.micro_batch_size or len(index), config.max_tokens_per_pass
+        parts = length_buckets(rollout.tokens.total_lengths[own], size, max_tokens=most)
+        return self.shards.passes([own[part] for part in parts], index[:1])
+
     def step(self, rollout: Rollout, targets: Advantages, index: Int[Tensor, " n"]) -> dict[str, float]:
         """One optimiser step on the episodes of ``index``, in micro-batches of the share of this process."""
         config, device = self.config, self.task.config.device
@@ -147,23 +160,21 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
         tokens = int(rollout.tokens.response_lengths[index].sum())
         log: dict[str, float] = {}
         self.optimizer.zero_grad(set_to_none=True)
-        own = own_share(index, rollout.tokens.total_lengths)
-        size, most = config.micro_batch_size or len(index), config.max_tokens_per_pass
-        for part in length_buckets(rollout.tokens.total_lengths[own], size, max_tokens=most):
-            chosen = own[part]
+        for chosen, counts in self.passes(rollout, index):
             batch = rollout.tokens.select(chosen).to(device)
             mask = batch.response_mask
             logprobs, values, advantages, returns = (x[chosen, : mask.shape[1]].to(device) for x in columns)
             old = MicroBatch(logprobs, values, advantages, returns, mask, tokens, len(index))
-            new = self.actor.evaluate(batch, self.task, entropy=config.entropy_coef > 0)
+            new = self.shards(partial(self.actor.evaluate, batch, self.task, entropy=config.entropy_coef > 0))
             loss, figures = self.loss(new, old)
             if new.entropy is not None:
                 figures["entropy"] = new.entropy.detach().sum() / tokens
                 loss = loss - config.entropy_coef * (new.entropy.sum() / tokens)
-            loss.backward()
-            with self.task.precision():
-                unpadded = packed(self.policy.model, batch)
-            add_figures(log, {**figures, **pass_log(new, logprobs, batch, unpadded)})
+            (loss if counts else 0 * loss).backward()
+            if counts:
+                with self.task.precision():
+                    unpadded = packed(self.policy.model, batch)
+                add_figures(log, {**figures, **pass_log(new, logprobs, batch, unpadded)})
         if self.episodes < self.policy_starts:  # until then the value function learns alone
             self.policy.model.zero_grad(set_to_none=True)
         norm, *_ = clip_gradients(self.parts, config.max_grad_norm)

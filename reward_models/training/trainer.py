@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from reward_models.evaluation import evaluate_reward_model, measure_scores
 from reward_models.preferences import Ranking, load_rankings
 from reward_models.scorers.features import trunk_features
-from reward_models.scorers.heads import score_features, score_head, score_rows_in_buckets, score_unit
+from reward_models.scorers.heads import score_features, score_head, score_rows, score_rows_in_buckets, score_unit
 from reward_models.scorers.transformer import TransformerRewardModel
 from reward_models.training.examples import Examples, Featurize, table
 from reward_models.training.lora import LoRA
@@ -34,6 +34,7 @@ from textenv.settings import Count, NonNegative, PositiveInt
 from textenv.training.checkpoint import RunFolder
 from textenv.training.config import TrainingConfig
 from textenv.training.loop import Evaluation, Objective, OnProgress, fit
+from textenv.training.processes import sharded
 from textenv.training.trackers import Tracker
 from textenv.training.trainable import BestWeights, trainable_weights
 
@@ -221,7 +222,10 @@ def _summed_loss(config: RewardConfig) -> Callable[..., Float[Tensor, ""]]:
     def summed(
         model: PreTrainedModel, counts: Tensor, ranks: Tensor, margins: Tensor, **texts: Tensor
     ) -> Float[Tensor, ""]:
-        flat = score_features(model, **texts) if "features" in texts else score_rows_in_buckets(model, **texts)
+        if "features" in texts:
+            flat = score_features(model, **texts)
+        else:  # processes with shares of a model meet in each pass, so they have as many
+            flat = (score_rows if sharded() else score_rows_in_buckets)(model, **texts)
         scores, mask = table(flat * score_unit(model), counts)
         if config.loss == "listwise":
             nll = plackett_luce_nll(scores, mask)

@@ -6,6 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
@@ -18,10 +19,11 @@ from textenv.training.checkpoint import RunFolder
 from textenv.training.config import TrainingConfig
 from textenv.training.interrupt import deferred_interrupt
 from textenv.training.isolation import untouched_globals
-from textenv.training.optimizer import make_adamw, set_rates
-from textenv.training.processes import any_process
+from textenv.training.memory.sharding import load_optimizer, shard, whole
+from textenv.training.optimizer import clip_gradients, make_adamw, set_rates
+from textenv.training.processes import any_process, same_weights, sharded
 from textenv.training.trackers import Tracker, tracking
-from textenv.training.trainable import BestWeights, trainable_weights
+from textenv.training.trainable import BestWeights
 
 OnProgress = Callable[[int, int, dict[str, float]], None]
 """Called as ``(step, total steps, latest logged figures)`` after every optimizer step."""
@@ -113,20 +115,22 @@ def fit(
         tracked = tracking(report_to, folder.path, dataclasses.asdict(config), loop.step)
         loop.report = stack.enter_context(tracked)
         best = loop.best
-        while loop.step < loop.steps and not (best is not None and best.exhausted):
-            loop.train_step()
-            if on_progress is not None and loop.accelerator.is_main_process:
-                try:
-                    on_progress(loop.step, loop.steps, loop.latest)
-                except KeyboardInterrupt:
-                    interrupt.set()
-            loop.evaluate_if_due()
-            stopped = any_process(interrupt.is_set())
-            ended = stopped or loop.step == loop.steps or (best is not None and best.exhausted)
-            if ended or (config.save_steps and loop.step % config.save_steps == 0):
-                loop.save()
-            if stopped:
-                raise KeyboardInterrupt
+        with loop.shards.scattered():
+            while loop.step < loop.steps and not (best is not None and best.exhausted):
+                loop.train_step()
+                if on_progress is not None and loop.accelerator.is_main_process:
+                    try:
+                        on_progress(loop.step, loop.steps, loop.latest)
+                    except KeyboardInterrupt:
+                        interrupt.set()
+                loop.evaluate_if_due()
+                stopped = any_process(interrupt.is_set())
+                ended = stopped or loop.step == loop.steps or (best is not None and best.exhausted)
+                if ended or (config.save_steps and loop.step % config.save_steps == 0):
+                    loop.save()
+                if stopped:
+                    raise KeyboardInterrupt
+        loop.shards.dissolve()
         if best is not None:
             best.restore()
         if evaluation is not None and not loop.figures:  # resumed after the last step
@@ -156,9 +160,13 @@ class _Loop:
         self.epoch_steps = -(-len(examples.lengths) // config.window)
         self.steps = config.epochs * self.epoch_steps
         self.log_every = config.logging_steps or max(1, self.steps // 50)
-        weights = list(trainable_weights(objective.model).values())
-        optimizer = make_adamw(config, [weights], [config.learning_rate])
-        self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
+        if sharded():
+            same_weights(objective)
+        self.shards = shard(objective, [objective.model])
+        self.weights = [weight for weight in self.shards.shares().values() if weight.requires_grad]
+        optimizer = make_adamw(config, [self.weights], [config.learning_rate])
+        prepared = (objective, optimizer) if sharded() else self.accelerator.prepare(objective, optimizer)
+        self.objective, self.optimizer = prepared
         self.step = 0
         self.history: list[dict[str, float]] = []
         self.losses: list[float] = []
@@ -189,12 +197,19 @@ class _Loop:
         for number, part in enumerate(parts, start=1):
             share = part[rank::processes]
             batch = self.examples.collate(share if len(share) else part[:1])  # every process joins each pass
-            with contextlib.nullcontext() if number == len(parts) else accelerator.no_sync(self.objective):
-                loss = self.objective(**{name: value.to(self.model.device) for name, value in batch.items()})
-                loss = loss / items * bool(len(share))
-                accelerator.backward(loss * processes)  # gradients are averaged over processes
+            batch = {name: value.to(self.model.device) for name, value in batch.items()}
+            if sharded():  # gradients are added up over processes, in every pass
+                loss = self.shards(partial(self.objective, **batch)) / items * bool(len(share))
+                loss.backward()
+            else:
+                with contextlib.nullcontext() if number == len(parts) else accelerator.no_sync(self.objective):
+                    loss = self.objective(**batch) / items * bool(len(share))
+                    accelerator.backward(loss * processes)  # gradients are averaged over processes
             total += loss.detach()
-        norm = accelerator.clip_grad_norm_(self.objective.parameters(), config.max_grad_norm or math.inf)
+        if sharded():
+            (norm,) = clip_gradients([self.weights], config.max_grad_norm)
+        else:
+            norm = accelerator.clip_grad_norm_(self.weights, config.max_grad_norm or math.inf)
         rate = config.learning_rate * set_rates(self.optimizer, config, self.step, self.steps)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -214,9 +229,10 @@ class _Loop:
         if self.evaluation is not None:
             every = [self.epoch_steps, self.evaluation.steps or self.epoch_steps]
             if any(self.step % steps == 0 for steps in every):
-                self.evaluate()
-                if self.best is not None:
-                    self.best.update(self.figures)
+                with self.shards.gathered():
+                    self.evaluate()
+                    if self.best is not None:
+                        self.best.update(self.figures)
 
     def evaluate(self) -> None:
         assert self.evaluation is not None
@@ -229,12 +245,13 @@ class _Loop:
             "step": self.step,
             "history": self.history,
             "losses": self.losses,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": whole(self.optimizer.state_dict()),
         }
-        self.folder.save(self.model, state, self.identity, self.best)
+        with self.shards.gathered():
+            self.folder.save(self.model, state, self.identity, self.best)
 
     def _resume(self) -> None:
         state = self.folder.load(self.model, self.identity, self.best)
         if state is not None:
             self.step, self.history, self.losses = state["step"], state["history"], state["losses"]
-            self.optimizer.load_state_dict(state["optimizer"])
+            load_optimizer(self.optimizer, state["optimizer"])

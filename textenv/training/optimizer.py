@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from textenv.settings import Below1, NonNegative, Positive, PositiveInt
 from textenv.training.processes import sum_gradients
@@ -108,4 +109,5 @@ def clip_gradients(parts: Sequence[Sequence[Tensor]], max_norm: float | None) ->
     """
     sum_gradients(weight for part in parts for weight in part)
     limit = math.inf if max_norm is None else max_norm
-    return [nn.utils.clip_grad_norm_(part, limit).item() for part in parts]
+    norms = [nn.utils.clip_grad_norm_(part, limit) for part in parts]
+    return [float(norm.full_tensor() if isinstance(norm, DTensor) else norm) for norm in norms]

@@ -28,13 +28,16 @@ _DATA_PARALLEL = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType
 def link() -> Accelerator:
     """What links the processes of this run; without CUDA they compute on the CPU.
 
+    Sharding is ours (:mod:`textenv.training.memory.sharding`), so Accelerate is not told of it.
+
     Raises:
-        ValueError: the launcher asks for something else than data parallel training.
+        ValueError: the launcher asks for another kind of training than DDP or FSDP2.
     """
-    for flag, name in {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}.items():
-        if os.environ.get(flag, "false").lower() == "true":
-            rule = f"several processes must be data parallel (DDP), each with all weights, got {name}"
-            raise ValueError(f"{rule}. Launch with examples/accelerate/ddp.yaml; less memory: docs/memory.md.")
+    if _asked("ACCELERATE_USE_DEEPSPEED"):
+        rule = "several processes must be launched as DDP or FSDP2, got DeepSpeed"
+        raise ValueError(f"{rule}. Its stage 3 is what FSDP2 does: launch with examples/accelerate/fsdp2.yaml.")
+    sharded()
+    os.environ.pop("ACCELERATE_USE_FSDP", None)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched > 1 and not torch.cuda.is_available():
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # or each would believe that it is alone
@@ -43,6 +46,29 @@ def link() -> Accelerator:
         found = f"{accelerator.num_processes} of {launched} by {accelerator.distributed_type.value}"
         raise ValueError(f"all launched processes must find each other, on CUDA or the CPU, got {found}. Use those.")
     return accelerator
+
+
+@functools.cache
+def sharded() -> bool:
+    """Whether the launcher asks for weights that are shared out over the processes.
+
+    Raises:
+        ValueError: in a way that is not ours.
+    """
+    if not _asked("ACCELERATE_USE_FSDP"):
+        return False
+    ours = {"FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "false", "FSDP_ACTIVATION_CHECKPOINTING": "false"}
+    for name, value in {**ours, "ACCELERATE_MIXED_PRECISION": "no"}.items():
+        found = os.environ.get(name, value).lower()
+        if found != value:
+            rule = f"{name.lower()} must be {value}, got {found}"
+            remedy = "offload_frozen, gradient_checkpointing and the environment's dtype are settings of the training"
+            raise ValueError(f"{rule}. Launch with examples/accelerate/fsdp2.yaml; {remedy}.")
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _asked(flag: str) -> bool:
+    return os.environ.get(flag, "false").lower() in ("true", "1")
 
 
 def leave() -> None:
@@ -178,8 +204,9 @@ def same_weights(model: nn.Module) -> None:
 
 
 def sum_gradients(weights: Iterable[Tensor]) -> None:
-    """Add up the gradients of the processes; a weight that has none in any of them keeps none."""
-    if link().num_processes > 1:
+    """Add up the gradients of the processes; a weight that has none in any of them keeps none. Those of shares are
+    added up as they are made."""
+    if link().num_processes > 1 and not sharded():
         weights = list(weights)
         having = together([weight.grad is not None for weight in weights])
         for weight, *found in zip(weights, *having, strict=True):
