@@ -47,6 +47,18 @@ def memory(model: Model, method: Method) -> list[float]:
     return [states, states / DEVICES, 4 * PASS * model.width * model.layers, cache]
 
 
+def memory_in_shares(model: Model) -> list[float]:
+    """Bytes of each device in full training by FSDP2.
+
+    In an update: shares of weights, gradient and moments, one whole block, reference and reward model, activations. The
+    same with ``offload_frozen``. In a rollout: weights whole and in shares, moments in shares, reference and reward
+    model, cached keys.
+    """
+    n, (_, _, activations, cache) = model.parameters, memory(model, METHODS[0])
+    update = 16 * n / DEVICES + 4 * n / model.layers + activations
+    return [update + 4 * n, update, 4 * n + 12 * n / DEVICES + 4 * n + cache]
+
+
 def sampled_per_second(model: Model) -> float:
     """Response tokens per second of all devices, each step bound by reading the weights and the cached keys."""
     cached = 4 * model.layers * model.kv_width * (PROMPT + RESPONSE / 2) * model.rows
@@ -63,7 +75,7 @@ def seconds(model: Model, method: Method) -> list[float]:
 
 
 def tables() -> list[str]:
-    """The lines of both tables."""
+    """The lines of all tables."""
     lines = ["| | weights and states, GB | the same over 8 devices | activations | keys and values | fits unsharded |"]
     lines += ["|---|---|---|---|---|---|"]
     pairs = [(model, method) for model in MODELS for method in METHODS]
@@ -71,6 +83,14 @@ def tables() -> list[str]:
         found = memory(model, method)
         fits = "yes" if found[0] + found[2] + found[3] < MEMORY else "no"
         lines.append(f"| {model.name}, {method.name} | {' | '.join(f'{x / 1e9:,.1f}' for x in found)} | {fits} |")
+    lines += [
+        "| full training by FSDP2 | update | update with `offload_frozen` | rollout | fits |",
+        "|---|---|---|---|---|",
+    ]
+    for model in MODELS:
+        found = memory_in_shares(model)
+        fits = "yes" if max(found[0], found[2]) < MEMORY else "no"
+        lines.append(f"| {model.name} | {' | '.join(f'{x / 1e9:,.1f}' for x in found)} | {fits} |")
     lines += ["| | sampled tokens/s | sampling, s | scoring, s | training, s | $ per 1,000 updates |"]
     lines += ["|---|---|---|---|---|---|"]
     for model, method in pairs:

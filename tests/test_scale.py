@@ -11,9 +11,11 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 
-from scripts.scale import METHODS, MODELS, memory, sampled_per_second, seconds, tables
+from agents import PPO
+from scripts.scale import METHODS, MODELS, memory, memory_in_shares, sampled_per_second, seconds, tables
 from tests.processes import results
 from textenv.cli import main
+from textenv.vector import make_vec
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,19 +30,22 @@ def test_the_estimates_are_those_of_a_calculation_by_hand():
     10.17 ms for 64 tokens on each of 8 devices. 512 · 1024 · 4 tokens of 8 · 7e9 FLOPs at 8 · 395.6 TFLOP/s: 37.1 s."""
     model, method = MODELS[0], METHODS[0]
     assert memory(model, method)[:2] == [140e9, 17.5e9]
+    # Shares: 16 · 7 / 8 = 14; a block 28 / 32; frozen 28; activations 4 · 16384 · 4096 · 32 = 8.59. Rollout: 28 + 10.5.
+    assert memory_in_shares(model) == pytest.approx([51.465e9, 23.465e9, 75.090e9], rel=1e-4)
     assert sampled_per_second(model) == pytest.approx(8 * 64 / 0.01017, rel=1e-3)
     assert seconds(model, method)[2] == pytest.approx(37.1, rel=1e-3)
 
 
-@pytest.mark.parametrize(("name", "processes"), [("ddp-cpu.yaml", 2), ("ddp.yaml", 8)])
-def test_accelerate_reads_the_files(name, processes):
-    config = load_config_from_file(str(ROOT / "examples" / "accelerate" / name))
-    assert (config.distributed_type.value, config.num_processes) == ("MULTI_GPU", processes)
+@pytest.mark.parametrize(("name", "kind"), [("ddp", "MULTI_GPU"), ("fsdp2", "FSDP")])
+def test_accelerate_reads_the_files(name, kind):
+    for file, processes in ((f"{name}-cpu.yaml", 2), (f"{name}.yaml", 8)):
+        config = load_config_from_file(str(ROOT / "examples" / "accelerate" / file))
+        assert (config.distributed_type.value, config.num_processes) == (kind, processes)
 
 
-def launched(arguments, **options):
+def launched(arguments, file="ddp-cpu.yaml", **options):
     launch = [sys.executable, "-m", "accelerate.commands.launch"]
-    launch += ["--config_file", str(ROOT / "examples" / "accelerate" / "ddp-cpu.yaml"), "--main_process_port", "0"]
+    launch += ["--config_file", str(ROOT / "examples" / "accelerate" / file), "--main_process_port", "0"]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     return subprocess.Popen([*launch, *arguments], env=env, text=True, stderr=subprocess.PIPE, **options)
 
@@ -59,6 +64,30 @@ def test_a_launched_command_of_which_a_process_is_killed_ends_with_an_error_that
     _, said = job.communicate(timeout=60)
     assert job.returncode != 0
     assert f"rank      : 1 (local_rank: 1)\n  exitcode  : -9 (pid: {victim})" in said
+
+
+IN_SHARES = """
+import os, pathlib, sys
+from textenv.cli import main
+from textenv.training.processes import sharded
+code = main(sys.argv[1:])
+pathlib.Path(__file__).with_name(os.environ["RANK"]).write_text(str(sharded()))
+sys.exit(code)
+"""
+
+
+@pytest.mark.slow
+def test_a_launched_command_in_shares_saves_a_policy_that_one_process_reads(tmp_path):
+    small = ["--env-id", "textenv/Micro-v0", "--num-envs", "8", "--batch-size", "16", "--total-episodes", "32"]
+    script = tmp_path / "train.py"
+    script.write_text(IN_SHARES)
+    job = launched([str(script), "ppo", "--output", str(tmp_path / "run"), *small], "fsdp2-cpu.yaml")
+    _, said = job.communicate(timeout=120)
+    assert job.returncode == 0, said
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["True", "True"]
+    agent = PPO.load(tmp_path / "run", make_vec("textenv/Micro-v0", 8))
+    assert agent.episodes == 32
+    assert agent.learn(16).history[-1]["first_ratio_deviation"] < 1e-4
 
 
 def test_a_command_for_one_process_refuses_several(monkeypatch, capsys):

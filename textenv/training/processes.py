@@ -4,7 +4,8 @@ Supervised training wraps its loss in Accelerate's DDP. Learners do not: they ca
 for log-probabilities, for values), and the wrapper sees one ``forward`` alone. Instead every process of a learner holds
 all weights, plays the slots of its own environment, and then knows the whole batch, so that whatever is computed from a
 batch is global by itself. Each computes the gradient of its share of a minibatch, divided by the counts of the whole
-one; the sum over processes is the gradient of one process. In one process all functions here do nothing.
+one; the sum over processes is the gradient of one process. In one process all functions here do nothing. Weights in
+shares: :mod:`textenv.training.memory.sharding`.
 
 All processes must call them alike. What they exchange is pickled, which is safe between the processes of one run.
 """

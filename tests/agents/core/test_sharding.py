@@ -13,6 +13,7 @@ from tests.agents.core.test_processes import SETTINGS, learner, run, saving_lear
 from tests.conftest import FAMILIES, tiny_model
 from tests.processes import in_processes, results
 from tests.sharded import in_shares, shared_out
+from textenv.lm.frozen import blocks_of
 from textenv.training.processes import link, same_weights
 from textenv.vector import make_vec
 
@@ -41,8 +42,15 @@ def test_two_processes_with_half_of_the_weights_each_equal_one(name):
         assert log == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True}, {"offload_frozen": True}], ids=str)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        *((family, {}) for family in FAMILIES),
+        ("gpt2", {"gradient_checkpointing": True}),
+        ("llama", {"offload_frozen": True}),
+    ],
+    ids=str,
+)
 def test_every_family_learns_in_shares_what_it_learns_whole(family, options):
     def learn():
         textenv.register_language_model("small", lambda: tiny_model(family))
@@ -62,7 +70,11 @@ def test_every_family_learns_in_shares_what_it_learns_whole(family, options):
 def test_in_an_update_each_process_holds_its_part_and_outside_all():
     def work():
         agent = learner("ppo", 4)
-        held, step = [], agent.step
+        held, step, loss = [], agent.step, agent.loss
+
+        def after_the_forward_pass(*args):
+            assert all(isinstance(w, DTensor) for block in blocks_of(agent.policy.model) for w in block.parameters())
+            return loss(*args)
 
         def spied(*args):
             log = step(*args)
@@ -72,7 +84,7 @@ def test_in_an_update_each_process_holds_its_part_and_outside_all():
             held.append([sum(x.to_local().numel() for x in xs) for xs in (weights, moments)])
             return log
 
-        agent.step = spied
+        agent.step, agent.loss = spied, after_the_forward_pass
         agent.learn(16)
         weights = list(agent.actor.parameters())
         assert not any(isinstance(weight, DTensor) for weight in weights)

@@ -7,15 +7,20 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
+import textenv
 from agents.dpo import DPOConfig, train_dpo
-from agents.sft import SFTConfig, train_sft
+from agents.sft import SFTConfig, summed_nll, train_sft
 from reward_models import RewardConfig, train_reward_model
+from reward_models.preferences import Ranking
 from tests.agents.test_dpo import RANKINGS
 from tests.agents.test_sft import RECORDS
 from tests.conftest import tiny_model
 from tests.processes import in_processes
 from tests.sharded import in_shares, shared_out
-from textenv.lm import load_language_model
+from textenv.lm import Responses, load_language_model
+from textenv.training.batches import Ragged
+from textenv.training.memory.sharding import shard
+from textenv.training.processes import is_main
 
 SETTINGS = {"epochs": 2, "batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 3e-3, "logging_steps": 1}
 
@@ -82,6 +87,51 @@ def test_what_sft_saves_is_the_whole_model(tmp_path):
     trained = shared_out(lambda: weights(sft(tmp_path)))[0]
     saved = load_language_model(tmp_path).model
     assert torch.equal(torch.cat([weight.detach().flatten() for weight in saved.parameters()]), trained)
+
+
+def test_processes_that_start_with_other_weights_go_on_with_those_of_the_first():
+    def work():
+        model = tiny_model()
+        if not is_main():
+            with torch.no_grad():
+                for weight in model.model.parameters():
+                    weight.mul_(2)
+        return weights(train_sft(model, RECORDS[:5], SFTConfig(**SETTINGS)))
+
+    first, second = shared_out(work)
+    assert torch.equal(first, second)
+    assert torch.equal(first, shared_out(lambda: weights(sft()))[0])
+
+
+def test_rows_of_one_length_in_one_process_and_of_many_in_the_other_meet_in_as_many_passes():
+    """What one process alone would look at, be it padding or groups of similar length, is no reason for a pass."""
+
+    def work():
+        model = tiny_model().model
+        shares = shard(model, [model])
+        lengths = [5, 5, 5] if is_main() else [1, 9, 3]
+        prompts, responses = Ragged([[1, 2]] * 3), Ragged([[3] * size for size in lengths])
+        index = torch.arange(3)
+        batch = Responses(*prompts.padded(index, left=True), *responses.padded(index))
+        with shares.scattered():
+            shares(lambda: summed_nll(model, batch)).backward()
+        return sum(lengths)
+
+    assert shared_out(work) == [15, 13]
+
+
+def test_responses_of_one_length_in_one_process_and_of_many_in_the_other_train_a_reward_model(monkeypatch):
+    monkeypatch.setattr(textenv.lm.batch, "_FULL", 1)  # a pass of few tokens is split like one of many
+    alike = Ranking("the", ("sky is blue", "red is green"))
+    mixed = Ranking("the", ("sky", "sky is blue the grass is green the sky is not red is the sky blue"))
+    config = RewardConfig(batch_size=2, epochs=3, learning_rate=1e-3, normalize=False)
+
+    def work():
+        return weights(train_reward_model(tiny_model(), [alike, mixed], config))
+
+    first, second = shared_out(work)
+    assert torch.equal(first, second)
+    assert ((first - work()).abs() > 1e-4).float().mean() < 0.01
 
 
 def test_a_reward_model_of_which_a_part_is_frozen_is_refused():

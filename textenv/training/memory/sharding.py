@@ -17,7 +17,6 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from textenv.lm.frozen import blocks_of
-from textenv.lm.load import has_plain_head
 from textenv.lm.packing import can_pack
 from textenv.training.processes import link, sharded, together
 
@@ -61,9 +60,7 @@ class Shards(nn.Module):
         mesh = init_device_mesh(next(network.parameters()).device.type, (processes,))
         self._blocks: list[FSDPModule] = []
         for model in models:
-            if model.get_output_embeddings() is not None:
-                has_plain_head(model)  # measured now and remembered: one process alone may not run a pass
-            can_pack(model)
+            can_pack(model)  # measured now and remembered: later one process alone could want to know, by passes
             self._blocks += [fully_shard(block, mesh=mesh) for block in blocks_of(model)]
         fully_shard(self, mesh=mesh)
         self._all: list[FSDPModule] = [*self._blocks, cast(FSDPModule, self)]
