@@ -44,11 +44,12 @@ def test_torchrl_collects_the_rewards_of_the_reference():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_trl_trains_on_our_rewards_and_we_evaluate_its_policy(tmp_path):
+@pytest.mark.parametrize("name", ["GRPO", "RLOO"])
+def test_trl_trains_on_our_rewards_and_we_evaluate_its_policy(tmp_path, name):
     pytest.importorskip("trl", reason="needs trl: make test-trl")
-    example = load("trl_grpo")
+    example = load("trl_trainers")
     before = example.answers(textenv.fresh_language_model("assistant-sft"))
-    after = example.answers(example.train(tmp_path / "trl", 40))
+    after = example.answers(example.train(name, tmp_path / "trl", 40))
     assert after.rm_scores.mean() > before.rm_scores.mean() + 0.3
     error = (after.rewards - before.rewards).std(ddof=1) / len(after.rewards) ** 0.5
     assert (after.rewards - before.rewards).mean() > 4 * error

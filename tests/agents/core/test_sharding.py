@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
@@ -138,6 +139,12 @@ def test_what_is_saved_is_the_whole_policy(tmp_path):
 def test_weights_that_are_not_trained_are_not_shared_out(options):
     _, errors = in_processes(in_shares(lambda: saving_learner(**options)))
     assert all("must train all weights, got" in error and "Leave out lora_rank" in error for error in errors), errors
+
+
+def test_a_pytorch_that_cannot_is_named(monkeypatch):
+    monkeypatch.delattr(FSDPModule, "set_force_sum_reduction_for_comms")
+    _, errors = in_processes(in_shares(saving_learner))
+    assert all(f"in shares, got {torch.__version__}. Update it: 2.13" in error for error in errors), errors
 
 
 @pytest.mark.parametrize(

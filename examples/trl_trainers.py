@@ -1,13 +1,13 @@
-"""TRL's GRPO on the prompts and the reward model of an environment; its policy is evaluated by the environment.
+"""TRL's GRPO and RLOO on the prompts and the reward model of an environment, which evaluates their policies.
 
-Command: ``python examples/trl_grpo.py`` (``pip install trl==1.16.0``; a minute).
+Command: ``python examples/trl_trainers.py`` (``pip install trl==1.16.0``; two minutes).
 """
 # pyright: reportMissingImports=false
 
 from pathlib import Path
 
 from datasets import Dataset
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 import textenv
 from agents.core.agent import LanguageModelAgent
@@ -18,12 +18,14 @@ from textenv.stats import mean_ci95
 from textenv.vector import make_vec
 
 ENV_ID = "textenv/Assistant-v0"
+TRAINERS = {"GRPO": (GRPOConfig, GRPOTrainer), "RLOO": (RLOOConfig, RLOOTrainer)}
 
 
-def train(folder: str | Path, steps: int) -> LanguageModel:
+def train(name: str, folder: str | Path, steps: int) -> LanguageModel:
     """The SFT model of the embedded world, trained by TRL and saved to a folder."""
     start = textenv.fresh_language_model("assistant-sft")
-    config = GRPOConfig(
+    make_config, make_trainer = TRAINERS[name]
+    config = make_config(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=64,
@@ -37,7 +39,7 @@ def train(folder: str | Path, steps: int) -> LanguageModel:
         logging_steps=10,
         disable_tqdm=True,
     )
-    trainer = GRPOTrainer(
+    trainer = make_trainer(
         model=start.model,
         args=config,
         reward_funcs=reward_function(ENV_ID),
@@ -55,8 +57,13 @@ def answers(policy: LanguageModel) -> Evaluation:
     return evaluate(LanguageModelAgent(policy, env.task), env)
 
 
+def show(name: str, policy: LanguageModel) -> None:
+    found = answers(policy)
+    mean, ci95 = mean_ci95(found.rewards)
+    print(f"{name}: reward {mean:.3f} ± {ci95:.3f}, score {found.rm_scores.mean():.3f}")
+
+
 if __name__ == "__main__":
-    for name, policy in {"SFT": textenv.fresh_language_model("assistant-sft"), "GRPO": train("runs/trl", 60)}.items():
-        found = answers(policy)
-        mean, ci95 = mean_ci95(found.rewards)
-        print(f"{name}: reward {mean:.3f} ± {ci95:.3f}, score {found.rm_scores.mean():.3f}")
+    show("SFT", textenv.fresh_language_model("assistant-sft"))
+    for name in TRAINERS:
+        show(name, train(name, f"runs/trl-{name.lower()}", 60))
