@@ -58,12 +58,10 @@ def test_every_family_learns_in_shares_what_it_learns_whole(family, options):
         env = make_vec("textenv/Micro-v0", 12 // link().num_processes, reference="small", kl_coef=0.1)
         settings = {"batch_size": 12, "minibatches": 2, "micro_batch_size": 4, "learning_rate": 1e-2, **options}
         agent = PPO(env, PPO.config_type(**settings))
-        return weights_of(agent.learn(24)), weights_of(agent)
+        return weights_of(agent).clone(), weights_of(agent.learn(12))
 
-    def words():
-        return [weights.float() for weights in learn()]
-
-    whole, shared = results(words, 3)[0][0], shared_out(words, 3)[0][0]
+    (start, whole), (_, shared) = results(learn)[0], shared_out(learn)[0]
+    assert (whole - start).abs().max() > 1e-3
     # Adam makes steps of rounding errors where a gradient is 0, as that of GPT-2's key biases: a few weights.
     assert ((shared - whole).abs() > 1e-4).float().mean() < 0.005
 
@@ -110,16 +108,14 @@ def test_weights_that_are_set_between_updates_are_those_that_learn():
 
 
 def test_a_resumed_run_in_shares_equals_one_that_never_stopped_and_goes_on_without_shares(tmp_path):
-    shared_out(lambda: run(tmp_path / "straight", 64))
+    shared_out(lambda: run(tmp_path / "straight", 32))
+    shared_out(lambda: run(tmp_path / "half", 16))
     shared_out(lambda: run(tmp_path / "half", 32))
-    shared_out(lambda: run(tmp_path / "half", 64))
     straight, resumed = (PPO.load(tmp_path / name, saving_learner().env) for name in ("straight", "half"))
     assert_same(straight, resumed)
-    results(lambda: run(tmp_path / "half", 96))
-    assert len(PPO.load(tmp_path / "half", saving_learner().env).history) == 6
-    results(lambda: run(tmp_path / "whole", 32))
-    shared_out(lambda: run(tmp_path / "whole", 64))
-    assert len(PPO.load(tmp_path / "whole", saving_learner().env).history) == 4
+    results(lambda: run(tmp_path / "half", 48))
+    shared_out(lambda: run(tmp_path / "half", 64))
+    assert len(PPO.load(tmp_path / "half", saving_learner().env).history) == 4
 
 
 def test_what_is_saved_is_the_whole_policy(tmp_path):

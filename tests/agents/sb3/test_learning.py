@@ -45,7 +45,6 @@ def test_stock_ppo_comes_near_the_optimum_of_the_exact_world(seed):
     assert measured.expected_reward <= world.frontier_reward_at(measured.kl) + 1e-6
 
 
-@pytest.mark.parametrize("kl_coef", [0.15, 0.6])  # 0.3 is held against its optimum above
-def test_at_other_kl_coefficients_the_kl_is_that_of_their_optimum(kl_coef):
-    world, measured = trained(0, kl_coef)
+def test_at_another_kl_coefficient_the_kl_is_that_of_its_optimum():
+    world, measured = trained(0, 0.6)
     assert measured.kl == pytest.approx(world.kl(world.optimum().logprobs), rel=0.2)
