@@ -57,7 +57,7 @@ test-torchrl:         ## the test of TorchRL's GymEnv, in an environment that ha
 	$(VENV)-torchrl/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' torchrl==0.14.1
 	$(VENV)-torchrl/bin/python -m pytest tests/test_examples.py -k torchrl
 
-test-trl:             ## a run of TRL's GRPO on our rewards, in an environment that has it
+test-trl:             ## runs of TRL's GRPO and RLOO on our rewards, in an environment that has it
 	$(PYTHON) -m venv $(VENV)-trl-1.16
 	$(VENV)-trl-1.16/bin/python -m pip install --quiet --constraint constraints.txt torch
 	$(VENV)-trl-1.16/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' trl==1.16.0
