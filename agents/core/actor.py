@@ -1,6 +1,5 @@
 """A policy with its value function."""
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -36,13 +35,6 @@ class ActorCritic(nn.Module):
         self.value_head = ValueHead((critic or policy).hidden_size, seed)
         self.critic: Any = None if critic is None else critic.model.base_model
         self.shared = shared
-
-    @staticmethod
-    def parts(weights: Mapping[str, Tensor]) -> list[list[Tensor]]:
-        """What is trained, by name, as that of the trunk and that of the value head."""
-        trained = {name: weight for name, weight in weights.items() if weight.requires_grad}
-        head = [name for name in trained if name.startswith("value_head.")]
-        return [[w for name, w in trained.items() if name not in head], [trained[name] for name in head]]
 
     def evaluate(self, batch: Responses, task: Task, *, entropy: bool = False) -> Evaluated:
         """Log-probabilities and values of given responses by teacher forcing, with gradient."""

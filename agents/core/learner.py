@@ -5,11 +5,10 @@ whole responses are collected; each of ``epochs`` passes splits the batch into `
 optimiser step, whose gradient is summed over micro-batches of episodes of similar length.
 """
 
-import contextlib
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Generic, NamedTuple, Self, TypeVar, cast
 
@@ -25,15 +24,14 @@ from agents.core.returns import Advantages
 from agents.core.rollout import Rollout, Stream
 from agents.logs.alarms import alarms
 from agents.logs.figures import add_figures, explained_variance, machine_log, pass_log, rollout_log, totals, update_log
-from textenv.lm import LanguageModel, length_buckets
+from textenv.lm import LanguageModel
 from textenv.lm.frozen import kept_activations
 from textenv.lm.packing import packed
 from textenv.scoring import ReturnUnit
 from textenv.training.memory import critic_to_train, frozen_to_offload, policy_to_train
-from textenv.training.memory.offload import return_free_memory
 from textenv.training.memory.sharding import shard
 from textenv.training.optimizer import clip_gradients, make_adamw, set_rates
-from textenv.training.processes import own_generator, own_share, same_weights
+from textenv.training.processes import own_generator, same_weights
 from textenv.vector import TextVectorEnv
 
 
@@ -74,9 +72,9 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
         self.actor = ActorCritic(self.policy, critic, shared=place == "shared", seed=config.seed)
         same_weights(self.actor.to(env.task.config.device))
         self.shards = shard(self.actor, (self.policy.model, self.actor.critic))
-        self.parts = self.actor.parts(self.shards.shares())[: len(rates)]
+        self.parts = self.shards.parts("value_head")[: len(rates)]
         self.optimizer = make_adamw(config, self.parts, rates, eight_bit=config.adam_8bit)
-        self.offload = frozen_to_offload(env.task, self.actor) if config.offload_frozen else None
+        self.offload = frozen_to_offload(config, env.task, self.actor)
         self.sampler = config.sampler()
         self.controller = config.controller(env.kl_coef)
         self.stream = Stream(env, config.seed, group_size=config.group_size)
@@ -114,8 +112,7 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
     def collect(self) -> Rollout:
         """One batch of episodes with the current policy; the server at ``sampler_url`` draws its responses."""
         self.optimizer.zero_grad(set_to_none=True)  # a rollout can use the memory of the last gradient
-        if self.offload is not None:
-            return_free_memory()
+        self.offload.before_a_rollout()
         served = self.sampler and partial(self.sampler.holding(self.policy).act, score=self.actor.evaluate)
         act = partial(served or self.actor.act, task=self.task, generator=own_generator(self.generator))
         return self.stream.collect(self.config.batch_size, partial(act, slots=self.config.rollout_slots))
@@ -129,12 +126,8 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
         targets = self.advantages(rollout)
         rate = set_rates(self.optimizer, config, self.episodes, config.lr_decay_episodes, ahead=config.batch_size)
         logs = []
-        with contextlib.ExitStack() as stack:
-            if config.epochs > 1:
-                stack.enter_context(kept_activations(self.policy.model, self.actor.critic))
-            if self.offload is not None:
-                stack.enter_context(self.offload.away())
-            stack.enter_context(self.shards.scattered())
+        kept = (self.policy.model, self.actor.critic) if config.epochs > 1 else ()
+        with kept_activations(*kept), self.offload.away(), self.shards.scattered():
             for _ in range(config.epochs):
                 logs += [self.step(rollout, targets, index) for index in self.minibatches(rollout)]
                 if config.target_kl is not None and logs[-1].get("approx_kl", 0.0) > config.target_kl:
@@ -146,13 +139,6 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
         """The episodes of each optimiser step of one pass, in random order."""
         return torch.randperm(len(rollout.rewards), generator=self.generator).tensor_split(self.config.minibatches)
 
-    def passes(self, rollout: Rollout, index: Int[Tensor, " n"]) -> Iterable[tuple[Int[Tensor, " m"], bool]]:
-        """The episodes of each pass of this process over its share of ``index``, and whether they count."""
-        own, config = own_share(index, rollout.tokens.total_lengths), self.config
-        size, most = config.micro_batch_size or len(index), config.max_tokens_per_pass
-        parts = length_buckets(rollout.tokens.total_lengths[own], size, max_tokens=most)
-        return self.shards.passes([own[part] for part in parts], index[:1])
-
     def step(self, rollout: Rollout, targets: Advantages, index: Int[Tensor, " n"]) -> dict[str, float]:
         """One optimiser step on the episodes of ``index``, in micro-batches of the share of this process."""
         config, device = self.config, self.task.config.device
@@ -160,7 +146,8 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
         tokens = int(rollout.tokens.response_lengths[index].sum())
         log: dict[str, float] = {}
         self.optimizer.zero_grad(set_to_none=True)
-        for chosen, counts in self.passes(rollout, index):
+        limits = {"rows": config.micro_batch_size, "tokens": config.max_tokens_per_pass}
+        for chosen, counts in self.shards.passes(index, rollout.tokens.total_lengths, **limits):
             batch = rollout.tokens.select(chosen).to(device)
             mask = batch.response_mask
             logprobs, values, advantages, returns = (x[chosen, : mask.shape[1]].to(device) for x in columns)

@@ -16,6 +16,16 @@ import torch
 from torch import Tensor, UntypedStorage, nn
 
 
+class Stay:
+    """Models that stay where they are, with the verbs of :class:`Offload`."""
+
+    def away(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def before_a_rollout(self) -> None:
+        pass
+
+
 class Offload:
     """The weights of some models, as they are: all that refer to one piece of memory do so afterwards."""
 
@@ -54,6 +64,11 @@ class Offload:
             for weights, device in zip(self._shared, devices, strict=True):
                 _move(weights, weights[0].untyped_storage().to(device=device))
 
+    def before_a_rollout(self) -> None:
+        """Give the system what the allocator of glibc keeps after tensors are freed; with another one, do nothing."""
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+
     def _mapped(self) -> mmap.mmap:
         """The file that holds all weights from now on."""
         if not hasattr(mmap, "MADV_DONTNEED"):
@@ -90,9 +105,3 @@ def _move(weights: list[Tensor], storage: UntypedStorage) -> None:
     for weight in weights:
         empty = torch.empty(0, dtype=weight.dtype, device=storage.device)
         weight.data = empty.set_(storage, weight.storage_offset(), weight.shape, weight.stride())
-
-
-def return_free_memory() -> None:
-    """Give the system what the allocator of glibc keeps after tensors are freed; with another one, do nothing."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)

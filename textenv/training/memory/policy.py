@@ -19,7 +19,7 @@ from textenv.lm.adapters import adapter_base, adapters, add_adapters, shared_cop
 from textenv.lm.frozen import blocks_of
 from textenv.settings import Count, Positive, PositiveInt, check_settings
 from textenv.task import Task
-from textenv.training.memory.offload import Offload
+from textenv.training.memory.offload import Offload, Stay
 from textenv.training.trainable import check_trainable
 
 
@@ -127,12 +127,14 @@ def critic_to_train(config: MemoryConfig, task: Task, place: str) -> LanguageMod
     return _restricted(Trunk(trunk, found.model.score.in_features), config)
 
 
-def frozen_to_offload(task: Task, policy: nn.Module) -> Offload:
-    """The models that score responses, to be out of memory during updates.
+def frozen_to_offload(config: PassConfig, task: Task, policy: nn.Module) -> Offload | Stay:
+    """The models that score responses, out of memory during updates if ``config`` says so.
 
     Raises:
         ValueError, OSError: see :class:`textenv.training.memory.offload.Offload`.
     """
+    if not config.offload_frozen:
+        return Stay()
     scoring: Any = registry.reward_model(task.config.reward_model, *task.config.loading)
     models = (task.reference.model, getattr(scoring, "model", None))
     return Offload([model for model in models if isinstance(model, nn.Module)], keep=policy)

@@ -6,19 +6,21 @@ token, so weights are whole outside of updates: one gathering for a rollout.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar, cast
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from textenv.lm import length_buckets
 from textenv.lm.frozen import blocks_of
 from textenv.lm.packing import can_pack
-from textenv.training.processes import link, sharded, together
+from textenv.training.processes import link, own_share, sharded, together
 
 T = TypeVar("T")
 
@@ -32,8 +34,14 @@ class Whole:
     def __call__(self, work: Callable[[], T]) -> T:
         return work()
 
-    def passes(self, own: Sequence[Tensor], spare: Tensor) -> list[tuple[Tensor, bool]]:
-        return [(part, True) for part in own]
+    def passes(
+        self, index: Int[Tensor, " n"], lengths: Int[Tensor, " B"], *, rows: int | None, tokens: int
+    ) -> list[tuple[Int[Tensor, " m"], bool]]:
+        """The parts of ``index`` that this process passes, at most so many rows and tokens each, and whether they
+        count."""
+        own = own_share(index, lengths)
+        parts = length_buckets(lengths[own], rows or len(index), max_tokens=tokens)
+        return [(own[part], True) for part in parts]
 
     def scattered(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
@@ -46,13 +54,19 @@ class Whole:
     def shares(self) -> dict[str, Tensor]:
         return dict(self.network.named_parameters())
 
+    def parts(self, head: str) -> list[list[Tensor]]:
+        """What an optimiser trains outside of the module ``head`` and inside."""
+        trained = {name: weight for name, weight in self.shares().items() if weight.requires_grad}
+        inside = [name for name in trained if name.startswith(f"{head}.")]
+        return [[weight for name, weight in trained.items() if name not in inside], [trained[name] for name in inside]]
 
-class Shards(nn.Module):
+
+class Shards(nn.Module, Whole):
     """A network and its shares. It starts whole, as plain tensors that the processes have alike."""
 
     def __init__(self, network: nn.Module, models: Iterable[PreTrainedModel]) -> None:
         """``models``: the transformers in the network, whose blocks are gathered one by one."""
-        super().__init__()
+        nn.Module.__init__(self)
         self.network = network
         processes = link().num_processes
         state_hooks = [_new_keys(table) for module in self.modules() for table in _state_hooks(module)]
@@ -77,10 +91,13 @@ class Shards(nn.Module):
         """What ``work`` returns, in which the network may be called in any way, once or not at all for each block."""
         return work()
 
-    def passes(self, own: Sequence[Tensor], spare: Tensor) -> list[tuple[Tensor, bool]]:
-        """The parts of a batch that this process computes, and whether they count: ``spare`` does not, and fills up the
-        passes until all processes have as many, since they meet in each."""
-        return [(part, True) for part in own] + [(spare, False)] * (max(together(len(own))) - len(own))
+    def passes(
+        self, index: Int[Tensor, " n"], lengths: Int[Tensor, " B"], *, rows: int | None, tokens: int
+    ) -> list[tuple[Int[Tensor, " m"], bool]]:
+        """The same, filled up with a row that does not count until all processes have as many passes, since they meet
+        in each."""
+        own = super().passes(index, lengths, rows=rows, tokens=tokens)
+        return own + [(index[:1], False)] * (max(together(len(own))) - len(own))
 
     def gather(self) -> None:
         """Make the weights whole, in all processes."""
