@@ -149,8 +149,7 @@ class OnlineDPO(CheckpointedLearner[OnlineDPOConfig]):
     def _moved(self, rollout: Rollout, index: Int[Tensor, " n"]) -> Float[Tensor, "B T"]:
         """How the log-probabilities of the share of this process in ``index`` have changed since they were played."""
         moved = torch.zeros_like(rollout.logprobs)
-        limits = {"rows": self.config.micro_batch_size, "tokens": self.config.max_tokens_per_pass}
-        for chosen, counts in self.shards.passes(index, rollout.tokens.total_lengths, **limits):
+        for chosen, counts in self.shards.passes(index, rollout.tokens.total_lengths, **self.config.limits):
             batch = rollout.tokens.select(chosen), self.task.rule
             score = partial(response_logprobs, self.policy.model, *batch, batch_size=len(chosen))
             with self.task.precision():

@@ -146,8 +146,7 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
         tokens = int(rollout.tokens.response_lengths[index].sum())
         log: dict[str, float] = {}
         self.optimizer.zero_grad(set_to_none=True)
-        limits = {"rows": config.micro_batch_size, "tokens": config.max_tokens_per_pass}
-        for chosen, counts in self.shards.passes(index, rollout.tokens.total_lengths, **limits):
+        for chosen, counts in self.shards.passes(index, rollout.tokens.total_lengths, **config.limits):
             batch = rollout.tokens.select(chosen).to(device)
             mask = batch.response_mask
             logprobs, values, advantages, returns = (x[chosen, : mask.shape[1]].to(device) for x in columns)

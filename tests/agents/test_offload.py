@@ -2,6 +2,7 @@
 
 import copy
 import mmap
+import platform
 import tempfile
 from pathlib import Path
 
@@ -57,6 +58,22 @@ def test_the_weights_are_read_for_a_rollout_and_leave_memory_for_an_update():
         assert mapped_bytes() > others
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, before[name])
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is that of glibc")
+def test_a_rollout_starts_without_the_memory_of_what_is_freed():
+    """The heap of glibc stays as large as its last piece in use."""
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    pieces = [torch.ones(16_000) for _ in range(3_000)]
+    last = pieces[-1]
+    del pieces
+    before = resident()
+    Offload([tiny_model("gpt2").model], keep=torch.nn.Linear(1, 1)).before_a_rollout()
+    assert last.sum() == 16_000
+    assert resident() < before - 100e6
 
 
 def test_weights_that_models_share_are_moved_once_and_stay_shared():

@@ -77,9 +77,9 @@ def three_updates(name, batches=None):
     )
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-def test_two_processes_that_play_and_learn_equal_one_that_learns_from_what_they_played(name):
-    first, second = results(lambda: three_updates(name))
+def assert_they_equal_one(name, outcomes):
+    """What two processes have learned is what one learns from the batches that they have played; returns these."""
+    first, second = outcomes
     assert torch.equal(first[0], second[0])
     assert first[1:3] == second[1:3]
     weights, history, kl_coef, batches = first
@@ -90,6 +90,12 @@ def test_two_processes_that_play_and_learn_equal_one_that_learns_from_what_they_
     for log, expected in zip(history, one[1], strict=True):
         assert log == pytest.approx(expected, abs=1e-6)
         assert log["first_ratio_deviation"] < 1e-6  # what was played is what the policy says
+    return batches
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_two_processes_that_play_and_learn_equal_one_that_learns_from_what_they_played(name):
+    batches = assert_they_equal_one(name, results(lambda: three_updates(name)))
     halves = [rollout.tokens.response_lengths.view(2, -1, 4).sum((1, 2)) for rollout, _ in batches]
     assert any(tokens[0] != tokens[1] for tokens in halves)
 

@@ -59,6 +59,11 @@ class PassConfig(MemoryConfig):
     """Keep the reference and a reward model that is a network out of memory during updates: in the CPU's memory with a
     GPU, in a temporary file on a CPU."""
 
+    @property
+    def limits(self) -> dict[str, Any]:
+        """Of a forward pass, as :meth:`textenv.training.memory.sharding.Whole.passes` takes them."""
+        return {"rows": self.micro_batch_size, "tokens": self.max_tokens_per_pass}
+
 
 def policy_to_train(config: MemoryConfig, task: Task, policy: LanguageModel | None = None) -> LanguageModel:
     """What a learner trains: ``policy`` or a copy of the task's reference, in float32; with ``lora_rank``, new adapters
