@@ -74,11 +74,16 @@ class Offload:
         if not hasattr(mmap, "MADV_DONTNEED"):
             raise ValueError("offload_frozen needs Linux, macOS or a GPU, got none of them. Leave it out.")
         sizes = [weights[0].untyped_storage().nbytes() for weights in self._shared]
-        with tempfile.TemporaryFile(prefix="textenv-") as file:
-            for _ in range(0, _aligned(sum(map(_aligned, sizes))), _BLOCK):
-                file.write(bytes(_BLOCK))  # written, not left out: a full disk is an error here, and a crash later
-            file.flush()
-            mapped = mmap.mmap(file.fileno(), 0)
+        total = sum(map(_aligned, sizes))
+        try:
+            with tempfile.TemporaryFile(prefix="textenv-") as file:
+                for _ in range(0, total, _BLOCK):
+                    file.write(bytes(_BLOCK))  # written, not left out: a full disk is an error here, and a crash later
+                file.flush()
+                mapped = mmap.mmap(file.fileno(), 0)
+        except OSError as error:
+            rule = f"offload_frozen must have {total / 1e9:.2f} GB in the folder for temporary files, got {error}"
+            raise OSError(f"{rule}. Free space, let TMPDIR name another folder, or leave it out.") from error
         start = 0
         for weights, size in zip(self._shared, sizes, strict=True):
             storage = torch.frombuffer(mapped, dtype=torch.uint8, count=size, offset=start).untyped_storage()
