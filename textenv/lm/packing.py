@@ -118,7 +118,9 @@ _packs: "weakref.WeakKeyDictionary[PreTrainedModel, bool]" = weakref.WeakKeyDict
 def can_pack(model: PreTrainedModel) -> bool:
     """Whether packed rows have the outputs of padded ones: measured once per model, on two short rows."""
     recomputes = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
-    if recomputes or model.config._attn_implementation != "sdpa":
+    # What transformers takes by itself; another kind was asked for.
+    usual = "sdpa" if model._supports_sdpa else "eager"
+    if recomputes or model.config._attn_implementation != usual:
         return False  # a recomputation would come after the attention has been switched back
     if model not in _packs:
         _packs[model] = _same_outputs(model)
@@ -134,7 +136,7 @@ def _same_outputs(model: PreTrainedModel) -> bool:
         padded, _ = run(model, ids, attention_mask=torch.ones_like(ids), use_cache=False)
         try:
             packed = run_packed(model, ids, layout)
-        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
+        except (TypeError, ValueError, RuntimeError, LookupError, AttributeError):
             return False  # the family does not pass the layout on to its attention, or wants another kind of it
     expected = padded.hidden[layout.real].float()
     # Pretrained models have a few hidden numbers that are many times as large as all others, so of each token's vector.
@@ -180,9 +182,9 @@ def _attend(
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "1 N A D"], None]:
     """Causal attention within each row; the interface is that of transformers' attention functions."""
-    if softcap is not None or kwargs.get("s_aux") is not None:
-        raise ValueError("packed attention must be plain attention, got capped logits or sinks. Pad the rows.")
-    options = {"scaling": scaling, "dropout": dropout, "sliding_window": sliding_window}
+    if kwargs.get("s_aux") is not None:
+        raise ValueError("packed attention must be attention within a row, got sinks. Pad the rows.")
+    options = {"scaling": scaling, "dropout": dropout, "sliding_window": sliding_window, "softcap": softcap}
     sizes = [*(group.size for group in layout.groups), layout.spare]
     queries, keys, values = (x[0].transpose(0, 1).split(sizes) for x in (query, key, value))
     parts = [
@@ -202,6 +204,7 @@ def _attend_in_rows(
     scaling: float | None,
     dropout: float,
     sliding_window: int | None,
+    softcap: float | None,
 ) -> Float[Tensor, "n A D"]:
     """The attention of packed tokens that stand at ``real``."""
     count, grouped = len(query), query.shape[1] != key.shape[1]
@@ -209,9 +212,11 @@ def _attend_in_rows(
     size = real.shape[1]
     window = size if sliding_window is None else sliding_window
     # The values tell the precision: under autocast some families rotate queries and keys in float32.
-    if value.device.type == "cpu" and value.dtype == torch.bfloat16 and size <= SHORT and dropout == 0:
+    slow = value.device.type == "cpu" and value.dtype == torch.bfloat16 and size <= SHORT and dropout == 0
+    if slow or softcap is not None:
         mask = causal_mask(size, window, query.device)
-        return _join(written_out(query, key, value, mask, scaling), real, count)
+        out = written_out(query, key, value, mask, scaling, softcap=softcap, dropout=dropout)
+        return _join(out, real, count)
     causal: dict[str, Any] = {"is_causal": True}
     if window < size:
         causal = {"attn_mask": causal_mask(size, window, query.device)}

@@ -15,7 +15,15 @@ from textenv.lm.load import Outputs, run
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 GROUPED = {**SIZES, "num_key_value_heads": 2}
+CAPPED = {"attn_logit_softcapping": 0.5, "query_pre_attn_scalar": 1}
 FAMILIES = {
+    "gemma2": {
+        **GROUPED,
+        "head_dim": 8,
+        "sliding_window": 4,
+        "attn_logit_softcapping": 0.5,
+        "query_pre_attn_scalar": 1,
+    },
     "gpt2": {"n_layer": 2, "n_head": 4, "n_embd": 32},
     "llama": GROUPED,
     "mistral": {**GROUPED, "sliding_window": 4},
@@ -63,11 +71,15 @@ def test_what_stands_in_the_padding_changes_nothing(batch, passes):
 
 
 def test_a_family_whose_states_flow_from_row_to_row_is_padded(batch):
+    run_packed = packing.run_packed
     model = family("mamba", hidden_size=32, num_hidden_layers=2, state_size=4)
-    model.config._attn_implementation = "sdpa"  # so that it is tried
-    together = response_logprobs(model, batch, RULE)
+    tried = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "run_packed", lambda *args: tried.append(1) or run_packed(*args))
+        together = response_logprobs(model, batch, RULE)
+    assert tried
     assert not packing.can_pack(model)
-    assert model.config._attn_implementation == "sdpa"
+    assert model.config._attn_implementation == "eager"
     alone = response_logprobs(model, batch.select(torch.tensor([1])), RULE)
     torch.testing.assert_close(together[1, :2], alone[0], atol=1e-5, rtol=1e-5)
 
@@ -129,7 +141,7 @@ def test_little_padding_another_attention_and_recomputed_activations_are_left_as
 
 @pytest.mark.parametrize("vocabulary", ["plain", "capped"])
 def test_logits_in_parts_have_the_values_and_gradients_of_logits_as_a_whole(batch, vocabulary, monkeypatch):
-    model = family("llama") if vocabulary == "plain" else family("gemma2", **GROUPED, head_dim=8)
+    model = family("llama") if vocabulary == "plain" else family("gemma2")
     whole = outputs_and_gradient(model, batch, entropy=True)
     monkeypatch.setattr(logprobs, "MAX_LOGITS", 64 * 3)  # three positions of 16 at a time
     heads, run = [], model.get_output_embeddings().forward
@@ -146,7 +158,7 @@ def test_a_batch_without_response_tokens_has_no_scores(batch):
     assert len(response_scores(family("llama"), empty, RULE).logprobs) == 0
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "mistral"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "mistral", "gemma2"])
 @pytest.mark.parametrize("even", [True, False])
 def test_attention_in_bfloat16_is_near_that_in_float32_with_gradients(name, even, batch, passes):
     model = family(name)
@@ -188,6 +200,33 @@ def test_written_out_attention_is_pytorchs(window):
     torch.testing.assert_close(found, attend(query, key, value, attn_mask=mask, scale=0.3, enable_gqa=True))
 
 
+@pytest.mark.parametrize("size", [5, 300])
+def test_capped_logits_are_those_of_a_sum_written_by_hand(size):
+    """Heads 0-2 read keys and values 0, heads 3-5 keys and values 1."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (2 * torch.randn(1, heads, size, 8, generator=generator) for heads in (6, 2, 2))
+    mask = packing.causal_mask(size, size, torch.device("cpu"))
+    found = packing.written_out(query, key, value, mask, 0.5, softcap=1.5)
+    for head, token in [(0, 0), (2, 3), (3, 4), (5, size - 1)]:
+        logits = (key[0, head // 3, : token + 1].double() @ query[0, head, token].double()) * 0.5
+        assert token < 3 or logits.abs().max() > 1.5  # some are capped
+        expected = (1.5 * torch.tanh(logits / 1.5)).softmax(0) @ value[0, head // 3, : token + 1].double()
+        torch.testing.assert_close(found[0, head, token].double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_capped_attention_drops_weights_and_keeps_their_mean():
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(4, 2, 64, 8, generator=generator) for _ in range(2))
+    ones = torch.ones(4, 2, 64, 8)
+    mask = packing.causal_mask(64, 64, torch.device("cpu"))
+    torch.manual_seed(0)
+    sums = packing.written_out(query, key, ones, mask, None, softcap=5.0, dropout=0.25)[..., 0]
+    assert sums.std() > 0.1
+    assert abs(sums.mean() - 1) < 0.05
+    assert (sums[:, :, 0] == 0).any()  # a token that sees itself alone: all or nothing
+    assert set(sums[:, :, 0].flatten().tolist()) <= {0.0, torch.tensor(4 / 3).item()}
+
+
 def test_rows_of_many_tokens_are_packed_with_some_to_spare_and_nothing_changes(passes, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, 64, (24, 9), generator=generator)
@@ -201,7 +240,7 @@ def test_rows_of_many_tokens_are_packed_with_some_to_spare_and_nothing_changes(p
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2"])
 def test_long_rows_attend_in_groups_of_similar_length_in_whatever_order_they_come(name, passes, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, 64, (24, 200), generator=generator)
