@@ -3,7 +3,11 @@
 import io
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,6 +26,7 @@ from agents.rlhf.run import TITLES, RLHFConfig, run_rlhf, train_demonstrations, 
 from agents.sft import SFTConfig
 from reward_models.scorers.transformer import load_reward_model
 from reward_models.training.trainer import RewardConfig
+from tests.hub_server import HubServer
 from textenv.data.records import write_jsonl
 from textenv.evaluation import Evaluation, evaluate
 from textenv.tasks import assistant
@@ -287,6 +292,24 @@ def test_stages_are_summed_up_by_hand(monkeypatch):
     assert summed["distinct_1"] == 2 / 6
     stages = {"base": [one], "sft": [one], "ppo": [two]}
     assert measure.gain(stages, "rewards").mean == 1.0
+
+
+def test_the_command_trains_a_model_and_comparisons_of_the_hub(preferences, tmp_path):
+    hub = HubServer()
+    textenv.language_model("assistant-sft").save_pretrained(tmp_path / "model")
+    hub.add("some-org/small", tmp_path / "model")
+    hub.files["datasets/some-org/pairs"] = {"train.jsonl": Path(preferences).read_bytes()}
+    texts = {"model": "some-org/small", "preferences": "some-org/pairs", "judge": POLITE, "output": tmp_path / "run"}
+    sizes = {"demonstrations": 16, "max-prompt-tokens": 24, "max-new-tokens": 4, "ppo-updates": 1, "eval-samples": 1}
+    sizes |= {"ppo.batch-size": 16, "ppo.epochs": 1, "ppo.minibatches": 1, "reward.epochs": 1}
+    options = [word for name, value in {**texts, **sizes}.items() for word in (f"--{name}", str(value))]
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
+    command = [sys.executable, "-m", "textenv", "rlhf", *options]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert {Path(path).name for path in hub.sent} >= {"model.safetensors", "tokenizer.json", "train.jsonl"}
+    assert len(hub.sent) == len(set(hub.sent))
+    assert json.loads((tmp_path / "run/summary.json").read_text())["ppo"]["response_tokens"]["mean"] <= 4
 
 
 def test_another_seed_trains_another_sft_model(finished, preferences, tmp_path):
