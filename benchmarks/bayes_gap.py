@@ -46,7 +46,8 @@ VALIDATION = "eval_nll_per_ranking"
 
 def settings(responses: int, count: int, seed: int) -> RewardConfig:
     """As many passes as a small data set can use; the best one is kept."""
-    common = {"learning_rate": 1e-3, "adam_beta2": 0.99, "loss": "listwise", "normalize": False, "seed": seed}
+    common: dict[str, Any] = {"learning_rate": 1e-3, "adam_beta2": 0.99, "loss": "listwise"}
+    common |= {"normalize": False, "seed": seed}
     if responses > 2:
         return RewardConfig(
             **common, epochs=1, batch_size=8, lr_schedule="cosine", eval_steps=2_500, early_stopping_patience=8

@@ -3,7 +3,6 @@
 Commands: ``python -m textenv.integrations.openenv textenv/Assistant-v0``, and beside it
 ``python examples/openenv_client.py`` (``pip install openenv-core==0.3.0``).
 """
-# pyright: reportMissingImports=false
 
 import torch
 from openenv.core import GenericEnvClient

@@ -6,7 +6,6 @@ the reference although RLlib passes on nothing but actions.
 Command: ``python examples/rllib_ppo.py`` (``pip install 'ray[rllib]==2.60.0'``; a minute; prints the regret ratio, 1 at
 the reference and 0 at the optimum).
 """
-# pyright: reportMissingImports=false, reportUntypedBaseClass=false
 
 from typing import Any
 

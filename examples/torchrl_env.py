@@ -5,7 +5,6 @@ reference although TorchRL passes on nothing but actions. (The policy here is a 
 
 Command: ``python examples/torchrl_env.py`` (``pip install torchrl``; seconds).
 """
-# pyright: reportMissingImports=false
 
 import torch
 from tensordict.nn import TensorDictModule

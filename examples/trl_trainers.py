@@ -2,7 +2,6 @@
 
 Command: ``python examples/trl_trainers.py`` (``pip install trl==1.16.0``; two minutes).
 """
-# pyright: reportMissingImports=false
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 """What the tests check of annotations: every jaxtyping shape, in every call.
 
-Other annotations are left to pyright. What a user passes is checked by the package itself, whose errors the tests want
-to see instead of beartype's.
+Other annotations are left to the type checker. What a user passes is checked by the package itself, whose errors the
+tests want to see instead of beartype's.
 """
 
 from typing import Any, get_args

@@ -103,5 +103,8 @@ def concatenate(parts: list[Rollout]) -> Rollout:
     """Join batches of one environment."""
     tokens = Responses(*map(torch.cat, zip(*(part.tokens for part in parts), strict=True)))
     columns = dict(zip(Rollout._fields, zip(*parts, strict=True), strict=True))
-    tensors = {name: torch.cat(column) for name, column in columns.items() if isinstance(column[0], Tensor)}
+    tensors: dict[str, Any] = {}
+    for name, column in columns.items():
+        if isinstance(column[0], Tensor):
+            tensors[name] = torch.cat(column)
     return parts[0]._replace(tokens=tokens, **tensors)

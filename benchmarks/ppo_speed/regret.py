@@ -30,7 +30,8 @@ MODES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def regret(mode: str, seed: int) -> float:
     options, changes = MODES[mode]
     env = make_vec("textenv/Micro-v0", 256, **options)
-    agent = PPO(env, PPOConfig(**{**preset("micro", "ppo", EPISODES), **changes, "seed": seed})).learn(EPISODES)
+    settings: dict[str, Any] = {**preset("micro", "ppo", EPISODES), **changes, "seed": seed}
+    agent = PPO(env, PPOConfig(**settings)).learn(EPISODES)
     exact = exact_world(make_vec("textenv/Micro-v0", 1))  # the world in float32
     return exact.measure(agent.policy.model).regret_ratio
 

@@ -61,7 +61,7 @@ class Clock(TrainerCallback):
 
 def main(spec: dict[str, Any]) -> None:
     torch.set_num_threads(spec["threads"])
-    tokenizer = AutoTokenizer.from_pretrained(spec["reference"], padding_side="left")
+    tokenizer: Any = AutoTokenizer.from_pretrained(spec["reference"], padding_side="left")
     tokenizer.pad_token = spec["pad_token"]  # TRL takes every token that looks like padding for padding
 
     def classifier() -> Any:
@@ -70,7 +70,7 @@ def main(spec: dict[str, Any]) -> None:
         return model
 
     def language_model() -> Any:
-        model = AutoModelForCausalLM.from_pretrained(spec["reference"], dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(spec["reference"], dtype=torch.float32)
         model.generation_config.pad_token_id = tokenizer.pad_token_id
         return model
 

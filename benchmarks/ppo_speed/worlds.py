@@ -121,5 +121,5 @@ def _smollm2(folder: Path) -> World:
         reward.save_pretrained(folder / "reward")
         model.tokenizer.save_pretrained(folder / "reward")
     ask = "Think of {place} in a town by the sea. Describe in a few plain words {question}. It is"
-    prompts = [ask.format(place=place, question=question) for place in PLACES for question in QUESTIONS]
+    prompts: list[str] = [ask.format(place=place, question=question) for place in PLACES for question in QUESTIONS]
     return World(str(folder / "reference"), str(folder / "reward"), prompts, "<file_sep>", ".", 48, 24)

@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, Literal, cast, final, get_args
+from typing import Any, Literal, final, get_args
 
 import numpy as np
 from jaxtyping import Float
@@ -46,7 +46,7 @@ class Ensemble:
             rule = "coefficient must be finite and 0 or more, and needs combine 'mean_minus_std' or 'uncertainty'"
             raise ValueError(f"{rule}, got {coefficient} with combine {combine!r}. Leave it out or change combine.")
         self.members = dict(members)
-        self.combine: Combine = cast(Combine, combine)
+        self.combine: Combine = combine
         self.coefficient = (1.0 if coefficient is None else coefficient) if charged else 0.0
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:

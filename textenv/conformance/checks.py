@@ -135,7 +135,7 @@ def shared_models(subject: Subject) -> str:
         copy.deepcopy(wrapped.spec)
         wrapped.reset(seed=0)
         doing = "making the vector"
-        inner = [env.unwrapped, wrapped.unwrapped]
+        inner: list[Any] = [env.unwrapped, wrapped.unwrapped]
         if subject.has_vector:
             vector = subject.make_vec(2)
             copy.deepcopy(vector.spec)

@@ -103,8 +103,8 @@ def _load_dataset(dataset: str, split: str | None, config: str | None, revision:
     if looks_like_path(dataset) and not path.exists():
         raise ValueError(f"a data set must be an existing path or a hub id, got {dataset!r}. Check the path.")
     try:
-        import datasets  # pyright: ignore[reportMissingImports]  (optional)
-        from datasets.exceptions import DatasetsError  # pyright: ignore[reportMissingImports]
+        import datasets
+        from datasets.exceptions import DatasetsError
     except ImportError as error:
         raise ValueError(
             f"data set {dataset!r} needs the package `datasets`. Install it: pip install 'textenv[data]'. JSONL files "

@@ -5,7 +5,6 @@ far, as text and as tokens, and at the end the environment's info.
 
 Command: ``python -m textenv.integrations.openenv textenv/Assistant-v0 --port 8000`` (``pip install openenv-core``).
 """
-# pyright: reportMissingImports=false, reportUntypedBaseClass=false
 
 import functools
 import uuid

@@ -40,7 +40,8 @@ def plain_model(model: nn.Module) -> PreTrainedModel:
 
 def adapters(model: nn.Module) -> dict[str, Any]:
     """The configs of the adapters in a model, by name; empty without any."""
-    return dict(getattr(model, "peft_config", {}))
+    configs: Any = getattr(model, "peft_config", {})
+    return dict(configs)
 
 
 def shared_copy(model: PreTrainedModel) -> PreTrainedModel:

@@ -106,8 +106,8 @@ class RoomyLayer(DynamicLayer):
     for every token, and again for every choice of rows.
     """
 
-    keys: Tensor
-    values: Tensor
+    keys: Tensor  # type: ignore[bad-override]  (never without)
+    values: Tensor  # type: ignore[bad-override]
 
     def __init__(self, keys: Float[Tensor, "N A W D"], values: Float[Tensor, "N A W E"], room: int) -> None:
         """``room`` columns are kept free for tokens to come; more are made when they are full."""

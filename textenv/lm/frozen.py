@@ -98,7 +98,7 @@ def lower_blocks(
 def _listening(block: nn.Module) -> Iterator[list[Tensor]]:
     """The outputs of a block."""
     heard: list[Tensor] = []
-    hook = block.register_forward_hook(lambda *call: heard.append(call[-1]))
+    hook = block.register_forward_hook(lambda module, inputs, output: heard.append(output))
     try:
         yield heard
     finally:

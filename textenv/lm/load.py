@@ -219,7 +219,7 @@ def load_tokenizer(name: str | Path) -> Any:
         saved = json.loads(settings.read_text("utf-8")).get("tokenizer_class")
         if saved in ("TokenizersBackend", "PreTrainedTokenizerFast"):
             return PreTrainedTokenizerFast.from_pretrained(str(name))
-    tokenizer = AutoTokenizer.from_pretrained(str(name))
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(name))
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise ValueError(
             f"a folder must hold its tokenizer, got {str(name)!r}: nothing but special tokens was found. Save "

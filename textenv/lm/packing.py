@@ -220,7 +220,7 @@ def _attend_in_rows(
     causal: dict[str, Any] = {"is_causal": True}
     if window < size:
         causal = {"attn_mask": causal_mask(size, window, query.device)}
-    options = {"dropout_p": dropout, "scale": scaling, "enable_gqa": grouped, **causal}
+    options: dict[str, Any] = {"dropout_p": dropout, "scale": scaling, "enable_gqa": grouped, **causal}
     return _join(scaled_dot_product_attention(query, key, value, **options), real, count)
 
 

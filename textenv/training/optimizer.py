@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +59,7 @@ def make_adamw(
     Raises:
         ValueError: 8 bits without CUDA or without bitsandbytes.
     """
-    groups = []
+    groups: list[dict[str, Any]] = []
     for part, rate in zip(parts, rates, strict=True):
         matrices, vectors = [w for w in part if w.ndim > 1], [w for w in part if w.ndim <= 1]
         for weights, decay in ((matrices, config.weight_decay), (vectors, 0.0)):

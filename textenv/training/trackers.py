@@ -62,7 +62,7 @@ def tracking(
         "wandb": {"run_name": PROJECT, "name": name or output.name, "dir": str(output.parent)},
         "trackio": {"run_name": PROJECT, "name": name or output.name},
     }
-    trackers = [LOGGER_TYPE_TO_CLASS[name](**options[name]) for name in dict.fromkeys(report_to)]
+    trackers: list[Any] = [LOGGER_TYPE_TO_CLASS[name](**options[name]) for name in dict.fromkeys(report_to)]
     accelerator = Accelerator(device_placement=False, log_with=trackers)
     plain = {key: value if isinstance(value, int | float | str) else str(value) for key, value in settings.items()}
     accelerator.init_trackers(PROJECT, plain)

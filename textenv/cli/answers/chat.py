@@ -1,5 +1,7 @@
 """``textenv chat``."""
 
+from typing import Any
+
 import tyro
 
 import textenv
@@ -49,7 +51,7 @@ def chat(
     """
     given = {"reference": reference, "reward_model": reward_model, "temperature": temperature}
     given = {name: value for name, value in {**given, "max_new_tokens": max_new_tokens}.items() if value is not None}
-    options = {**({} if env_id is None else environment_spec(env_id).kwargs), **given}
+    options: dict[str, Any] = {**({} if env_id is None else environment_spec(env_id).kwargs), **given}
     budget = options.get("max_new_tokens", 256)
     check_value("max_new_tokens", budget, PositiveInt)
     check_device(device)

@@ -24,7 +24,7 @@ def speed_up(model: nn.Module) -> None:
     stay; layers of a class of their own are left alone."""
     if not onednn_is_faster():
         return
-    faster = {nn.Linear: OneDNNLinear, Conv1D: OneDNNConv1D}
+    faster: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: OneDNNLinear, Conv1D: OneDNNConv1D}
     for module in model.modules():
         if type(module) in faster:
             module.__class__ = faster[type(module)]
