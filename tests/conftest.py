@@ -6,8 +6,6 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from jaxtyping import config as jaxtyping_config
-from jaxtyping import install_import_hook
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForCausalLM,
@@ -20,10 +18,10 @@ from transformers import (
     RobertaModel,
 )
 
-from tests import shapes  # noqa: F401
+from tests import shapes
 
-# Shapes are types: in the tests, beartype checks those of every call into the packages.
-install_import_hook(("textenv", "reward_models", "agents"), "tests.shapes.checked")
+# Shapes are types: in the tests, beartype checks those of calls into the packages.
+shapes.install("textenv", "reward_models", "agents")
 
 from transformers import AutoConfig  # noqa: E402
 
@@ -39,12 +37,8 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
-def _shapes_are_checked_where_calls_are_few(request):
-    """A test that trains for minutes runs the code of the fast ones a thousand times over."""
-    slow = request.node.get_closest_marker("slow") is not None
-    jaxtyping_config.update("jaxtyping_disable", slow)
-    yield
-    jaxtyping_config.update("jaxtyping_disable", False)
+def _first_calls_are_checked():
+    shapes.new_test()
 
 
 WORDS = ("<eos>", "red", "green", "blue", "sky", "grass", "is", "the", "what", "?", "not", "<unk>")
