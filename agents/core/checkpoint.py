@@ -16,20 +16,28 @@ from safetensors.torch import load_file, save_file
 from agents.core.job import Algorithm, Job, Trained
 from agents.core.kept import Keep, keep_best, keep_earlier
 from agents.core.learner import Config, Learner
-from agents.core.rollout import Rollout
+from agents.core.rollout import Rollout, check_groups
 from agents.logs.files import CURVES, SAMPLES, append, drop_after, sample_texts
 from agents.presets import WORLDS, preset
 from textenv.data.folders import check_replaceable, recover, replace_folder
 from textenv.data.records import write_json
 from textenv.lm.adapters import adapters
+from textenv.registry import changed, described
+from textenv.served.config import SamplerConfig
+from textenv.settings import PositiveInt, check_value
 from textenv.training.interrupt import deferred_interrupt
-from textenv.training.memory import saved_policy
+from textenv.training.memory import PassConfig, saved_policy
 from textenv.training.memory.sharding import load_optimizer, whole
-from textenv.training.processes import any_process, is_main, on_main, own_part, together
+from textenv.training.processes import any_process, is_main, on_main, own_part, rounds_of, together
 from textenv.training.progress import Advance
 from textenv.training.trackers import Tracker, tracking
 from textenv.training.trainable import trainable_weights
 from textenv.vector import TextVectorEnv, make_vec
+
+HOW = ("lr_decay_episodes", "gradient_checkpointing", *PassConfig.__annotations__, *SamplerConfig.__annotations__)
+"""Settings that may change when a run is resumed: the length of its schedule, memory, and who samples."""
+_WHERE = ("device", "attn_implementation", "score_batch_size", "obs_mode")
+"""Options of an environment that may."""
 
 
 class CheckpointedLearner(Learner[Config], Algorithm):
@@ -86,6 +94,7 @@ class CheckpointedLearner(Learner[Config], Algorithm):
         state = {
             "algorithm": type(self).__name__,
             "config": dataclasses.asdict(self.config),
+            "environment": _world(self.env),
             "episodes": self.episodes,
             "kl_coef": self.env.kl_coef,
             "prompt_indices": [index for indices, _ in slots for index in indices],
@@ -108,11 +117,13 @@ class CheckpointedLearner(Learner[Config], Algorithm):
         on_main(write)
 
     @classmethod
-    def load(cls, path: str | Path, env: TextVectorEnv) -> Self:
-        """The learner that :meth:`save` wrote, ready to continue in ``env``.
+    def load(cls, path: str | Path, env: TextVectorEnv, config: Config | None = None) -> Self:
+        """The learner that :meth:`save` wrote, ready to continue in ``env``; with ``config``, which must be that of the
+        checkpoint but for :data:`HOW`.
 
         Raises:
-            ValueError: the folder is not a readable checkpoint of this algorithm, or does not fit ``env``.
+            ValueError: the folder is not a readable checkpoint of this algorithm, or does not fit ``env`` or
+                ``config``.
         """
         path = Path(path)
         on_main(lambda: recover(path))
@@ -123,14 +134,19 @@ class CheckpointedLearner(Learner[Config], Algorithm):
                 raise ValueError(f"it was written by {algorithm}.save")
             value = load_file(path / "value.safetensors")
             tensors = torch.load(path / "optimizer.pt", weights_only=True)
-            config = cls.config_type(**state["config"])
+            saved = cls.config_type(**state["config"])
+            world = state["environment"]
         except Exception as error:
             rule = f"a checkpoint must be a folder written by {cls.__name__}.save"
             raise ValueError(f"{rule}, got {str(path)!r}: {error}. Name another checkpoint, or train again.") from error
         slots, found = len(state["prompt_indices"]), sum(together(env.num_envs))
         if slots != found:
             raise ValueError(f"num_envs must be that of the checkpoint, {slots}, got {found}. Use {slots}.")
-        agent = cls(env, cast(Config, config), saved_policy(path / "policy", env.task))
+        config = config or cast(Config, saved)
+        free = dict.fromkeys(HOW)
+        _check_same(dataclasses.asdict(saved) | free, dataclasses.asdict(config) | free)
+        _check_same(world, _world(env))
+        agent = cls(env, config, saved_policy(path / "policy", env.task))
         agent.actor.load_state_dict(value, strict=False)
         load_optimizer(agent.optimizer, tensors["optimizer"])
         agent.generator.set_state(tensors["generator"])
@@ -143,9 +159,9 @@ class CheckpointedLearner(Learner[Config], Algorithm):
 
     @classmethod
     def resume(cls, path: str | Path, env: TextVectorEnv, config: Config) -> Self:
-        """The learner saved in ``path``, or a new one with ``config`` if nothing is saved there."""
+        """The learner saved in ``path``, or a new one if nothing is saved there. Raises as :meth:`load`."""
         on_main(lambda: recover(Path(path)))
-        return cls.load(path, env) if (Path(path) / "state.json").is_file() else cls(env, config)
+        return cls.load(path, env, config) if (Path(path) / "state.json").is_file() else cls(env, config)
 
     def learn_with_checkpoints(
         self,
@@ -167,13 +183,14 @@ class CheckpointedLearner(Learner[Config], Algorithm):
         there. Of several processes the main one alone writes and reports; a signal to any of them stops all.
         """
         folder, keep, size = Path(folder), keep or Keep(), self.config.batch_size
+        if keep.best == "gold_score" and self.task.config.gold is None:
+            rule = "keep_best must be a figure that the environment has, got 'gold_score' without a gold judge"
+            raise ValueError(f"{rule}. Choose reward or rm_score, or give the environment its gold.")
         self._open_logs(folder)
         total = math.ceil(total_episodes / size)
 
         def after_update(log: dict[str, float]) -> bool:
             done = len(self.history)
-            if keep.best is not None and keep.best not in log:
-                raise ValueError(f"keep_best must be a figure of the log, got {keep.best!r}. It has {', '.join(log)}.")
             if is_main():
                 append(folder / CURVES, [log])
                 report(log, done)
@@ -223,7 +240,11 @@ class CheckpointedLearner(Learner[Config], Algorithm):
     @classmethod
     def check(cls, options: Mapping[str, Any]) -> None:
         preset(options.get("preset", "pretrained"), "", 1)
-        cls.config_type(**{name: value for name, value in options.items() if name not in ("num_envs", "preset")})
+        config = cls.config_type(**{name: options[name] for name in options if name not in ("num_envs", "preset")})
+        if "num_envs" in options:
+            check_value("num_envs", options["num_envs"], PositiveInt)
+            rounds_of(config.batch_size, options["num_envs"])
+            check_groups(options["num_envs"], config.group_size)
 
     @classmethod
     def train(cls, job: Job) -> Trained:
@@ -238,3 +259,16 @@ class CheckpointedLearner(Learner[Config], Algorithm):
         agent.learn_with_checkpoints(job.total_episodes, job.folder, **where)
         tokens = round(sum(log["response_tokens"] * config.batch_size for log in agent.history))
         return Trained(agent, agent.policy.model, agent.history, tokens)
+
+
+def _world(env: TextVectorEnv) -> dict[str, Any]:
+    """The environment that a learner depends on, as JSON."""
+    return described({name: value for name, value in vars(env.task.config).items() if name not in _WHERE})
+
+
+def _check_same(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    names = changed(saved, now)
+    if names:
+        name = names[0].split(".")[0]
+        rule = f"a run must be resumed with the {name} it started with, {saved.get(name)!r}, got {now.get(name)!r}"
+        raise ValueError(f"{rule}. Restore it, or train in another folder.")

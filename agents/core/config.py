@@ -5,7 +5,7 @@ from typing import Literal
 
 from textenv.kl import KLConfig
 from textenv.served.config import SamplerConfig
-from textenv.settings import Count, NonNegative, Positive, PositiveInt, check_settings
+from textenv.settings import Count, NonNegative, Positive, PositiveInt
 from textenv.training.memory import PassConfig
 from textenv.training.optimizer import EpisodeOptimizerConfig
 
@@ -33,7 +33,7 @@ class LearnerConfig(SamplerConfig, PassConfig, EpisodeOptimizerConfig, KLConfig)
     """Seed of the prompts, the sampled tokens and the minibatches."""
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        super().__post_init__()
         if self.minibatches > self.batch_size:
             rule = f"minibatches must be batch_size ({self.batch_size}) or less"
             raise ValueError(f"{rule}, got {self.minibatches}. Each needs an episode.")

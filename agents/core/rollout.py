@@ -49,6 +49,13 @@ class Rollout(NamedTuple):
         return spread_kl(self.scores, self.kl_per_token, self.kl_coef, lengths, per_token=per_token_kl)
 
 
+def check_groups(num_envs: int, group_size: int) -> None:
+    """Refuse slots that groups do not fill."""
+    if num_envs % group_size:
+        rule = f"num_envs must be a multiple of group_size, got {num_envs} and {group_size}"
+        raise ValueError(f"{rule}. Change one.")
+
+
 class Stream:
     """A vector environment and its current observation, so that each batch continues where the last one ended.
 
@@ -57,9 +64,7 @@ class Stream:
 
     def __init__(self, env: TextVectorEnv, seed: int, *, group_size: int = 1) -> None:
         env.require_same_step("collecting rollouts")
-        if env.num_envs % group_size:
-            sizes = f"{env.num_envs} and {group_size}"
-            raise ValueError(f"num_envs must be a multiple of group_size, got {sizes}. Change one.")
+        check_groups(env.num_envs, group_size)
         self.env, self.group_size = env, group_size
         self._continue_from(*env.reset(seed=own_seed(seed, env.num_envs)))
 

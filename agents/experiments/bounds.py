@@ -1,5 +1,6 @@
 """Where the agents of an environment stand on the way from its reference to its optimum."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +27,8 @@ def with_bounds(results: list[dict[str, Any]], output: str | Path) -> list[dict[
     out = []
     for result in results:
         settings, figures = result["settings"], result["figures"]
-        key = json.dumps([settings["env_id"], settings["evaluation"]], sort_keys=True)
+        world = json.dumps([settings["env_id"], settings["evaluated"]], sort_keys=True)
+        key = f"{settings['env_id']} {hashlib.sha256(world.encode()).hexdigest()[:16]}"
         if key not in known:
             known[key] = bounds_of(make_vec(settings["env_id"], 128, **settings["evaluation"]))
             write_json(path, known)

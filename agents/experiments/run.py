@@ -23,6 +23,7 @@ from textenv.data.folders import collection_folder
 from textenv.data.records import write_json
 from textenv.evaluation import evaluate
 from textenv.pages.terminal import print_columns
+from textenv.registry import changed, described, environment_spec
 from textenv.registry.experiment import BUILT_IN_AGENTS, AgentPlan, RunPlan
 from textenv.stats import Mean, mean_ci95
 from textenv.tasks.exact import exact_world
@@ -63,6 +64,7 @@ class Cell(NamedTuple):
     @property
     def settings(self) -> dict[str, Any]:
         """Everything the result depends on. A result with other settings is not this cell's."""
+        environment = environment_spec(self.env_id).kwargs
         settings = {
             "env_id": self.env_id,
             "agent": self.plan.name,
@@ -71,6 +73,8 @@ class Cell(NamedTuple):
             "seed": self.seed,
             "total_episodes": self.total_episodes,
             "evaluation": dict(self.evaluation),
+            "environment": described(environment),
+            "evaluated": described({**environment, **self.evaluation}),
         }
         return json.loads(json.dumps(settings))
 
@@ -125,11 +129,9 @@ def finished_result(folder: Path, cell: Cell) -> dict[str, Any] | None:
         if path.is_file():
             content = json.loads(path.read_text("utf-8"))
             if content["settings"] != cell.settings:
-                changed = [key for key, value in cell.settings.items() if content["settings"].get(key) != value]
-                raise ValueError(
-                    f"a folder must hold one cell, got {str(folder)!r} with other settings ({', '.join(changed)} "
-                    "changed). Name another output, or delete that folder."
-                )
+                what = ", ".join(changed(content["settings"], cell.settings))
+                rule = f"a folder must hold one cell, got {str(folder)!r} with other settings ({what} changed)"
+                raise ValueError(f"{rule}. Name another output, or delete that folder.")
             if name == "result.json":
                 return content
     return None

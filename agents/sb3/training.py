@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
 import numpy as np
 from stable_baselines3 import A2C, PPO
@@ -14,6 +14,7 @@ from agents.core.agent import LanguageModelAgent
 from agents.core.job import Algorithm, Job, Trained
 from agents.sb3.env import make_vec_env
 from agents.sb3.policy import MEMORY_OPTIONS, CausalLMPolicy
+from textenv.settings import PositiveInt, check_value
 from textenv.training.memory import MemoryConfig
 from textenv.training.progress import Advance
 from textenv.training.trackers import tracking
@@ -74,6 +75,10 @@ class SB3Algorithm(Algorithm):
 
     @classmethod
     def check(cls, options: Mapping[str, Any]) -> None:
+        hints = get_type_hints(cls.kind.__init__) | {"num_envs": PositiveInt, "linear_decay": bool}
+        for name, value in options.items():
+            if name in hints:
+                check_value(name, value, hints[name])
         MemoryConfig(**_memory(options))
 
     @classmethod

@@ -11,7 +11,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 import textenv
 from agents.core.returns import Advantages
 from agents.ppo import PPO, PPOConfig
+from agents.rloo import RLOOConfig
 from tests.conftest import FAMILIES, tiny_model
+from textenv.training.memory import MemoryConfig
 from textenv.training.optimizer import make_adamw
 from textenv.training.trainable import check_trainable
 
@@ -133,6 +135,12 @@ def test_too_many_layers_are_refused(learner):
         learner(train_layers=0)
 
 
+def test_the_scale_of_adapters_without_adapters_is_refused():
+    for kind in (PPOConfig, RLOOConfig, MemoryConfig):
+        with pytest.raises(ValueError, match="lora_alpha needs lora_rank, got 4 alone"):
+            kind(lora_alpha=4.0)
+
+
 def test_eight_bit_adam_is_refused_where_it_cannot_run(learner, monkeypatch):
     with pytest.raises(ValueError, match="adam_8bit needs a CUDA device, got cpu"):
         learner(adam_8bit=True)
@@ -142,7 +150,7 @@ def test_eight_bit_adam_is_refused_where_it_cannot_run(learner, monkeypatch):
     with pytest.raises(
         ValueError, match=r"adam_8bit needs the package bitsandbytes: pip install 'textenv\[adam8bit\]'"
     ):
-        make_adamw.__wrapped__(PPOConfig(), [[on_gpu]], [1e-5], eight_bit=True)  # beyond the check of types
+        make_adamw(PPOConfig(), [[on_gpu]], [1e-5], eight_bit=True)
 
 
 def test_frozen_weights_may_have_any_precision_and_trained_ones_float32_alone():

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -44,12 +44,20 @@ class EnvArgs:
     """Reward paid for each nat of KL."""
     max_prompt_tokens: int | None = None
     """Width of the prompt, tokens."""
+    long_prompts: Literal["error", "drop", "cut"] | None = None
+    """A prompt of more tokens is an error, is left out, or loses its beginning."""
     max_new_tokens: int | None = None
     """Length budget of a response, tokens."""
+    min_new_tokens: int | None = None
+    """Tokens that a response has before it may end."""
+    stop_tokens: tuple[str, ...] | None = None
+    """Tokens besides EOS that end a response."""
     temperature: float | None = None
     """Sampling temperature of the policy and the reference alike."""
     missing_eos_penalty: float | None = None
     """Subtracted when a response spends its budget without ending."""
+    gold: str | None = None
+    """A reward model that is reported as gold_score and never part of the reward."""
     device: str | None = None
     """Where the models run, like cpu or cuda:0."""
     dtype: Precision | None = None

@@ -80,7 +80,8 @@ def learner_command(name: str, arguments: Sequence[str]) -> Callable[..., None]:
                 updates was highest.
             sample_every: updates between sample texts in OUTPUT/samples.jsonl.
             report_to: trackers that get the figures of each update as well.
-            resume: continue from the checkpoint in the output folder.
+            resume: continue from the checkpoint in the output folder, if there is one. What is trained, and how, must
+                be as before, apart from memory, the sampler and the length of the run.
             merge_into: write the policy to this folder too, adapters of --lora-rank added to its weights.
         """
         check_value("total_episodes", total_episodes, PositiveInt)
@@ -92,8 +93,8 @@ def learner_command(name: str, arguments: Sequence[str]) -> Callable[..., None]:
         keep = Keep(last=keep_last, best=keep_best)
         on_main(lambda: _check_folders(output, merge_into, resume))
         vector = env.make(num_envs)
-        agent = learner.load(output, vector) if resume else learner(vector, config)
-        how = f"{learner.__name__}, {'continued' if resume else f'preset {preset}'}"
+        agent = learner.resume(output, vector, config) if resume else learner(vector, config)
+        how = f"{learner.__name__}, {'continued' if agent.history else f'preset {preset}'}"
         if is_main():
             print(_plan(agent, how, total_episodes), file=sys.stderr)
         with progress_bar(learner.__name__) as advance:

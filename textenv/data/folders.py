@@ -125,7 +125,8 @@ def recover(path: str | Path) -> None:
     """
     path = Path(path)
     for new in path.parent.glob(f"{glob.escape(f'.{path.name}.new-')}*-*"):
-        if (new / MARKER).is_file() and not _is_running(new.name.rpartition(".new-")[2].partition("-")[0]):
+        ours = (new / MARKER).is_file() or not any(new.iterdir())  # killed before it had written its marker
+        if ours and not _is_running(new.name.rpartition(".new-")[2].partition("-")[0]):
             shutil.rmtree(new)
     aside = _aside(path)
     if (aside / MARKER).is_file():

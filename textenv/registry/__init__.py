@@ -2,7 +2,9 @@
 
 from textenv.registry.ids import (
     all_or_nothing,
+    changed,
     check_options,
+    described,
     environment_spec,
     is_registered,
     register,
@@ -25,8 +27,10 @@ from textenv.registry.sources import (
 
 __all__ = [
     "all_or_nothing",
+    "changed",
     "check_options",
     "clear_cache",
+    "described",
     "environment_spec",
     "fresh_language_model",
     "is_registered",

@@ -17,16 +17,13 @@ from textenv import registry
 from textenv.config import REQUIRED, TaskConfig, hint
 from textenv.data.datasets import check_dataset
 from textenv.data.records import looks_like_path
+from textenv.registry.ids import OPTION_KINDS
 
 if TYPE_CHECKING:
     from textenv.registry.yaml_file import Keys, YamlFile
 
 KINDS = {"language_models": "language model", "reward_models": "reward model", "prompts": "prompts"}
 """Sections that define names, and the kind of thing each names."""
-
-OPTION_KINDS = {"prompts": "prompts", "reference": "language model"}
-OPTION_KINDS |= {"reward_model": "reward model", "gold": "reward model"}
-"""Options of an environment that are names or paths."""
 
 BUILT_IN_AGENTS = ("reference", "random")
 """Agents that a run may list without describing them: the environment's reference, and random tokens."""

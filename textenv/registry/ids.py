@@ -15,6 +15,10 @@ from textenv.data.datasets import check_dataset
 from textenv.data.records import as_prompt_set
 from textenv.registry import sources
 
+OPTION_KINDS = {"prompts": "prompts", "reference": "language model"}
+OPTION_KINDS |= {"reward_model": "reward model", "gold": "reward model"}
+"""Options of an environment that are names or paths."""
+
 _descriptions: dict[str, str] = {}
 
 
@@ -114,6 +118,28 @@ def environment_spec(env_id: str) -> EnvSpec:
             f"an environment must be a registered id, got {env_id!r}. {hint(name, gymnasium.registry)}"
             f"`textenv envs` lists the ids of this package. ({error})"
         ) from None
+
+
+def described(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of an environment as JSON that says what they mean: with what their names stand for, and absolute paths.
+
+    What files hold is not looked at.
+    """
+    out = dict(options)
+    for name, kind in OPTION_KINDS.items():
+        if isinstance(options.get(name), str) and Path(options[name]).exists():
+            out[name] = str(Path(options[name]).absolute())
+        out |= {f"{kind} {key!r}": value for key, value in sources.behind_names(kind, options.get(name)).items()}
+    return json.loads(json.dumps(out))
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The names under which two JSON objects differ; of an object inside, the names in it."""
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    inner = [name for name in names if isinstance(before.get(name), dict) and isinstance(now.get(name), dict)]
+    return [f"{name}.{part}" for name in inner for part in changed(before[name], now[name])] + [
+        name for name in names if name not in inner
+    ]
 
 
 def is_registered(env_id: str, options: Mapping[str, Any]) -> bool:

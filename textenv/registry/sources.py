@@ -71,6 +71,35 @@ def registered_sources(kind: str) -> dict[str, Any]:
     return dict(_sources[kind])
 
 
+def behind_names(kind: str, source: Any) -> dict[str, Any]:
+    """What the registered names in a source stand for, and those in that, as JSON; an object as its type and name."""
+    found: dict[str, Any] = {}
+    waiting = [source]
+    while waiting:
+        for name in _texts(waiting.pop()):
+            if name in _sources[kind] and name not in found:
+                waiting.append(_sources[kind][name])
+                found[name] = json.loads(json.dumps(waiting[-1], default=_named))
+    return found
+
+
+def _texts(source: Any) -> list[str]:
+    """The texts in a name, a path, or a JSON value that is made of them."""
+    source = _json_object(source) or source
+    if isinstance(source, Mapping):
+        return [text for pair in source.items() for part in pair for text in _texts(part)]
+    if isinstance(source, list | tuple):
+        return [text for part in source for text in _texts(part)]
+    return [str(source)] if isinstance(source, str | Path) else []
+
+
+def _named(value: Any) -> str:
+    if isinstance(value, Path):
+        return str(value.absolute())
+    kind = value if hasattr(value, "__qualname__") else type(value)
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
 def prompt_set(source: Any) -> PromptSet:
     """Resolve ``prompts=``: a name, a file, a folder, a data set, ``"module:function"`` or a list.
 

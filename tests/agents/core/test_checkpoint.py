@@ -1,6 +1,7 @@
 """Checkpoints: what ``resume`` starts from, what stays beside them, and what a kill or a full disk leaves."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import resource
@@ -238,9 +239,53 @@ def test_the_best_policy_is_that_of_the_checkpoint_with_the_highest_mean_of_the_
     assert torch.equal(best.lm_head.weight, policies[updates])
 
 
-def test_a_figure_that_the_environment_does_not_know_is_refused_after_the_first_update(env, tmp_path):
-    with pytest.raises(ValueError, match="keep_best must be a figure of the log, got 'gold_score'"):
-        PPO(env, CONFIG).learn_with_checkpoints(16, tmp_path / "run", keep=Keep(best="gold_score"))
+def test_a_figure_that_the_environment_does_not_know_is_refused_before_anything_is_played(env, tmp_path):
+    agent = PPO(env, CONFIG)
+    with pytest.raises(ValueError, match="keep_best must be a figure that the environment has, got 'gold_score'"):
+        agent.learn_with_checkpoints(16, tmp_path / "run", keep=Keep(best="gold_score"))
+    assert agent.history == []
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": 1e-2}, r"the learning_rate it started with, 0\.003, got 0\.01\. Restore it, or train in"),
+        ({"lora_rank": 2}, "the lora_rank it started with, 0, got 2"),
+        ({"seed": 5}, "the seed it started with, 4, got 5"),
+    ],
+)
+def test_a_run_is_not_resumed_with_other_settings(env, tmp_path, changes, message):
+    PPO(env, CONFIG).learn_with_checkpoints(8, tmp_path / "run")
+    with pytest.raises(ValueError, match=f"a run must be resumed with {message}"):
+        PPO.resume(tmp_path / "run", env, dataclasses.replace(CONFIG, **changes))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0.5}, r"the temperature it started with, 1\.0, got 0\.5"),
+        ({"kl_coef": 0.9}, r"the kl_coef it started with, 0\.\d+, got 0\.9"),
+        ({"prompts": ["red"]}, "the prompts it started with"),
+        ({"reward_model": {"rule": "length"}}, "the reward_model it started with"),
+    ],
+)
+def test_a_run_is_not_resumed_in_another_environment(make_vector, env, tmp_path, options, message):
+    PPO(env, CONFIG).learn_with_checkpoints(8, tmp_path / "run")
+    with pytest.raises(ValueError, match=message):
+        PPO.resume(tmp_path / "run", make_vector(8, **options).unwrapped, CONFIG)
+    with pytest.raises(ValueError, match=message):
+        PPO.load(tmp_path / "run", make_vector(8, **options).unwrapped)
+
+
+def test_memory_and_the_length_of_the_schedule_may_change_when_a_run_is_resumed(make_vector, env, tmp_path):
+    first = dataclasses.replace(CONFIG, lr_decay_episodes=16)
+    PPO(env, first).learn_with_checkpoints(16, tmp_path / "run")
+    longer = dataclasses.replace(first, lr_decay_episodes=32, micro_batch_size=2, gradient_checkpointing=True)
+    resumed = PPO.resume(tmp_path / "run", make_vector(8, obs_mode="tokens").unwrapped, longer).learn(16)
+    assert resumed.config == longer
+    rates = [log["learning_rate"] for log in resumed.history]
+    assert rates == pytest.approx([3e-3 * left for left in (1, 1 / 2, 1 / 2, 1 / 4)])  # of 16 episodes, then of 32
 
 
 def test_logs_are_there_after_each_update_and_hold_the_history(env, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -113,6 +114,30 @@ def test_a_folder_of_other_settings_is_not_taken_for_this_cell(file):
         run_experiment([cell._replace(total_episodes=64)], file.parent / "out")
 
 
+def test_a_cell_of_an_environment_that_was_edited_is_not_taken_for_this_one(file):
+    """The id and the names in it stay; what they stand for is another thing."""
+    cell = Cell("me/Edited-v0", AgentPlan(name="reference", algorithm="reference", options={}), 1, 16, {})
+    options = {"prompts": ["red"], "reference": "edited-lm", "max_prompt_tokens": 4, "max_new_tokens": 3}
+
+    def define(rule, **changes):
+        textenv.register_reward_model("edited-rm", rule)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            textenv.register(cell.env_id, reward_model="edited-rm", **{**options, **changes})
+
+    textenv.register_language_model("edited-lm", "tests.conftest:tiny_model")
+    define({"rule": "length"})
+    first = run_experiment([cell], file.parent / "out")
+    define({"rule": "length"})
+    assert run_experiment([cell], file.parent / "out") == first
+    define({"rule": "length"}, kl_coef=0.4)
+    with pytest.raises(ValueError, match=r"other settings \(environment.kl_coef, evaluated.kl_coef changed\)"):
+        run_experiment([cell], file.parent / "out")
+    define({"rule": "regex", "pattern": "red"})
+    with pytest.raises(ValueError, match=r"environment.reward model 'edited-rm'"):
+        run_experiment([cell], file.parent / "out")
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -123,6 +148,20 @@ def test_a_folder_of_other_settings_is_not_taken_for_this_cell(file):
         ),
         ("algorithm: ppo, epochs: 0", "line 3: epochs must be 1 or more, got 0"),
         ("algorithm: rloo, group_size: 1", "line 3: group_size must be 2 or more, got 1"),
+        (
+            "algorithm: ppo, batch_size: 16, num_envs: 5",
+            "line 3: batch_size must be a multiple of the environment's num_envs, got 16 and 5",
+        ),
+        ("algorithm: ppo, num_envs: many", "line 3: num_envs must be a whole number, got 'many'"),
+        (
+            "algorithm: rloo, batch_size: 16, num_envs: 2",
+            "line 3: num_envs must be a multiple of group_size, got 2 and 4",
+        ),
+        ("algorithm: sb3-ppo, n_steps: many", "line 3: n_steps must be a whole number, got 'many'"),
+        ("algorithm: sb3-ppo, policy_kwargs: 3", "line 3: policy_kwargs must be .*, got 3"),
+        ("algorithm: sb3-a2c, use_rms_prop: 2", "line 3: use_rms_prop must be True or False, got 2"),
+        ("algorithm: sb3-maskable-ppo, learning_rate: [1]", r"line 3: learning_rate must be .*, got \[1\]"),
+        ("algorithm: sb3-ppo, num_envs: 0", "line 3: num_envs must be 1 or more, got 0"),
         ("algorithm: random, n: 3", r"line 3: an option must be one that random has, got 'n'"),
     ],
 )
@@ -203,7 +242,7 @@ def test_shares_run_from_the_reference_to_the_optimum_and_bounds_are_estimated_o
 
 
 def test_an_environment_without_a_kl_penalty_has_no_optimum_to_show(tmp_path):
-    settings = {"env_id": "textenv/Micro-v0", "evaluation": {"kl_coef": 0.0}}
+    settings = {"env_id": "textenv/Micro-v0", "evaluation": {"kl_coef": 0.0}, "evaluated": {"kl_coef": 0.0}}
     (result,) = with_bounds([{"settings": settings, "figures": {"kl": 0.0, "reward": 1.0}}], tmp_path)
     assert result["bounds"] is None
     assert "share" not in result["figures"]

@@ -220,6 +220,22 @@ def test_each_learner_is_a_command_that_trains_resumes_and_knows_its_own_checkpo
     assert says in capsys.readouterr().out
 
 
+def test_one_command_line_starts_continues_and_prolongs_a_run(capsys, tmp_path):
+    """As a job that is put back into the queue gives it; the preset's rate falls over the longer run."""
+    ppo = ["ppo", "--env-id", "textenv/Micro-v0", "--num-envs", 8, "--batch-size", 8, "--output", tmp_path / "run"]
+    code, printed = run(capsys, *ppo, "--total-episodes", 8, "--resume")
+    assert code == 0, printed.err
+    assert "PPO, preset micro" in printed.err
+    code, printed = run(capsys, *ppo, "--total-episodes", 16, "--resume")
+    assert code == 0, printed.err
+    assert "PPO, continued" in printed.err
+    rates = [json.loads(line)["learning_rate"] for line in (tmp_path / "run/curves.jsonl").read_text().splitlines()]
+    assert rates == pytest.approx([7e-4, 7e-4 / 2])
+    code, printed = run(capsys, *ppo, "--total-episodes", 16, "--learning-rate", 1e-2, "--resume")
+    assert code == 2
+    assert "must be resumed with the learning_rate it started with, 0.0007, got 0.01" in printed.err
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [('{"prompt": "a",', "line 1: not valid JSON"), ("[1]", "line 1: must be a JSON object"), ("", "at least one")],

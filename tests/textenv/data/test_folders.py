@@ -116,6 +116,16 @@ def test_a_half_written_folder_of_a_process_that_is_gone_is_cleared_at_the_next_
     assert [path.name for path in tmp_path.iterdir()] == [".out.new-thesis-1"]
 
 
+def test_a_folder_whose_process_was_killed_before_it_wrote_anything_is_cleared_too(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for name in ("empty", "foreign"):
+        (tmp_path / f".out.new-{ended.pid}-{name}").mkdir()
+    (tmp_path / f".out.new-{ended.pid}-foreign" / "thesis.txt").write_text("mine")
+    check_replaceable(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == [f".out.new-{ended.pid}-foreign"]
+
+
 def test_a_folder_that_another_save_is_writing_is_left_alone(tmp_path):
     with replace_folder(tmp_path / "out") as folder:
         (folder / "a.txt").write_text("a")

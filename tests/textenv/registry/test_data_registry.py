@@ -10,6 +10,7 @@ import pytest
 from gymnasium.envs.registration import EnvSpec
 
 import textenv
+from tests.conftest import colour_score
 from textenv import registry
 from textenv.data.datasets import read_dataset
 from textenv.data.records import atomic_path, jsonl_lines, parse_records, write_json, write_jsonl
@@ -236,6 +237,35 @@ def test_the_vocabulary_is_known_from_a_file_or_a_loaded_model_and_never_guessed
 
 
 RECORDS = {"question": ["red", "green", "blue"], "answer": ["1", "2", "3"]}
+
+
+def test_options_are_described_by_what_their_names_stand_for(tmp_path, monkeypatch):
+    """Names inside a JSON object too, and those in that; a rule of the name that it defines is no endless loop."""
+    monkeypatch.chdir(tmp_path)
+    Path("p.jsonl").write_text('{"prompt": "red"}')
+    textenv.register_reward_model("inner", {"rule": "length"})
+    textenv.register_reward_model("outer", {"weighted": {"inner": 2.0, "outer": 1.0}})
+    textenv.register_reward_model("mine", colour_score)
+    textenv.register_prompts("here", tmp_path / "p.jsonl")
+    options = {"prompts": "p.jsonl", "reward_model": {"weighted": {"outer": 1, "mine": 1}}, "kl_coef": 0.1}
+    assert registry.described(options) == {
+        "prompts": str(tmp_path / "p.jsonl"),
+        "reward_model": {"weighted": {"outer": 1, "mine": 1}},
+        "kl_coef": 0.1,
+        "reward model 'outer'": {"weighted": {"inner": 2.0, "outer": 1.0}},
+        "reward model 'inner'": {"rule": "length"},
+        "reward model 'mine'": f"{colour_score.__module__}:colour_score",
+    }
+    assert registry.described({"prompts": "here"})["prompts 'here'"] == str(tmp_path / "p.jsonl")
+    text = registry.described({"reward_model": '{"weighted": {"inner": 1}}'})
+    assert text["reward model 'inner'"] == {"rule": "length"}
+
+
+def test_what_differs_between_two_objects_is_named_down_to_the_part():
+    before = {"a": 1, "inside": {"x": 1, "y": 2}, "gone": None}
+    assert registry.changed(before, {"a": 1, "inside": {"x": 1, "y": 3}, "new": 0}) == ["inside.y", "new"]
+    assert registry.changed(before, {**before, "a": 2, "inside": 3}) == ["a", "inside"]
+    assert registry.changed(before, dict(before)) == []
 
 
 @pytest.fixture

@@ -19,6 +19,22 @@ def test_a_bar_shows_progress_and_figures():
         assert text in shown
 
 
+def test_in_a_file_there_is_a_line_at_the_start_one_now_and_then_and_one_at_the_end(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    console = Console(file=io.StringIO(), width=20)  # narrower than a line
+    with progress_bar("training", console) as advance:
+        for done in range(1, 91):
+            now += 1.0
+            advance(done, 90, {"loss": 1 / done})
+    assert console.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
+        "training 1/90 0:00:01 loss 1",
+        "training 31/90 0:00:31 loss 0.0323",
+        "training 61/90 0:01:01 loss 0.0164",
+        "training 90/90 0:01:30 loss 0.0111",
+    ]
+
+
 @pytest.mark.parametrize("widgets", [True, False])
 def test_in_a_notebook_the_streams_stay_its_own(monkeypatch, widgets):
     """A redirected stream prints by the notebook's display, which prints into the stream, and so on."""

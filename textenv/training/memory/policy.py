@@ -42,6 +42,8 @@ class MemoryConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.lora_alpha is not None and not self.lora_rank:
+            raise ValueError(f"lora_alpha needs lora_rank, got {self.lora_alpha:g} alone. Give both, or neither.")
 
 
 @dataclass(frozen=True, kw_only=True)
