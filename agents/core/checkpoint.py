@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from agents.core.job import Algorithm, Job, Trained
 from agents.core.kept import Keep, keep_best, keep_earlier
 from agents.core.learner import Config, Learner
-from agents.core.rollout import Rollout, check_groups
+from agents.core.rollout import Rollout
 from agents.logs.files import CURVES, SAMPLES, append, drop_after, sample_texts
 from agents.presets import WORLDS, preset
 from textenv.data.folders import check_replaceable, recover, replace_folder
@@ -28,7 +28,7 @@ from textenv.settings import PositiveInt, check_value
 from textenv.training.interrupt import deferred_interrupt
 from textenv.training.memory import PassConfig, saved_policy
 from textenv.training.memory.sharding import load_optimizer, whole
-from textenv.training.processes import any_process, is_main, on_main, own_part, rounds_of, together
+from textenv.training.processes import any_process, check_groups, is_main, on_main, own_part, rounds_of, together
 from textenv.training.progress import Advance
 from textenv.training.trackers import Tracker, tracking
 from textenv.training.trainable import trainable_weights

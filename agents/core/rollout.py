@@ -11,7 +11,7 @@ from torch import Tensor
 from textenv.episode import observation_tokens
 from textenv.lm import Responses, Sampled
 from textenv.scoring import spread_kl
-from textenv.training.processes import own_seed, rounds_of, together
+from textenv.training.processes import check_groups, own_seed, rounds_of, together
 from textenv.vector import TextVectorEnv
 
 
@@ -47,13 +47,6 @@ class Rollout(NamedTuple):
         """Rewards by token: all on the last one, or with ``per_token_kl`` each token's own KL on that token."""
         lengths = self.tokens.response_lengths
         return spread_kl(self.scores, self.kl_per_token, self.kl_coef, lengths, per_token=per_token_kl)
-
-
-def check_groups(num_envs: int, group_size: int) -> None:
-    """Refuse slots that groups do not fill."""
-    if num_envs % group_size:
-        rule = f"num_envs must be a multiple of group_size, got {num_envs} and {group_size}"
-        raise ValueError(f"{rule}. Change one.")
 
 
 class Stream:

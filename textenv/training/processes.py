@@ -152,6 +152,13 @@ def rounds_of(episodes: int, slots: int) -> int:
     return episodes // (slots * processes)
 
 
+def check_groups(num_envs: int, group_size: int) -> None:
+    """Refuse slots that groups do not fill."""
+    if num_envs % group_size:
+        rule = f"num_envs must be a multiple of group_size, got {num_envs} and {group_size}"
+        raise ValueError(f"{rule}. Change one.")
+
+
 def own_slots(slots: int) -> int:
     """The number of slots of this process.
 

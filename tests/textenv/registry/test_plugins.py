@@ -114,18 +114,14 @@ def test_a_broken_plug_in_is_named_in_a_warning_and_stops_neither_the_import_nor
     assert reason in done.stdout
 
 
-def test_importing_the_package_is_fast_and_loads_nothing_heavy_with_a_plug_in_too(site):
+def test_importing_the_package_loads_nothing_heavy_with_a_plug_in_too(site):
     site("good", good("good"))
     done = run(
         site,
         """
-        import time
-        start = time.process_time()
         import textenv
-        seconds = time.process_time() - start
         heavy = {"torch", "transformers", "stable_baselines3", "yaml", "datasets", "rich", "tyro"} & set(sys.modules)
         assert not heavy, heavy
-        assert seconds < 1, seconds
         """,
     )
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,6 @@
 """The gold judge: hand-written answers with the scores that its price list gives, and what must never pay."""
 
 import math
-import time
 from itertools import pairwise
 
 import numpy as np
@@ -296,15 +295,3 @@ def test_the_mix_of_sources_lies_where_training_has_room():
     assert gold["base"][0] + 0.6 < gold["demonstrations"][0] < 1.6
     assert 0.65 < gold["demonstrations"][1]["helpful_rate"] < 0.8
     assert 0.1 < gold["demonstrations"][1]["harmful_compliance_rate"] < 0.35
-
-
-def test_judging_is_fast():
-    records = assistant.sample_corpus(1024, 6, source="base")
-    prompts, answers = [r["prompt"] for r in records], [r["completion"] for r in records]
-    seconds = []
-    for start in range(0, 1024, 256):
-        began = time.process_time()
-        assistant.gold_scores(prompts[start : start + 256], answers[start : start + 256])
-        seconds.append(time.process_time() - began)
-    # About 5 ms on one core; the bound leaves room for a busy machine.
-    assert min(seconds) < 0.05
