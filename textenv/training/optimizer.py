@@ -46,9 +46,12 @@ class EpisodeOptimizerConfig(OptimizerConfig):
 
     def check_span(self) -> None:
         """Refuse a warm-up or a cosine that spans nothing."""
-        if self.lr_decay_episodes is None and (self.warmup_ratio > 0 or self.lr_schedule == "cosine"):
-            rule = f"lr_decay_episodes must be given with warmup_ratio ({self.warmup_ratio}) and lr_schedule 'cosine'"
-            raise ValueError(f"{rule}, which it spans, got None. Give the episodes of the run.")
+        spanning = {f"warmup_ratio {self.warmup_ratio:g}": self.warmup_ratio > 0}
+        spanning |= {"lr_schedule 'cosine'": self.lr_schedule == "cosine"}
+        for what, given in spanning.items():
+            if given and self.lr_decay_episodes is None:
+                rule = f"lr_decay_episodes must be given with {what}, which it spans, got None"
+                raise ValueError(f"{rule}. Give the episodes of the run.")
 
 
 def make_adamw(

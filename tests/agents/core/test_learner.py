@@ -84,11 +84,13 @@ def test_a_schedule_need_not_be_whole_updates(learner, decay, rates):
     assert [1e3 * log["learning_rate"] for log in agent.history] == pytest.approx(rates)
 
 
-@pytest.mark.parametrize("changed", [{"warmup_ratio": 0.1}, {"lr_schedule": "cosine"}])
-def test_a_warm_up_or_a_cosine_needs_episodes_to_span(changed):
-    with pytest.raises(
-        ValueError, match=r"lr_decay_episodes must be given .*, got None\. Give the episodes of the run"
-    ):
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [({"warmup_ratio": 0.1}, "warmup_ratio 0.1"), ({"lr_schedule": "cosine"}, "lr_schedule 'cosine'")],
+)
+def test_a_warm_up_or_a_cosine_needs_episodes_to_span(changed, what):
+    rule = f"lr_decay_episodes must be given with {what}, which it spans, got None. Give the episodes of the run"
+    with pytest.raises(ValueError, match=rule):
         RLOO.config_type(**changed)
     RLOO.config_type(lr_schedule="constant")
     RLOO.config_type(**changed, lr_decay_episodes=1)
