@@ -48,6 +48,9 @@ def sample_responses(
     every row are drawn ahead, so its tokens do not depend on the other rows. Rows that have ended leave the batch. With
     ``slots``, so many are generated at once, and the others wait for a place. ``on_tokens(rows, tokens)`` hears the
     tokens of each step as soon as they are drawn.
+
+    Raises:
+        ValueError: the model gives NaN.
     """
     prompt_ids, prompt_lengths = prompt_ids.to(model.device), prompt_lengths.to(model.device)
     size, slots = len(prompt_ids), slots or len(prompt_ids)
@@ -85,6 +88,9 @@ def sample_responses(
                 row, step = torch.cat([row, new]), torch.cat([step, torch.zeros_like(new)])
                 token = torch.cat([token, prompt_ids[new, -1]])
             decoder.append(token)
+    if bool(drawn.logprobs.isnan().any()):
+        broken = "a model must give log-probabilities that are numbers, got NaN"
+        raise ValueError(f"{broken}. In training: it diverged, lower the learning rate. Else its weights are damaged.")
     return Sampled(*(field.cpu() for field in drawn))
 
 
@@ -100,7 +106,8 @@ def _draw(logprobs: Float[Tensor, "B V"], uniforms: Float[Tensor, " B"]) -> Int[
     # CPUs add up in double precision and round the sums; elsewhere only doubles make sure that they never fall.
     exact = logprobs.dtype if logprobs.device.type == "cpu" else torch.float64
     cumulated = logprobs.exp().cumsum(-1, dtype=exact)
-    return torch.searchsorted(cumulated, uniforms[:, None] * cumulated[:, -1:], right=True).squeeze(1)
+    token = torch.searchsorted(cumulated, uniforms[:, None] * cumulated[:, -1:], right=True).squeeze(1)
+    return token.clamp(max=logprobs.shape[1] - 1)  # beyond only of a model that gives NaN
 
 
 def _closed_up(going: Bool[Tensor, " B"]) -> Int[Tensor, " n"]:

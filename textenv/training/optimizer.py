@@ -109,8 +109,15 @@ def clip_gradients(parts: Sequence[Sequence[Tensor]], max_norm: float | None) ->
     larger; returns the norms before.
 
     Each part by itself: a large loss of a value function does not shrink the steps of the policy.
+
+    Raises:
+        ValueError: a norm is not finite.
     """
     sum_gradients(weight for part in parts for weight in part)
     limit = math.inf if max_norm is None else max_norm
     norms = [nn.utils.clip_grad_norm_(part, limit) for part in parts]
-    return [float(norm.full_tensor() if isinstance(norm, DTensor) else norm) for norm in norms]
+    found = [float(norm.full_tensor() if isinstance(norm, DTensor) else norm) for norm in norms]
+    if not all(map(math.isfinite, found)):
+        rule = f"the norm of a gradient must be finite, got {', '.join(map(str, found))}"
+        raise ValueError(f"{rule}. The training diverged: lower the learning rate. What was saved stays as it is.")
+    return found

@@ -239,6 +239,20 @@ def test_the_best_policy_is_that_of_the_checkpoint_with_the_highest_mean_of_the_
     assert torch.equal(best.lm_head.weight, policies[updates])
 
 
+@pytest.mark.parametrize("max_grad_norm", [0.5, 1e30])
+def test_a_run_that_diverges_stops_and_leaves_the_last_checkpoint(env, make_vector, tmp_path, max_grad_norm):
+    agent = PPO(env, dataclasses.replace(CONFIG, max_grad_norm=max_grad_norm))
+    agent.learn_with_checkpoints(8, tmp_path / "run")
+    before = [weight.clone() for weight in agent.policy.model.parameters()]
+    for group in agent.optimizer.param_groups:
+        group["peak"] = 1e20
+    with pytest.raises(ValueError, match=r"diverged. lower the learning rate"):
+        agent.learn_with_checkpoints(80, tmp_path / "run")
+    saved = PPO.load(tmp_path / "run", make_vector(8).unwrapped)
+    assert len(saved.history) == 1
+    assert all(map(torch.equal, saved.policy.model.parameters(), before))
+
+
 def test_a_figure_that_the_environment_does_not_know_is_refused_before_anything_is_played(env, tmp_path):
     agent = PPO(env, CONFIG)
     with pytest.raises(ValueError, match="keep_best must be a figure that the environment has, got 'gold_score'"):

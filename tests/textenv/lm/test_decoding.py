@@ -157,3 +157,14 @@ def test_prompts_that_wait_for_a_slot_get_the_responses_they_get_at_once(family,
         torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
     scored = response_logprobs(model, Responses(*pad_left(prompts, 0), *waited[:2]), ends)
     torch.testing.assert_close(waited.logprobs, scored, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_a_model_that_has_come_to_give_nan_is_refused(greedy):
+    model, prompts = tiny_model().model, torch.tensor([[1, 2], [3, 4]])
+    draw = {"max_new_tokens": 4, "rule": TokenRule(temperature=1.0, min_new_tokens=0, stop_ids=(0,)), "pad_id": 0}
+    sample_responses(model, prompts, torch.tensor([2, 2]), **draw, greedy=greedy)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[5, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"log-probabilities that are numbers, got NaN\. In training: it diverged"):
+        sample_responses(model, prompts, torch.tensor([2, 2]), **draw, greedy=greedy)

@@ -60,3 +60,13 @@ def test_each_part_is_clipped_by_its_own_norm():
     torch.testing.assert_close(parts[0][0].grad, torch.full((2, 2), 1.0), atol=1e-5, rtol=0)
     assert parts[1][0].grad.tolist() == pytest.approx([0.0, 0.6, 0.8])
     assert clip_gradients(parts, None) == pytest.approx([2.0, 1.0], abs=1e-5)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_is_refused(value):
+    parts = network()
+    parts[0][0].grad, parts[1][0].grad = torch.full((2, 2), 3.0), torch.tensor([0.0, value, 0.8])
+    with pytest.raises(
+        ValueError, match=rf"must be finite, got 6\.0, {value}\. The training diverged: lower the learn"
+    ):
+        clip_gradients(parts, 2.0)
