@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar
 
 import numpy as np
 from stable_baselines3 import A2C, PPO
@@ -75,7 +75,9 @@ class SB3Algorithm(Algorithm):
 
     @classmethod
     def check(cls, options: Mapping[str, Any]) -> None:
-        hints = get_type_hints(cls.kind.__init__) | {"num_envs": PositiveInt, "linear_decay": bool}
+        parameters = inspect.signature(cls.kind.__init__).parameters.items()
+        hints = {name: parameter.annotation for name, parameter in parameters}
+        hints |= {"num_envs": PositiveInt, "linear_decay": bool}
         for name, value in options.items():
             if name in hints:
                 check_value(name, value, hints[name])
