@@ -251,17 +251,30 @@ def decodes_with_cache(model: PreTrainedModel) -> bool:
     It is false for families whose state runs through padding, or that keep it elsewhere (Mamba, RWKV, RecurrentGemma).
 
     Raises:
-        ValueError: whole passes do not yield it either, since the model looks at later tokens.
+        ValueError: whole passes do not yield it either, since the model looks at later tokens or says NaN.
     """
     if model not in _with_cache:
         with torch.autocast(model.device.type, enabled=False):
             _with_cache[model] = _equals_own(model, CachedDecoding)
             if not _with_cache[model] and not _equals_own(model, WholeDecoding):
+                _check_finite(model)
                 rule = "a language model must predict each token from those before it alone"
                 raise ValueError(f"{rule}, got {type(model).__name__}. Use a causal language model.")
             if not _with_cache[model]:
                 _log.warning("%s is wrong with a cache: every token reads its row anew.", type(model).__name__)
     return _with_cache[model]
+
+
+def _check_finite(model: PreTrainedModel) -> None:
+    """Refuse a model whose weights or logits are no numbers."""
+    rule = f"a language model must predict with finite numbers, got {type(model).__name__} with"
+    remedy = "Load a checkpoint from before the training diverged."
+    broken = [name for name, weight in model.named_parameters() if not bool(weight.isfinite().all())]
+    if broken:
+        raise ValueError(f"{rule} NaN or infinite entries in {len(broken)} weights, first {broken[0]}. {remedy}")
+    ids = torch.arange(2, device=model.device)[None]
+    if not bool(model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits.isfinite().all()):
+        raise ValueError(f"{rule} NaN or infinite logits. {remedy} If it is in half precision, use dtype='float32'.")
 
 
 _Kind = type[CachedDecoding] | type[WholeDecoding]

@@ -144,6 +144,24 @@ def test_a_model_that_looks_ahead_is_refused_by_name():
         sample_responses(model, *pad_left(PROMPTS, 0), max_new_tokens=2, rule=RULE, pad_id=0, greedy=True)
 
 
+@pytest.mark.parametrize(
+    ("family", "value", "message"),
+    [
+        ("gpt2", "nan", "NaN or infinite entries"),
+        ("llama", "inf", "NaN or infinite entries"),
+        ("mamba", "nan", "NaN or infinite entries"),
+        ("gpt2", "1e30", "NaN or infinite logits"),
+    ],
+)
+def test_a_model_without_numbers_is_refused_as_that(family, value, message):
+    """Entries of 1e30 are finite, but the square of a hidden state is not, whose root divides it."""
+    model = tiny_model(family).model
+    for weight in model.parameters():
+        weight.data.fill_(float(value))
+    with pytest.raises(ValueError, match=f"must predict with finite numbers, .*{message}"):
+        decodes_with_cache(model)
+
+
 def test_nothing_that_matters_is_random_after_loading():
     """Dropout is off even in train mode."""
     model = tiny_model("llama").model
