@@ -42,7 +42,7 @@ def diagnose(
         on_progress: called with the number of checks done and of all.
 
     Raises:
-        ValueError: no part is named, a name stands for nothing, or data is empty or has other columns.
+        ValueError: no part is named, or a name stands for nothing.
     """
     from agents.doctor import examination
 

@@ -11,8 +11,8 @@ from agents.sft import Demonstration, load_demonstrations
 from reward_models.preferences import Ranking, prompt_key, read_rankings
 from reward_models.preferences.layouts import layout_of
 from textenv.conformance.subject import Skipped
-from textenv.data.datasets import read_records
-from textenv.data.records import as_prompt_set, messages_of
+from textenv.data.datasets import raw_records, read_records
+from textenv.data.records import as_prompt_set, json_object, messages_of
 from textenv.lm import LanguageModel
 
 FEW = 0.1
@@ -72,20 +72,40 @@ def read_data(
     """A file, folder or hub id of demonstrations or preferences, recognised by the keys of the first record.
 
     Raises:
-        ValueError: there is no such data, it is empty, its columns are those of neither, or no record is good.
+        ValueError: there is no such data, it is empty, its columns are those of neither, or training would refuse it.
     """
-    raw = list(read_records(source).values())
-    if not raw:
-        raise ValueError(f"data must have at least one record, got {str(source)!r}, which is empty. Name another file.")
-    if _is_ranking(raw[0]):
+    raw, unread = _records(source)
+    first = raw[0] if raw else {}
+    demonstrated = first.get("messages") is not None or {"prompt", "completion"} <= first.keys()
+    if _is_ranking(first) or (not demonstrated and any(map(_is_ranking, raw))):
         rankings, malformed = read_rankings(raw, skip_malformed=True)
-        return Preferences(str(source), rankings, malformed, raw, lm, held_out)
-    if raw[0].get("messages") is not None or {"prompt", "completion"} <= raw[0].keys():
-        return Demonstrations(str(source), load_demonstrations(raw), lm, held_out)
+        return Preferences(str(source), rankings, [*unread, *malformed], raw, lm, held_out)
+    if unread:
+        raise ValueError(unread[0])
+    if demonstrated:
+        return Demonstrations(str(source), load_demonstrations(source), lm, held_out)
     raise ValueError(
         f"data must be demonstrations (prompt and completion, or messages) or preferences in a layout that "
-        f"`textenv reward --help` lists, got columns {', '.join(raw[0])} in {str(source)!r}. Rename the columns."
+        f"`textenv reward --help` lists, got columns {', '.join(first)} in {str(source)!r}. Rename the columns."
     )
+
+
+def _records(source: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Records as they are, and what is wrong with each line that is none.
+
+    Raises:
+        ValueError: there is no such data, or it is empty.
+    """
+    records: list[dict[str, Any]] = []
+    unread: list[str] = []
+    for where, record in raw_records(source):
+        try:
+            records.append(json_object(record) if isinstance(record, str) else record)
+        except ValueError as error:
+            unread.append(f"{where}: {error}")
+    if not records and not unread:
+        raise ValueError(f"data must have at least one record, got {str(source)!r}, which is empty. Name another file.")
+    return records, unread
 
 
 def read_prompts(source: str | Path) -> list[Any]:
@@ -96,7 +116,7 @@ def read_prompts(source: str | Path) -> list[Any]:
     """
     raw = list(read_records(source).values())
     if raw and raw[0].get("messages") is not None:
-        return [demonstration.prompt for demonstration in load_demonstrations(raw)]
+        return [demonstration.prompt for demonstration in load_demonstrations(source)]
     if raw and _is_ranking(raw[0]):
         return [ranking.prompt for ranking in read_rankings(raw, skip_malformed=True)[0]]
     return list(as_prompt_set([{"prompt": messages_of(record.get("prompt"))} for record in raw]).prompts)

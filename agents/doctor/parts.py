@@ -67,8 +67,24 @@ class ModelPart:
         return ids, torch.arange(count) % self.room[0] + 1
 
     @functools.cached_property
+    def broken(self) -> str:
+        """What is not finite; empty where all numbers are."""
+        weights = self.lm.model.named_parameters()
+        names = [name for name, weight in weights if not bool(weight.isfinite().all())]
+        if names:
+            return f"{len(names)} weights have NaN or infinite entries, the first {names[0]}"
+        finite = bool(self._logprobs().isfinite().all())
+        return "" if finite else "log-probabilities of random tokens are NaN or infinite"
+
+    def need_finite(self) -> None:
+        """Raises :class:`Skipped` where numbers are not finite: another check says which."""
+        if self.broken:
+            raise Skipped("weights or log-probabilities are not finite")
+
+    @functools.cached_property
     def drawn(self) -> tuple[Responses, Sampled]:
         """Responses to random prompts of several lengths, sampled in one batch."""
+        self.need_finite()
         large = sum(weight.numel() for weight in self.lm.model.parameters()) > LARGE
         ids, lengths = self.prompts(16 if large else 128, seed=0)
         budget = min(self.room[1], 8 if large else 16)
@@ -90,13 +106,15 @@ class ModelPart:
     @functools.cached_property
     def own(self) -> Float[Tensor, "8 T"]:
         """What the model's plain pass over each row of ``few`` says of its response: no batch, padding or cache."""
-        own = torch.cat([self.plain_logprobs(self.few.select(torch.tensor([row]))) for row in range(8)])
-        if not bool(own.isfinite().all()):
-            raise Skipped("log-probabilities are not finite")
-        return own
+        self.need_finite()
+        return torch.cat([self.plain_logprobs(self.few.select(torch.tensor([row]))) for row in range(8)])
 
     def scored(self, batch_size: int = 64) -> Float[Tensor, "8 T"]:
         """The same as it is scored in training."""
+        self.need_finite()
+        return self._logprobs(batch_size)
+
+    def _logprobs(self, batch_size: int = 64) -> Float[Tensor, "8 T"]:
         return response_logprobs(self.lm.model, self.few, self.rule, batch_size=batch_size)
 
     @torch.no_grad()

@@ -1,8 +1,8 @@
 """From names to the parts of a set-up: models are loaded, data is read, the environment is made."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from agents.doctor.checks.environment import EnvironmentPart
 from agents.doctor.checks.reward import RewardPart
@@ -14,6 +14,8 @@ from textenv import registry
 from textenv.config import OptionError
 from textenv.lm import LanguageModel
 from textenv.protocols import RewardModel
+
+T = TypeVar("T")
 
 TEXT_ENV = "textenv/Text-v0"
 SOME = 64
@@ -29,6 +31,10 @@ PROBES = (
 UNREADABLE = (
     "Everything after it would run on something else or not at all.",
     "Follow the message; a folder needs config, safetensors weights and the tokenizer with its EOS token.",
+)
+UNUSABLE = (
+    "Training on it would stop here, and nothing of it is examined.",
+    "Follow the message: correct or drop the record, rename the columns, or save the file anew.",
 )
 
 
@@ -53,10 +59,11 @@ def gather(
     if options and env_id is None:
         raise ValueError(f"options must go with an environment, got {sorted(options)}. Give env_id too.")
     findings: list[Finding] = []
-    prompts = None if held_out is None else read_prompts(held_out)
+    prompts = None if held_out is None else _read("held-out prompts", held_out, read_prompts, findings)
     named = None if model is None else _model_part(model, findings)
     lm = None if named is None else named.lm
-    read = [read_data(source, lm, prompts) for source in data]
+    found = [_read("data", source, lambda name: read_data(name, lm, prompts), findings) for source in data]
+    read = [part for part in found if part is not None]
     texts = [text for part in read for text in part.texts[:SOME]]
     environment = None
     if named is not None or model is None:
@@ -66,7 +73,7 @@ def gather(
         named = named or ModelPart(environment.vector.task.reference, _file_source(config.reference))
         reward_model = config.reward_model if reward_model is None else reward_model
     if named is not None:
-        named.texts = texts or ([] if environment is None else environment.texts)
+        named.texts = texts or ([] if environment is None or named.broken else environment.texts)
     parts = {
         "model": [] if named is None else [named],
         "demonstrations": [part for part in read if isinstance(part, Demonstrations)],
@@ -75,6 +82,18 @@ def gather(
         "environment": [] if environment is None else [environment],
     }
     return Setup(parts, findings)
+
+
+def _read(part: str, source: str | Path, reader: Callable[[str | Path], T], findings: list[Finding]) -> T | None:
+    """What ``reader`` makes of a source; where that is no data, a finding instead. Raises where nothing is there."""
+    try:
+        return reader(source)
+    except ValueError as error:
+        if not Path(source).exists():
+            raise
+        what = str(error) if str(source) in str(error) else f"{source}: {error}"
+        findings.append(Finding(f"{part}: loading", "error", what, *UNUSABLE))
+        return None
 
 
 def _model_part(model: LanguageModel | str, findings: list[Finding]) -> ModelPart | None:
@@ -141,7 +160,7 @@ def _reward_parts(
             raise
         findings.append(Finding("reward model: loading", "error", str(error), *UNREADABLE))
         return []
-    if environment is not None:
+    if environment is not None and not environment.reference.broken:
         return [RewardPart(model, name, environment.inputs)]
     tried = texts or list(PROBES)
     columns = {"finish_reason": ["eos"] * len(tried)}

@@ -18,6 +18,7 @@ from textenv.vector import make_vec
 
 def iteration(part: EnvironmentPart) -> Iterator[Seen]:
     """An iteration of PPO with default settings fits the memory and the patience."""
+    part.reference.need_finite()
     full = PPOConfig()
     if part.vector.task.config.kl_source == "policy":
         raise Skipped("with kl_source='policy' the policy is attached by its owner")

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from agents.core.agent import LanguageModelAgent
 from agents.doctor.data import LEAKAGE_REMEDY, LEAKAGE_WHY, leaked
 from agents.doctor.finding import Check, Seen
-from agents.doctor.parts import Text
+from agents.doctor.parts import ModelPart, Text
 from reward_models.benchmark.layout import Inputs
 from textenv import conformance, registry
 from textenv.conformance.subject import Skipped, Subject
@@ -55,8 +55,13 @@ class EnvironmentPart:
         return vector
 
     @functools.cached_property
+    def reference(self) -> ModelPart:
+        return ModelPart(self.vector.task.reference)
+
+    @functools.cached_property
     def played(self) -> Played:
         """The reference's own answers, sampled as a policy's are, and what the environment paid for them."""
+        self.reference.need_finite()
         task = self.vector.task
         count = len(task.prompts.ids)
         some = np.random.default_rng(0).permutation(count)[:PROMPTS]
@@ -95,6 +100,7 @@ class EnvironmentPart:
 
 def contract(part: EnvironmentPart) -> Iterator[Seen]:
     """Episodes end, pay and play as the contract says: a reward on the last token alone, step equals play."""
+    part.reference.need_finite()
     subject = Subject(part.env_id, part.options)
     for name in CONTRACT:
         try:

@@ -59,12 +59,8 @@ def complete(part: ModelPart) -> Iterator[Seen]:
 
 def finite(part: ModelPart) -> Iterator[Seen]:
     """Weights and log-probabilities are finite numbers."""
-    weights = part.lm.model.named_parameters()
-    broken = [name for name, weight in weights if not bool(weight.isfinite().all())]
-    if broken:
-        yield Seen("error", f"{len(broken)} weights have NaN or infinite entries, the first {broken[0]}")
-    elif not bool(part.scored().isfinite().all()):
-        yield Seen("error", "log-probabilities of random tokens are NaN or infinite")
+    if part.broken:
+        yield Seen("error", part.broken)
 
 
 def precision(part: ModelPart) -> Iterator[Seen]:
@@ -124,6 +120,7 @@ def left_padding(part: ModelPart) -> Iterator[Seen]:
 
 def cache(part: ModelPart) -> Iterator[Seen]:
     """Decoding a padded batch with a cache yields what the model says of each row by itself."""
+    part.need_finite()
     try:
         right = decodes_with_cache(part.lm.model)
     except ValueError as error:
@@ -175,7 +172,7 @@ def generation_config(part: ModelPart) -> Iterator[Seen]:
 
 def saving(part: ModelPart) -> Iterator[Seen]:
     """A model that is saved and loaded says the same as before."""
-    model = part.lm.model
+    model, before = part.lm.model, part.scored()
     size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     if size > MAX_SAVED:
         raise Skipped(f"the weights have {size / 2**30:.1f} GiB")
@@ -185,7 +182,7 @@ def saving(part: ModelPart) -> Iterator[Seen]:
             raise Skipped("an adapter is saved without its base")
         again = load_language_model(folder, dtype=model.dtype, device=part.lm.device)
     logprobs = response_logprobs(again.model, part.few, part.rule)
-    change = float((logprobs - part.scored()).abs().max())
+    change = float((logprobs - before).abs().max())
     if not change <= part.tolerance:
         yield Seen("error", f"a log-probability moves by {change:.2g} nats")
     text = part.lm.decode(part.few.prompt_ids[-1].tolist())

@@ -10,7 +10,8 @@ from scipy import stats
 
 from agents.doctor.data import DUPLICATES_WHY, LEAKAGE_REMEDY, LEAKAGE_WHY, Preferences, duplicates, leakage
 from agents.doctor.finding import Check, Seen
-from reward_models.preferences import better_pairs, prompt_key
+from reward_models.preferences import better_pairs, prompt_key, ranking_of
+from reward_models.preferences.layouts import layout_of
 from textenv.conformance.subject import Skipped
 from textenv.data.records import structure
 from textenv.stats import correct, wilson
@@ -20,6 +21,8 @@ NOISY = 0.4
 LONG = 0.6
 """Accuracy of the rule "longer is better" from which it is a warning."""
 IMPLAUSIBLE = 1e-4
+PLACED = ("ranking", "scored", "helpsteer3", "shp", "pku-saferlhf", "summarize-from-feedback", "arena")
+"""Layouts that keep the order in which responses were shown."""
 
 
 def readable(part: Preferences) -> Iterator[Seen]:
@@ -91,15 +94,19 @@ def position_bias(part: Preferences) -> Iterator[Seen]:
 
 
 def _place(record: dict[str, Any]) -> tuple[int, int] | None:
-    """``(place of the best response, number of responses)``; None for ties and layouts that put the best one first."""
-    ranking, scores = structure(record.get("ranking")), structure(record.get("scores"))
-    if isinstance(ranking, list) and ranking and isinstance(ranking[0], int):
-        return ranking[0], len(ranking)
-    if isinstance(scores, list) and len(scores) > 1 and scores.count(max(scores)) == 1:
-        return scores.index(max(scores)), len(scores)
-    if record.get("winner") in ("model_a", "model_b"):
-        return int(record["winner"] == "model_b"), 2
-    return None
+    """``(place of the best response, number of responses)`` as the loader ranks them; None for ties at the top, and for
+    layouts that put the best one first."""
+    try:
+        layout, option = layout_of(record)
+        if layout.name not in PLACED:
+            return None
+        ranking_of(record)
+        fields = layout.read({key: structure(value) for key, value in record.items() if value is not None}, option)
+    except ValueError:  # another check counts them
+        return None
+    best = fields["ranking"][0]
+    best = best if isinstance(best, list) else [best]
+    return (best[0], len(fields["responses"])) if len(best) == 1 else None
 
 
 PREFERENCE_CHECKS = {

@@ -52,6 +52,16 @@ def test_an_error_exits_with_1_and_stands_first(capsys, tmp_path):
     assert set(found[0]) == {"check", "level", "what", "why", "remedy"}
 
 
+def test_data_that_does_not_load_exits_with_1_and_json(capsys, tmp_path):
+    (tmp_path / "data.jsonl").write_text("nonsense\n")
+    code, printed = run(capsys, "--data", tmp_path / "data.jsonl", "--json")
+    assert code == 1
+    assert [row["check"] for row in json.loads(printed.out)] == ["data: loading"]
+    code, printed = run(capsys, "--data", tmp_path / "gone.jsonl", "--json")
+    assert code == 2
+    assert not printed.out
+
+
 def test_text_in_brackets_is_shown_as_it_is():
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     finding = Finding("model: x", "error", "got [red]text[/red] and [/]", "since [bold]", "do [i]")

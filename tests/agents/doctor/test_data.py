@@ -183,6 +183,38 @@ def test_a_place_that_wins_too_often_is_found(read, key):
     assert not seen("preferences: position bias", read([shown(n % 2, f"p {n}", key) for n in range(40)]))
 
 
+@pytest.mark.parametrize("scores", [["10", "9", "2"], [10, 9, 2], ["1e1", "9", "-2"]])
+def test_places_are_those_of_the_loader_which_reads_scores_as_numbers(read, scores):
+    """As text, "9" would be above "10": the best would never be the first."""
+    records = [{"prompt": f"p {n}", "responses": ["blue", "red", "sky"], "scores": scores} for n in range(40)]
+    [(_, what)] = seen("preferences: position bias", read(records))
+    assert "the first one in 100% of 40" in what
+    assert "33% by chance" in what
+    turned = [{**record, "scores": scores[n % 3 :] + scores[: n % 3]} for n, record in enumerate(records)]
+    assert not seen("preferences: position bias", read(turned))
+
+
+@pytest.mark.parametrize(
+    ("best", "places"),
+    [
+        ({"ranking": [[0], 1]}, "100% of 40"),
+        ({"ranking": [[1], [0]]}, "0% of 40"),
+        ({"winner": "MODEL_B"}, "0% of 40"),
+        ({"labels": "1"}, "100% of 40"),
+    ],
+)
+def test_places_are_read_in_every_form_that_the_loader_takes(read, best, places):
+    chat = lambda word: [{"role": "user", "content": "q"}, {"role": "assistant", "content": word}]  # noqa: E731
+    shown = {
+        "ranking": {"prompt": "q", "responses": ["blue", "red"]},
+        "winner": {"conversation_a": chat("blue"), "conversation_b": chat("red")},
+        "labels": {"history": "q", "human_ref_A": "blue", "human_ref_B": "red"},
+    }
+    [key] = best
+    [(_, what)] = seen("preferences: position bias", read([shown[key] | best] * 40))
+    assert places in what
+
+
 def test_places_are_read_from_a_table_too(tmp_path):
     rows = [f'q {n},"[""blue"", ""red""]","[0, 1]"' for n in range(30)]
     (tmp_path / "data.csv").write_text("\n".join(["prompt,responses,ranking", *rows]))
@@ -222,14 +254,50 @@ def test_the_embedded_data_is_healthy(tmp_path):
         (json.dumps({"question": "a", "answer": "b"}) + "\n", "columns question, answer"),
         (json.dumps(pair("blue", "blue")) + "\n", "a good record"),
         ("nonsense\n", "line 1"),
+        (f"{json.dumps(demonstration())}\nnonsense\n", "line 2"),
+        (f"{json.dumps(demonstration())}\n\n{json.dumps(demonstration(completion=None))}\n", "line 3"),
     ],
 )
-def test_data_that_is_none_is_a_clear_error(tmp_path, text, message):
+def test_data_that_does_not_load_is_a_finding_and_the_rest_goes_on(tmp_path, text, message):
     (tmp_path / "data.jsonl").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        diagnose(data=[tmp_path / "data.jsonl"])
+    write_jsonl(tmp_path / "good.jsonl", [demonstration()])
+    diagnosis = diagnose(data=[tmp_path / "data.jsonl", tmp_path / "good.jsonl"])
+    [finding] = diagnosis.findings
+    assert (finding.check, finding.level) == ("data: loading", "error")
+    assert message in finding.what
+    assert str(tmp_path / "data.jsonl") in finding.what
+    assert "demonstrations: duplicates" in diagnosis.ran
+
+
+def test_held_out_prompts_that_do_not_load_are_a_finding(tmp_path):
+    write_jsonl(tmp_path / "data.jsonl", [demonstration()])
+    (tmp_path / "held.jsonl").write_text("nonsense\n")
+    diagnosis = diagnose(data=[tmp_path / "data.jsonl"], held_out=tmp_path / "held.jsonl")
+    [finding] = diagnosis.findings
+    assert (finding.check, finding.level) == ("held-out prompts: loading", "error")
+    assert "held.jsonl, line 1" in finding.what
+    assert "demonstrations: leakage" in diagnosis.skipped
+
+
+def test_a_line_of_preferences_that_is_no_json_is_counted(tmp_path):
+    lines = ["{", *[json.dumps(pair(prompt=colour)) for colour in COLOURS], '{"prompt": "red", "chosen"']
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    [(level, what)] = seen("preferences: records", read_data(tmp_path / "data.jsonl", None, None))
+    assert level == "error"
+    assert "2 of 7 records cannot be read" in what
+    assert "line 1" in what
+
+
+def test_a_first_preference_without_a_response_is_counted(read):
+    [(level, what)] = seen("preferences: records", read([{"prompt": "red", "chosen": "blue"}, pair()]))
+    assert level == "error"
+    assert "1 of 2" in what
 
 
 def test_a_missing_file_is_a_clear_error(tmp_path):
-    with pytest.raises(ValueError, match=r"gone\.jsonl"):
-        diagnose(data=[tmp_path / "gone.jsonl"])
+    for part in (
+        {"data": [tmp_path / "gone.jsonl"]},
+        {"env_id": "textenv/Micro-v0", "held_out": tmp_path / "gone.jsonl"},
+    ):
+        with pytest.raises(ValueError, match=r"gone\.jsonl"):
+            diagnose(**part)

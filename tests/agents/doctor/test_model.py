@@ -8,11 +8,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import textenv
+from agents.doctor import diagnose
 from agents.doctor.checks import CHECKS
 from agents.doctor.parts import ModelPart
 from tests.agents.doctor.helpers import levels, model_part, seen
 from tests.conftest import tiny_model
 from textenv.conformance.subject import Skipped
+from textenv.data.records import write_jsonl
 from textenv.lm import TokenRule, load_language_model, sample_responses
 
 NUMERIC = ["finite", "precision", "dropout", "batch", "left padding", "cache", "first ratio", "sampler", "saving"]
@@ -62,6 +64,30 @@ def test_a_single_broken_weight_is_found(value):
     [(level, what)] = seen("model: finite", model_part(spoil))
     assert level == "error"
     assert "transformer.ln_f.bias" in what
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_checks_that_need_numbers_are_skipped_where_there_are_none(family):
+    def spoil(model):
+        next(model.parameters()).data.fill_(float("nan"))
+
+    part = model_part(spoil, family)
+    for name in NUMERIC[2:]:
+        with pytest.raises(Skipped, match="not finite"):
+            seen(f"model: {name}", part)
+
+
+def test_a_set_up_on_a_model_without_numbers_has_one_error(tmp_path):
+    changed_file(tmp_path / "lm", lambda weights: weights["lm_head.weight"].fill_(float("nan")))
+    record = {"prompt": "what is", "chosen": "the sky", "rejected": "not red"}
+    write_jsonl(tmp_path / "data.jsonl", [record])
+    reward_model = {"rule": "length", "score": 1.0}
+    diagnosis = diagnose(model=str(tmp_path / "lm"), reward_model=reward_model, data=[tmp_path / "data.jsonl"])
+    errors = [finding.check for finding in diagnosis.findings if finding.level == "error"]
+    assert errors == ["model: finite"]
+    assert "not finite" in diagnosis.skipped["environment: contract"]
+    assert "not finite" in diagnosis.skipped["environment: cost"]
+    assert "reward model: finite" in diagnosis.ran
 
 
 def test_weights_to_train_below_float32_are_found():
