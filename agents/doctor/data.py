@@ -1,12 +1,14 @@
 """Data files as parts of a set-up, and the checks that demonstrations and preferences share."""
 
+import functools
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 from agents.doctor.finding import Seen
-from agents.doctor.parts import Text
+from agents.doctor.parts import Text, refusal
 from agents.sft import Demonstration, load_demonstrations
 from reward_models.preferences import Ranking, prompt_key, read_rankings
 from reward_models.preferences.layouts import layout_of
@@ -15,18 +17,56 @@ from textenv.data.datasets import raw_records, read_records
 from textenv.data.records import as_prompt_set, json_object, messages_of
 from textenv.lm import LanguageModel
 
+R = TypeVar("R")
+
 FEW = 0.1
 """Share of records up to which a fault of single ones is a note."""
 
 
-class Demonstrations(NamedTuple):
-    """What supervised fine-tuning would learn from."""
+@dataclass(frozen=True, eq=False)
+class _Data:
+    """What demonstrations and preferences share."""
 
     name: str
-    records: list[Demonstration]
     lm: LanguageModel | None
+    """That would be trained on it."""
     held_out: list[Any] | None
     """Prompts."""
+
+    @property
+    def prompts(self) -> list[Any]:
+        """Of each record."""
+        raise NotImplementedError
+
+    @property
+    def texts(self) -> list[Text]:
+        """Every response with its prompt."""
+        raise NotImplementedError
+
+    @property
+    def model(self) -> LanguageModel:
+        if self.lm is None:
+            raise Skipped("no model was given")
+        return self.lm
+
+    @functools.cached_property
+    def refusals(self) -> list[str]:
+        """Why the model's chat template cannot write the prompt of each record; empty where it can."""
+        return [refusal(self.model, prompt) for prompt in self.prompts]
+
+    def written(self, records: list[R]) -> list[R]:
+        """Those whose prompt the chat template writes; raises :class:`Skipped` where there are none."""
+        found = [record for record, reason in zip(records, self.refusals, strict=True) if not reason]
+        if not found:
+            raise Skipped("the chat template refuses every prompt")
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Demonstrations(_Data):
+    """What supervised fine-tuning would learn from."""
+
+    records: list[Demonstration]
 
     @property
     def prompts(self) -> list[Any]:
@@ -42,16 +82,14 @@ class Demonstrations(NamedTuple):
         return [Text(record.prompt, record.completion) for record in self.records]
 
 
-class Preferences(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Preferences(_Data):
     """What a reward model would learn from."""
 
-    name: str
     rankings: list[Ranking]
     malformed: list[str]
     """What is wrong with each record that cannot be read."""
     raw: list[dict[str, Any]]
-    lm: LanguageModel | None
-    held_out: list[Any] | None
 
     @property
     def prompts(self) -> list[Any]:
@@ -79,11 +117,11 @@ def read_data(
     demonstrated = first.get("messages") is not None or {"prompt", "completion"} <= first.keys()
     if _is_ranking(first) or (not demonstrated and any(map(_is_ranking, raw))):
         rankings, malformed = read_rankings(raw, skip_malformed=True)
-        return Preferences(str(source), rankings, [*unread, *malformed], raw, lm, held_out)
+        return Preferences(str(source), lm, held_out, rankings, [*unread, *malformed], raw)
     if unread:
         raise ValueError(unread[0])
     if demonstrated:
-        return Demonstrations(str(source), load_demonstrations(source), lm, held_out)
+        return Demonstrations(str(source), lm, held_out, load_demonstrations(source))
     raise ValueError(
         f"data must be demonstrations (prompt and completion, or messages) or preferences in a layout that "
         f"`textenv reward --help` lists, got columns {', '.join(first)} in {str(source)!r}. Rename the columns."

@@ -12,6 +12,7 @@ from torch import Tensor
 from textenv.conformance.subject import Skipped
 from textenv.lm import LanguageModel, Responses, Sampled, TokenRule, response_logprobs, sample_responses
 from textenv.lm.adapters import adapter_base
+from textenv.lm.chat import chat_text
 from textenv.lm.load import is_gguf
 
 LARGE = 20_000_000
@@ -23,6 +24,31 @@ class Text(NamedTuple):
 
     prompt: Any
     response: str
+
+
+def refusal(lm: LanguageModel, prompt: Any) -> str:
+    """Why the chat template cannot write a prompt, alone and with an answer; empty where it can."""
+    if isinstance(prompt, str):
+        return ""
+    if lm.tokenizer.chat_template is None:
+        return "the tokenizer has no chat template"
+    try:
+        lm.prompt_text(prompt)
+        chat_text(lm.tokenizer, [*prompt, {"role": "assistant", "content": "ANSWER"}])
+    except Exception as error:  # whatever a template raises
+        return str(error)
+    return ""
+
+
+def has_system_turn(prompt: Any) -> bool:
+    return not isinstance(prompt, str) and any(message.get("role") == "system" for message in prompt)
+
+
+def refuses_system_turn(lm: LanguageModel) -> bool:
+    """False without a template, which refuses every chat."""
+    if lm.tokenizer.chat_template is None:
+        return False
+    return bool(refusal(lm, [{"role": "system", "content": "SYSTEM"}, {"role": "user", "content": "QUESTION"}]))
 
 
 class ModelPart:

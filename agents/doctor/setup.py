@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from jinja2 import TemplateError
+
 from agents.doctor.checks.environment import EnvironmentPart
 from agents.doctor.checks.reward import RewardPart
 from agents.doctor.data import Demonstrations, Preferences, read_data, read_prompts
 from agents.doctor.finding import Finding
-from agents.doctor.parts import ModelPart, Text
+from agents.doctor.parts import ModelPart, Text, refusal
 from reward_models.benchmark.layout import Inputs
 from textenv import registry
 from textenv.config import OptionError
@@ -65,9 +67,10 @@ def gather(
     found = [_read("data", source, lambda name: read_data(name, lm, prompts), findings) for source in data]
     read = [part for part in found if part is not None]
     texts = [text for part in read for text in part.texts[:SOME]]
+    written = texts if lm is None else [text for text in texts if not refusal(lm, text.prompt)]
     environment = None
     if named is not None or model is None:
-        environment = _environment(model, reward_model, texts, env_id, options, prompts, findings)
+        environment = _environment(model, reward_model, written, env_id, options, prompts, findings)
     if environment is not None:
         config = environment.vector.task.config
         named = named or ModelPart(environment.vector.task.reference, _file_source(config.reference))
@@ -130,22 +133,26 @@ def _environment(
     if env_id is None:
         if len(given) < 2 or not texts:
             return None
-        prompts = list({str(text.prompt): text.prompt for text in texts}.values())
-        lm = registry.language_model(given["reference"])
-        width = max(len(lm.encode_prompt(prompt)) for prompt in prompts)
-        longest = max(len(lm.encode_response(text.response, eos=True)) for text in texts)
-        options = {"prompts": prompts, "max_prompt_tokens": width, "max_new_tokens": longest}
     else:
         registry.environment_spec(env_id)
-    part = EnvironmentPart(env_id or TEXT_ENV, {**given, **options}, held_out)
     try:
+        options = options if env_id is not None else _fitting(registry.language_model(given["reference"]), texts)
+        part = EnvironmentPart(env_id or TEXT_ENV, {**given, **options}, held_out)
         part.vector  # noqa: B018
     except OptionError:
         raise
-    except ValueError as error:
+    except (ValueError, TemplateError) as error:
         findings.append(Finding("environment: making", "error", str(error), *UNREADABLE))
         return None
     return part
+
+
+def _fitting(lm: LanguageModel, texts: list[Text]) -> dict[str, Any]:
+    """The prompts of texts, as options of an environment in which all of them fit."""
+    prompts = list({str(text.prompt): text.prompt for text in texts}.values())
+    width = max(len(lm.encode_prompt(prompt)) for prompt in prompts)
+    longest = max(len(lm.encode_response(text.response, eos=True)) for text in texts)
+    return {"prompts": prompts, "max_prompt_tokens": width, "max_new_tokens": longest}
 
 
 def _reward_parts(

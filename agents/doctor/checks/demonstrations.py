@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from agents.doctor.checks.texts import TEXT_CHECKS
 from agents.doctor.data import (
     DUPLICATES_WHY,
     FEW,
@@ -13,23 +14,20 @@ from agents.doctor.data import (
 )
 from agents.doctor.finding import Check, Seen
 from agents.sft import SFTConfig, tokenise
-from textenv.conformance.subject import Skipped
 from textenv.training.batches import Ragged
 
 
 def endings(part: Demonstrations) -> Iterator[Seen]:
     """Every completion teaches the token that ends it, once."""
-    if part.lm is None:
-        raise Skipped("no model was given")
-    responses = tokenise(part.lm, part.records, SFTConfig()).responses
-    rows = _lists(responses)
-    ends = set(part.lm.ending_ids)
+    records = part.written(part.records)
+    rows = _lists(tokenise(part.model, records, SFTConfig()).responses)
+    ends = set(part.model.ending_ids)
     open_ends = sum(row[-1] not in ends for row in rows)
     if open_ends:
-        marked = sum(record.truncated for record in part.records)
+        marked = sum(record.truncated for record in records)
         share = open_ends / len(rows)
         level = "error" if share == 1 else "warning" if share > FEW else "note"
-        cause = f"{marked} marked as truncated, {open_ends - marked} cut at {part.lm.max_tokens} tokens"
+        cause = f"{marked} marked as truncated, {open_ends - marked} cut at {part.model.max_tokens} tokens"
         yield Seen(level, f"{open_ends} of {len(rows)} completions ({share:.0%}) have no ending token: {cause}")
     twice = sum(len(row) > 1 and row[-1] in ends and row[-2] in ends for row in rows)
     if twice:
@@ -42,12 +40,11 @@ def _lists(ragged: Ragged) -> list[list[int]]:
 
 def prompts_fit(part: Demonstrations) -> Iterator[Seen]:
     """Prompt and completion fit the model's context."""
-    if part.lm is None:
-        raise Skipped("no model was given")
-    examples = tokenise(part.lm, part.records, SFTConfig())
+    records = part.written(part.records)
+    examples = tokenise(part.model, records, SFTConfig())
     if examples.truncated_prompts:
-        what = f"{examples.truncated_prompts} of {len(part.records)} prompts lose their beginning"
-        yield Seen("warning", f"{what} to fit {part.lm.max_tokens} tokens")
+        what = f"{examples.truncated_prompts} of {len(records)} prompts lose their beginning"
+        yield Seen("warning", f"{what} to fit {part.model.max_tokens} tokens")
 
 
 def empty(part: Demonstrations) -> Iterator[Seen]:
@@ -58,6 +55,7 @@ def empty(part: Demonstrations) -> Iterator[Seen]:
 
 
 DEMONSTRATION_CHECKS = {
+    **TEXT_CHECKS,
     "endings": Check(
         endings,
         "A model that never sees its ending token never stops: answers fill the budget, and cut texts are scored "

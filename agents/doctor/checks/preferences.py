@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from agents.doctor.checks.texts import TEXT_CHECKS
 from agents.doctor.data import DUPLICATES_WHY, LEAKAGE_REMEDY, LEAKAGE_WHY, Preferences, duplicates, leakage
 from agents.doctor.finding import Check, Seen
 from reward_models.preferences import better_pairs, prompt_key, ranking_of
@@ -15,6 +16,7 @@ from reward_models.preferences.layouts import layout_of
 from textenv.conformance.subject import Skipped
 from textenv.data.records import structure
 from textenv.stats import correct, wilson
+from textenv.training.batches import encode_answers
 
 NOISY = 0.4
 """Disagreement of two labels of one pair; people's is 0.25 to 0.37, a coin's 0.5."""
@@ -34,6 +36,28 @@ def readable(part: Preferences) -> Iterator[Seen]:
         yield Seen("warning", f"{len(equal)} of {total} records have equal responses. {equal[0][:120]}")
     if other:
         yield Seen("error", f"{len(other)} of {total} records cannot be read. {other[0][:200]}")
+
+
+def margins(part: Preferences) -> Iterator[Seen]:
+    """No margin contradicts its label."""
+    found = [ranking.margin for ranking in part.rankings if ranking.margin < 0]
+    if found:
+        yield Seen("error", f"{len(found)} of {len(part.rankings)} margins are below 0, the least {min(found):g}")
+
+
+def context(part: Preferences) -> Iterator[Seen]:
+    """Prompt and responses fit the model's context."""
+    rankings, limit = part.written(part.rankings), part.model.max_tokens
+    if limit is None:
+        raise Skipped("the model sets no limit")
+    texts = [(ranking.prompt, response) for ranking in rankings for response in ranking.responses]
+    tokens = encode_answers(part.model.tokenizer, *(list(side) for side in zip(*texts, strict=True)))
+    lengths = [(len(prompt), len(response) + 1) for prompt, response in zip(*tokens, strict=True)]  # with its ending
+    ends = sum(response >= limit for _, response in lengths)
+    starts = sum(prompt + response > limit > response for prompt, response in lengths)
+    if starts or ends:
+        what = f"of {len(lengths)} responses, {ends} lose their end, and {starts} the beginning of their prompt"
+        yield Seen("warning", f"{what}, to fit {limit} tokens")
 
 
 def label_noise(part: Preferences) -> Iterator[Seen]:
@@ -114,6 +138,19 @@ PREFERENCE_CHECKS = {
         readable,
         "Equal responses teach nothing and count as errors of every model; records that are left out change the data.",
         "Drop or correct these records; `--skip-malformed` leaves them out in training.",
+    ),
+    "margins": Check(
+        margins,
+        "Training reads a margin as the log-odds by which the better response should win: below 0, it asks for the "
+        "worse one.",
+        "Swap the responses and take the size of the margin, or leave it out.",
+    ),
+    **TEXT_CHECKS,
+    "context": Check(
+        context,
+        "What is cut is not judged: the start of a prompt, often the instructions, or the end of a response with what "
+        "people liked in it.",
+        "Drop or shorten long records, or use a model with a longer context.",
     ),
     "label noise": Check(
         label_noise,

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from agents.doctor.finding import Check, Seen
-from agents.doctor.parts import ModelPart
+from agents.doctor.parts import ModelPart, has_system_turn, refusal
 from textenv.conformance.subject import Skipped
 from textenv.lm.chat import chat_text, template_ending
 from textenv.lm.load import output_embeddings
@@ -61,9 +61,10 @@ def bos(part: ModelPart) -> Iterator[Seen]:
     lm, tokenizer = part.lm, part.lm.tokenizer
     if not _adds_bos(part):
         raise Skipped("the tokenizer puts no BOS before a text")
-    twice = [text.prompt for text in part.texts if lm.encode_prompt(text.prompt)[:2] == [tokenizer.bos_token_id] * 2]
+    written = [text.prompt for text in part.texts if not refusal(lm, text.prompt)]
+    twice = [prompt for prompt in written if lm.encode_prompt(prompt)[:2] == [tokenizer.bos_token_id] * 2]
     if twice:
-        yield Seen("error", f"{len(twice)} of {len(part.texts)} prompts start with BOS twice: {str(twice[0])[:60]!r}")
+        yield Seen("error", f"{len(twice)} of {len(written)} prompts start with BOS twice: {str(twice[0])[:60]!r}")
     if tokenizer.chat_template is not None:
         chat = lm.encode_prompt([{"role": "user", "content": "question"}])
         if chat[0] != tokenizer.bos_token_id:
@@ -87,7 +88,9 @@ def system_turn(part: ModelPart) -> Iterator[Seen]:
     try:
         text = part.lm.prompt_text(messages)
     except Exception as error:  # whatever a template raises
-        yield Seen("warning", f"the chat template refuses a system turn: {error}")
+        count = sum(has_system_turn(text.prompt) for text in part.texts)
+        listed = f"; {count} of {len(part.texts)} texts of the data have one" if count else ""
+        yield Seen("error" if count else "warning", f"the chat template refuses a system turn: {error}{listed}")
         return
     if "SYSTEM" not in text:
         yield Seen("warning", "the chat template drops the system turn")

@@ -6,32 +6,10 @@ import pytest
 
 from agents.doctor import diagnose
 from agents.doctor.data import read_data, read_prompts
-from tests.agents.doctor.helpers import levels, seen
-from tests.conftest import tiny_model
+from tests.agents.doctor.helpers import demonstration, levels, pair, seen
 from textenv.conformance.subject import Skipped
 from textenv.data.records import write_jsonl
-from textenv.lm import LanguageModel
 from textenv.tasks.assistant import sample_corpus, sample_rankings
-
-
-@pytest.fixture
-def read(tmp_path):
-    """Data as it is read from a file, with a tiny model of 64 tokens beside it."""
-
-    def read(records, held_out=None, lm: LanguageModel | None = None):
-        write_jsonl(tmp_path / "data.jsonl", records)
-        return read_data(tmp_path / "data.jsonl", lm or tiny_model(), held_out)
-
-    return read
-
-
-def demonstration(prompt="the sky is", completion="blue", **more):
-    return {"prompt": prompt, "completion": completion, **more}
-
-
-def pair(chosen="blue", rejected="red", prompt="the sky is"):
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-
 
 COLOURS = ("red", "green", "blue", "sky", "grass")
 
@@ -75,6 +53,23 @@ def test_a_prompt_longer_than_the_context_is_found(read):
     assert level == "warning"
     assert "1 of 2 prompts" in what
     assert not seen("demonstrations: context", read([demonstration("sky " * 62)]))
+
+
+def test_margins_below_0_contradict_their_label(read):
+    records = [pair() | {"margin": margin} for margin in (-1.0, "-2.5", 0, 1)]
+    [(level, what)] = seen("preferences: margins", read(records))
+    assert level == "error"
+    assert "2 of 4 margins are below 0, the least -2.5" in what
+    assert not seen("preferences: margins", read([*records[2:], pair()]))
+
+
+def test_preferences_longer_than_the_context_are_counted(read):
+    """A word is a token, and EOS one more: 1 + 62 + 1 are 64, and one more of either is too many."""
+    fits, starts, ends = pair("sky " * 62, prompt="red"), pair("sky " * 62, prompt="red red"), pair("sky " * 64)
+    [(level, what)] = seen("preferences: context", read([fits, starts, ends]))
+    assert level == "warning"
+    assert "of 6 responses, 1 lose their end, and 1 the beginning of their prompt, to fit 64 tokens" in what
+    assert not seen("preferences: context", read([fits]))
 
 
 @pytest.mark.parametrize("completion", ["", " ", "\n"])

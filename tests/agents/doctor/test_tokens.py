@@ -2,36 +2,13 @@
 
 import pytest
 from tokenizers import Tokenizer, models, normalizers
-from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from agents.doctor.parts import ModelPart, Text
-from tests.agents.doctor.helpers import levels, model_part, seen
-from tests.conftest import tiny_model, word_tokenizer
+from tests.agents.doctor.helpers import ASK, GOOD, TURNS, chat_part, levels, model_part, seen
+from tests.conftest import word_tokenizer
 from textenv.conformance.subject import Skipped
-from textenv.lm.load import wrap_language_model
 
-TURNS = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} <end> {% endfor %}"
-ASK = "{% if add_generation_prompt %}assistant {% endif %}"
-
-
-def chat_part(template, *, bos=False, ending=True, words=("user", "assistant", "system"), texts=()):
-    """A tiny model with a chat template, whose turns end with ``<end>`` and whose texts may start with ``<bos>``."""
-    tokenizer = word_tokenizer()
-    tokenizer.add_special_tokens({"bos_token": "<bos>", "additional_special_tokens": ["<end>"]})
-    tokenizer.add_tokens(["QUESTION", "ANSWER", "SYSTEM", "question", *words])
-    if bos:
-        special = [("<bos>", tokenizer.bos_token_id)]
-        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=special)
-    tokenizer.chat_template = template
-    lm = tiny_model()
-    lm.model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<end>")]
-    lm.model.generation_config.eos_token_id = ends if ending else ends[0]
-    return ModelPart(wrap_language_model(lm.model, tokenizer), texts=texts)
-
-
-GOOD = TURNS + ASK
 TEMPLATE_CHECKS = ["ending tokens", "system turn", "answer after prompt"]
 
 
