@@ -7,9 +7,11 @@ import re
 import shlex
 from pathlib import Path
 
+import gymnasium
 import pytest
 
 from textenv.cli import COMMANDS, parse
+from textenv.vector import make_vec
 
 ROOT = Path(__file__).parents[1]
 PAGES = [path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts]
@@ -53,6 +55,20 @@ def test_the_python_examples_import_names_that_exist(document):
             if isinstance(node, ast.ImportFrom) and node.module != "mymodule":
                 module = importlib.import_module(node.module or "")
                 assert not [name.name for name in node.names if not hasattr(module, name.name)]
+
+
+def test_the_id_that_the_readme_registers_can_be_made_and_is_json():
+    text = (ROOT / "README.md").read_text("utf-8")
+    [example] = re.findall(
+        r"^```python\n(import textenv\n\ntextenv\.register\(.*?)^```", text, re.MULTILINE | re.DOTALL
+    )
+    try:
+        exec(example, {})
+        env = make_vec("me/Short-v0", 1)
+        json.dumps(dict(gymnasium.spec("me/Short-v0").kwargs))
+        env.reset(seed=0)
+    finally:
+        gymnasium.registry.pop("me/Short-v0", None)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
