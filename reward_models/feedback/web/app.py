@@ -75,7 +75,8 @@ class App:
         """
         address = request.client.host if request.client else ""
         cookie = self.gate.enter(request.query_params["token"], address)
-        page = self.page("message.html.j2", None, heading="Welcome", text="One moment.", forward=True)
+        session = self.gate.session(cookie)
+        page = self.page("message.html.j2", session, heading="Welcome", text="One moment.", forward=True)
         secure = request.url.scheme == "https"  # behind a proxy with TLS
         page.set_cookie(self.cookie, cookie, max_age=SESSION_SECONDS, httponly=True, samesite="strict", secure=secure)
         return page

@@ -31,6 +31,19 @@ def test_the_token_becomes_a_cookie_that_scripts_and_other_sites_cannot_use(make
     assert ann.client.get("/").status_code == 200
 
 
+def test_a_program_can_rank_with_what_the_first_page_gives_it(make_project, serve):
+    """The steps of docs/feedback.md, one request each."""
+    with httpx2.Client(base_url=serve(make_project()).server.url) as client:
+        welcome = client.get("/", params={"token": TOKENS["annotator"]})
+        [token] = re.findall('<meta name="csrf" content="(.+?)">', welcome.text)
+        client.headers["X-CSRF-Token"] = token
+        assert client.post("/api/join", json={"name": "Robot"}).status_code == 200
+        item = client.get("/api/next").json()["item"]
+        answer = {"ranking": [[2], [0, 3], [1]], "request": "a-name-of-its-own"}
+        assert client.post(f"/api/items/{item}", json=answer).status_code == 200
+    assert "<nav" not in welcome.text
+
+
 def test_behind_a_proxy_with_tls_the_cookie_is_for_tls_alone(make_project, serve):
     url = serve(make_project()).server.url
     for scheme in ("http", "https"):
