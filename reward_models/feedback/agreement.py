@@ -134,12 +134,13 @@ def kendall_w(levels: Sequence[Sequence[int]]) -> float:
 
 def position_bias(annotations: Sequence[Annotation]) -> Mean:
     """How much more often than by chance the response shown first is ranked best, with its interval over annotations.
-    A rank shared by n responses counts 1/n."""
+    A rank shared by n responses counts 1/n. Without an interval where all are alike: nothing shows how they vary."""
     excess = []
     for annotation in annotations:
         best = annotation.ranking[0]
         excess.append((annotation.shown[0] in best) / len(best) - 1 / len(annotation.shown))
-    return mean_ci95(excess)
+    found = mean_ci95(excess)
+    return found if np.ptp(excess or [0.0]) > 1e-9 else found._replace(ci95=math.nan)
 
 
 def matching_pairs(own: Sequence[int], other: Sequence[int]) -> list[float]:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -121,9 +122,14 @@ def data_card(
     times = [annotation.created for annotation in annotations]
     begin, end = (datetime.fromtimestamp(when, UTC).date().isoformat() for when in (min(times), max(times)))
     low, high = figures.alpha.ci95
+    ranked = [annotation.item for annotation in annotations if annotation.action == "rank"]
+    prompts = {repr(item.prompt) for item in items if item.id in ranked}
+    interval = f"± {percent(figures.first.ci95)} percentage points"
+    if math.isnan(figures.first.ci95):
+        interval = f"percentage points; {len(ranked)} that are all alike give no interval"
     flags = sum(len(annotation.flags) for annotation in annotations)
     lines = [
-        f"# Rankings of {len({repr(item.prompt) for item in items})} prompts by {len(figures.annotators)} annotators",
+        f"# Rankings of {len(prompts)} prompts by {len(figures.annotators)} annotators",
         "",
         f"- Made between {begin} and {end} with textenv feedback.",
         f"- `rankings.jsonl`: {rankings} rankings, "
@@ -139,7 +145,7 @@ def data_card(
         f"- Krippendorff's α over pairs: {number(figures.alpha.value)} (95 %: {number(low)} … {number(high)}).",
         f"- Kendall's W: {number(figures.kendall_w.mean)} ± {number(figures.kendall_w.ci95)}.",
         "- The response shown first is ranked best more often than by chance by "
-        f"{percent(figures.first.mean)} ± {percent(figures.first.ci95)} percentage points.",
+        f"{percent(figures.first.mean)} {interval}.",
         "",
         "## Guidelines",
         "",

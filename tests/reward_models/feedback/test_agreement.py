@@ -72,6 +72,10 @@ def test_position_bias_by_hand():
     assert position_bias(always).mean == pytest.approx(0.5)
     tied = [said(0, "a", ((0, 1), (2, 3)), shown=(1, 2, 3, 0))]  # half of the first rank, a quarter by chance
     assert position_bias(tied).mean == pytest.approx(0.25)
+    never = said(2, "a", ((1,), (0,)), shown=(0, 1))
+    # ½, ½ and −½: a standard error of √(1/3)/√3 = 1/3, and Student's t of two degrees of freedom is 4.303
+    assert position_bias([*always, never]).ci95 == pytest.approx(4.3027 / 3, abs=1e-4)
+    assert math.isnan(position_bias(always).ci95)
 
 
 def test_each_annotators_figures_by_hand():

@@ -95,7 +95,24 @@ def test_the_folder_has_rankings_pairs_raw_rows_and_a_card(ranked, tmp_path):
     ):
         assert part in card
     assert "Krippendorff's α over pairs:" in card
+    assert "± 0.0" not in card
     assert export(ranked, tmp_path / "out", by="consensus")["rankings"] == 2
+
+
+def test_the_card_counts_the_prompts_that_were_ranked(make_project, clock, tmp_path):
+    """One of four; and one ranking has no interval."""
+    project = make_project(items=4, k=3)
+    queue = Queue(project, clock=clock)
+    with project.write() as database:
+        database.execute("INSERT INTO sessions VALUES ('Ann', 'annotator', NULL, 0)")
+    queue.join("Ann", "Ann")
+    item = queue.next(1, "Ann").item.id
+    queue.submit(item, 1, "Ann", {"ranking": [[0], [1], [2]], "request": "request-one"})
+    export(project, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "# Rankings of 1 prompts by 1 annotators" in card
+    # the first of three, which is the best once in three by chance
+    assert "than by chance by 66.7 percentage points; 1 that are all alike give no interval." in card
 
 
 def test_a_folder_with_files_of_others_and_a_project_without_answers_are_refused(ranked, make_project, tmp_path):
