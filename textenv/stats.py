@@ -36,7 +36,8 @@ class Rate(NamedTuple):
     wilson: tuple[float, float]
     """Treats all entries as independent."""
     clustered: tuple[float, float]
-    """Bootstrap over clusters; NaN for a single cluster."""
+    """Bootstrap over clusters, or Wilson's over them at 0 and 1, where all resamples are alike; NaN for a single
+    cluster."""
     pairs: int
 
 
@@ -93,7 +94,11 @@ def rate(right: Float[np.ndarray, " M"], cluster: Int[np.ndarray, " M"], *, resa
     """Mean of outcomes in [0, 1]; None if there are none."""
     if not len(right):
         return None
-    interval = bootstrap_interval(right, cluster, resamples=resamples, seed=seed)
+    groups, share = len(np.unique(cluster)), float(np.mean(right))
+    if share in (0.0, 1.0) and groups > 1:
+        interval = wilson(share * groups, groups)
+    else:
+        interval = bootstrap_interval(right, cluster, resamples=resamples, seed=seed)
     return Rate(float(np.mean(right)), wilson(float(np.sum(right)), len(right)), interval, len(right))
 
 

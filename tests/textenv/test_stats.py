@@ -240,6 +240,13 @@ def test_a_rate_distinguishes_the_interval_of_pairs_from_that_of_clusters():
     found = stats.rate(outcomes, cluster, resamples=400, seed=0)
     assert (found.value, found.clustered, found.pairs) == (0.5, (0.0, 1.0), 4)
     assert found.wilson == pytest.approx((0.150, 0.850), abs=5e-4)
+    # All resamples are alike: Wilson's interval of 4 of 4 prompts, down to 4/(4 + 1.96²).
+    cluster = np.array([0, 0, 1, 2, 3, 3])
+    for value, clustered in ((1.0, (4 / (4 + 1.959964**2), 1.0)), (0.0, (0.0, 1.959964**2 / (4 + 1.959964**2)))):
+        found = stats.rate(np.full(6, value), cluster, resamples=20, seed=0)
+        assert found is not None
+        assert found.clustered == pytest.approx(clustered, abs=1e-6)
+    assert np.isnan(stats.rate(np.ones(3), np.zeros(3, dtype=int), resamples=20, seed=0).clustered).all()
     assert stats.rate(np.zeros(0), np.zeros(0, dtype=int), resamples=20, seed=0) is None
 
 
