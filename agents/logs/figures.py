@@ -87,10 +87,14 @@ def update_log(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def explained_variance(rollout: Rollout, targets: Advantages) -> dict[str, float]:
-    """How much of the variance of the returns, over real tokens, the values knew that were held while playing."""
+    """How much of the variance of the returns, over real tokens, the values knew that were held while playing.
+    Empty where the returns are alike up to rounding: there is nothing to know."""
     mask, returns = rollout.tokens.response_mask, targets.returns
-    residual, variance = (x[mask].var(unbiased=False) for x in (returns - rollout.values, returns))
-    return {"explained_variance": float(1.0 - residual / variance.clamp(min=1e-12))}
+    returns, values = returns[mask].double(), rollout.values[mask].double()
+    residual, variance = (float(x.var(unbiased=False)) for x in (returns - values, returns))
+    scale = float(torch.cat([returns, values]).abs().max())
+    alike = variance <= max(1e-12, (1e-6 * scale) ** 2)
+    return {} if alike else {"explained_variance": 1.0 - residual / variance}
 
 
 def machine_log(

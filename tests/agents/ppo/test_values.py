@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import textenv
+from agents.core.returns import Advantages
+from agents.logs.figures import explained_variance
 from tests.agents.ppo.conftest import assert_equal_weights, short_reward_model, wide_reward_model
 from tests.conftest import WORDS, tiny_model
 
@@ -17,6 +19,20 @@ def test_the_explained_variance_is_that_of_the_values_that_were_held_while_playi
     half = torch.where(rollout.tokens.response_mask, 0.5 * rollout.rewards[:, None], 0.0)
     # Half of every return is left over, and a quarter of the variance.
     assert learner.update(rollout._replace(values=half))["explained_variance"] == pytest.approx(0.75, abs=1e-5)
+
+
+@pytest.mark.parametrize("reward", [0.0, 1.0, 1e4])
+@pytest.mark.parametrize("noise", [0.0, 1e-7])
+def test_returns_that_are_alike_have_no_variance_to_explain(agent, reward, noise):
+    """Rounding is no variance: an error of 0.1 over that of 1e-7 would be an explained variance of −1e12."""
+    rollout = agent(tiny_model(seed=5)).collect()
+    values = torch.randn(rollout.values.shape, generator=torch.Generator().manual_seed(0)) * 0.1
+    returns = reward * (1.0 + noise * torch.randn(values.shape, generator=torch.Generator().manual_seed(1)))
+    targets = Advantages(torch.zeros_like(returns), returns)
+    assert explained_variance(rollout._replace(values=values), targets) == {}
+    far = targets._replace(returns=returns + values)  # whose variance is the values', and so is explained
+    found = explained_variance(rollout._replace(values=values), far)
+    assert found["explained_variance"] == pytest.approx(1.0, abs=1e-3)
 
 
 def states(tokens):
