@@ -28,7 +28,7 @@ from textenv.data.hub import hub_or_cache
 from textenv.lm import LanguageModel, disable_dropout, length_buckets
 from textenv.lm.adapters import adapter_base, adapters, load_adapter, merged_copy, trained_modules
 from textenv.lm.kernels.layers import speed_up
-from textenv.lm.load import load_tokenizer, own_vectors, train_padding
+from textenv.lm.load import load_tokenizer, missing_package, own_vectors, train_padding
 from textenv.registry import registered_sources
 from textenv.scoring import note_truncated
 from textenv.training.isolation import untouched_globals
@@ -272,7 +272,9 @@ def load_classifier(name: str | Path, dtype: torch.dtype, **options: Any) -> tup
             model = AutoModelForSequenceClassification.from_pretrained(str(name), **options)
             own_vectors(model)
             return model, load_tokenizer(name)
-        except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        except ImportError as error:
+            raise missing_package(error, options.get("attn_implementation")) from error
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ValueError(
                 f"a reward model must be a registered name, 'module:callable', a folder or a hub id, got "
                 f"{str(name)!r}. Loading it as a Hugging Face sequence classifier failed: {error}{unreachable}"

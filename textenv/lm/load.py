@@ -162,13 +162,25 @@ def load_language_model(
                 )
                 own_vectors(model)
                 tokenizer = load_tokenizer(name)
-        except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        except ImportError as error:
+            raise missing_package(error, attn_implementation) from error
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ValueError(
                 f"a language model must be a registered name, a folder, a hub id or a .gguf file, got "
                 f"{str(name)!r}. Loading it as a Hugging Face causal language model failed: {error}{unreachable}"
             ) from error
     model.to(torch.device(device))  # type: ignore[arg-type]
     return wrap_language_model(model, tokenizer, name=str(name))
+
+
+def missing_package(error: ImportError, attn_implementation: str | None) -> ValueError:
+    """What to say where loading a model needs a package that is not installed."""
+    if attn_implementation is None:
+        return ValueError(f"loading a model must find its packages, got: {error}. Install what it names.")
+    return ValueError(
+        f"attn_implementation must be one whose package is installed, got {attn_implementation!r}: {error}. Install "
+        "the package, or use sdpa."
+    )
 
 
 def own_vectors(model: nn.Module) -> None:

@@ -266,7 +266,7 @@ def _attribute(source: Any) -> Any:
 
 def _language_model(source: Any, how: Loading) -> "LanguageModel":
     from textenv.lm.adapters import adapter_base
-    from textenv.lm.load import LanguageModel, load_language_model
+    from textenv.lm.load import LanguageModel, load_language_model, missing_package
 
     source, arguments = _attribute(source), how.arguments()
     if not callable(source):
@@ -277,7 +277,10 @@ def _language_model(source: Any, how: Loading) -> "LanguageModel":
         raise ValueError(f"language-model functions must return a LanguageModel, got {type(loaded).__name__}. Wrap it.")
     loaded.model.to(arguments["device"], arguments["dtype"])
     if how.attn_implementation is not None:
-        loaded.model.set_attn_implementation(how.attn_implementation)
+        try:
+            loaded.model.set_attn_implementation(how.attn_implementation)
+        except ImportError as error:
+            raise missing_package(error, how.attn_implementation) from error
     return loaded
 
 
