@@ -21,6 +21,9 @@ from textenv.scoring import Finished, Scored, Scorer
 
 _log = logging.getLogger(__name__)
 
+SHOWN = 80
+"""Characters of a prompt that an error quotes."""
+
 
 class EncodedPrompts(NamedTuple):
     """A prompt set as tokens."""
@@ -224,7 +227,7 @@ def _without_long(encoded: EncodedPrompts, width: int) -> EncodedPrompts:
     total = len(encoded.ids)
     if not kept:
         rule = f"a prompt set must hold a prompt of at most max_prompt_tokens ({width}) tokens"
-        raise ValueError(f"{rule}, got {total} longer ones. Raise max_prompt_tokens.")
+        raise ValueError(f"{rule}, got {total} longer ones. Raise max_prompt_tokens, or set long_prompts='cut'.")
     _log.warning("%d of %d prompts have more than %d tokens and are left out.", total - len(kept), total, width)
     return EncodedPrompts(
         tuple(encoded.prompts[i] for i in kept),
@@ -246,7 +249,9 @@ def _cut(encoded: EncodedPrompts, reference: LanguageModel, width: int) -> Encod
 def _check_prompt(text: str, ids: list[int], width: int) -> None:
     if not 1 <= len(ids) <= width:
         rule = f"a prompt must have 1 to max_prompt_tokens ({width}) tokens"
-        raise ValueError(f"{rule}, got {len(ids)} in {text!r}. Raise max_prompt_tokens or drop the prompt.")
+        remedy = "Raise max_prompt_tokens, or set long_prompts='drop' to leave such prompts out or 'cut' to cut them"
+        shown = repr(text) if len(text) <= SHOWN else f"{text[:SHOWN] + '…'!r}"
+        raise ValueError(f"{rule}, got {len(ids)} in {shown}. {remedy if ids else 'Drop the prompt'}.")
 
 
 def chosen_prompt(
@@ -279,6 +284,7 @@ def token_rule(
 
 def _token_id(token: str, reference: LanguageModel) -> int:
     ids = reference.encode_response(token, eos=False)
-    if len(ids) != 1:
-        raise ValueError(f"a stop token must be one token of the reference, got {token!r} → {ids}. Choose another.")
+    if len(ids) != 1 or (ids[0] == reference.tokenizer.unk_token_id and token != reference.tokenizer.unk_token):
+        words = reference.tokenizer.convert_ids_to_tokens(ids)
+        raise ValueError(f"a stop token must be one token of the reference, got {token!r} → {words}. Choose another.")
     return ids[0]

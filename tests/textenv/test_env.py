@@ -301,6 +301,9 @@ BAD = [
     ({"top_k": 5}, "got 'top_k'"),
     ({"kl_coeff": 5}, "Did you mean 'kl_coef'"),
     ({"stop_tokens": ("sky grass",)}, "one token"),
+    ({"stop_tokens": ("zzz",)}, "one token of the reference, got 'zzz' → \\['<unk>'\\]"),
+    ({"prompts": ["sky " * 40]}, "got 40 in '(sky ){20}…'. Raise max_prompt_tokens, or set long_prompts='drop'"),
+    ({"prompts": ["sky " * 40], "long_prompts": "drop"}, "got 1 longer ones.*long_prompts='cut'"),
 ]
 
 
