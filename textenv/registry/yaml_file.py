@@ -43,6 +43,10 @@ class YamlFile:
             mark = getattr(error, "problem_mark", None)
             where = f", line {mark.line + 1}" if mark else ""
             raise ValueError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', None) or error}).") from None
+        except UnicodeDecodeError as error:
+            line = error.object[: error.start].count(b"\n") + 1
+            rule = f"an experiment must be UTF-8 text, got byte 0x{error.object[error.start]:02x}"
+            raise ValueError(f"{path}, line {line}: {rule}. Save it as UTF-8.") from None
 
     def error(self, keys: Keys, message: str, line: int | None = None) -> ValueError:
         """An error that begins with file, line and the path to the value."""

@@ -224,6 +224,9 @@ def test_a_mistake_is_one_error_with_file_line_key_and_remedy_and_registers_noth
 
 
 def test_a_missing_or_empty_file_is_an_error(tmp_path):
+    (tmp_path / "old.yaml").write_bytes("a: 1\n# café\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"old\.yaml, line 2: .* UTF-8 text, got byte 0xe9\. Save it as UTF-8"):
+        textenv.load_experiment(tmp_path / "old.yaml")
     with pytest.raises(ValueError, match=r"must be a YAML file, got '.*none.yaml'"):
         textenv.load_experiment(tmp_path / "none.yaml")
     (tmp_path / "empty.yaml").write_text("# nothing\n")
