@@ -90,7 +90,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if name not in COMMANDS:
         print(usage())
-        if name and name not in ("-h", "--help"):
+        subcommands = [command.removeprefix(f"{name} ") for command in COMMANDS if command.startswith(f"{name} ")]
+        if subcommands and rest[:1] in (["-h"], ["--help"]):
+            return 0
+        if subcommands:
+            rule = f"the command of {name} must be one of {', '.join(subcommands)}"
+            print(f"\ntextenv: {rule}, got {rest[0] if rest else ''!r}. Choose one.", file=sys.stderr)
+        elif name and name not in ("-h", "--help"):
             print(f"\ntextenv: command must be one of the above, got {name!r}.", file=sys.stderr)
         return 0 if name in ("-h", "--help") else 2
     processes = int(os.environ.get("WORLD_SIZE", "1"))

@@ -33,7 +33,12 @@ def test_no_command_or_an_unknown_one_prints_the_usage(capsys):
     assert run(capsys)[0] == 2
     code, printed = run(capsys, "trian")
     assert code == 2
-    assert "'trian'" in printed.err
+    assert "command must be one of the above, got 'trian'" in printed.err
+    for arguments, got in ((("feedback", "import"), "'import'"), (("feedback",), "''"), (("feedback", "--k"), "'--k'")):
+        code, printed = run(capsys, *arguments)
+        assert code == 2
+        assert f"the command of feedback must be one of demo, create, serve, arena, export, got {got}" in printed.err
+    assert run(capsys, "feedback", "--help")[0] == 0
 
 
 def test_envs_lists_every_id(capsys):
