@@ -6,6 +6,7 @@ from typing import Any
 
 from textenv.config import hint
 from textenv.data.records import csv_rows, json_array, jsonl_lines, looks_like_path, parse_records
+from textenv.data.splits import data_files, train_part
 
 
 def read_dataset(
@@ -19,15 +20,16 @@ def read_dataset(
     """Records of a data set, with ``column`` as their ``"prompt"``; its other columns keep their names.
 
     Args:
-        dataset: a file (JSONL, a JSON array, CSV, Parquet), a folder (of such files, or what ``save_to_disk`` wrote),
-            or a hub id.
+        dataset: a file (JSONL, a JSON array, CSV, Parquet), a folder (of such files, of one kind, or what
+            ``save_to_disk`` wrote), or a hub id.
         column: where the prompts stand.
-        split: default the only split, else "train".
+        split: default the only split, else "train". The names of the files of a folder say which split they are.
         config: which configuration, where a data set has several.
         revision: commit or tag of a hub data set; pins what an experiment read.
 
     Raises:
-        ValueError: no such data set, split or column, or the ``datasets`` package is missing.
+        ValueError: no such data set, split or column, a folder of several kinds of files, or the ``datasets`` package
+            is missing.
     """
     rows = list(read_records(dataset, split=split, config=config, revision=revision).values())
     names = list(dict.fromkeys(key for row in rows for key in row))
@@ -55,7 +57,7 @@ def raw_records(
 ) -> Iterator[tuple[str, Any]]:
     """What :func:`read_records` reads, one by one, lines of JSONL as they are (:func:`jsonl_lines`)."""
     path = Path(dataset)
-    if split is None and config is None and (files := _own_files(path, str(dataset))):
+    if config is None and (files := _own_files(path, str(dataset), split)):
         for file in files:
             yield from _READERS.get(file.suffix, jsonl_lines)(file)
         return
@@ -71,15 +73,23 @@ def _json_file(file: Path) -> Iterator[tuple[str, Any]]:
 
 
 _READERS = {".json": _json_file, ".csv": csv_rows}
+_LINES = (".jsonl", ".jsonl.gz")
 
 
-def _own_files(path: Path, name: str) -> list[Path]:
-    """The files that are read here: all but Parquet and what the `datasets` package wrote."""
+def _own_files(path: Path, name: str, split: str | None) -> list[Path]:
+    """The files that are read here: JSONL and CSV of a folder without others in it, and single files but Parquet, where
+    no split is named."""
     if path.is_dir():
-        lines = sorted([*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")])
-        saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
-        return lines or ([] if saved else sorted(path.glob("*.csv")))
-    return [path] if name.endswith((".jsonl", ".jsonl.gz")) or (path.is_file() and path.suffix != ".parquet") else []
+        files = [] if _is_saved(path) else data_files(path)
+        own = all(file.parent == path and file.name.endswith((*_LINES, ".csv")) for file in files)
+        return train_part(files, path) if own and split is None else []
+    own = name.endswith(_LINES) or (path.is_file() and path.suffix != ".parquet")
+    return [path] if own and split is None else []
+
+
+def _is_saved(path: Path) -> bool:
+    """Whether ``save_to_disk`` wrote a folder."""
+    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
 
 
 def check_dataset(source: Mapping[str, Any]) -> None:
@@ -112,7 +122,7 @@ def _load_dataset(dataset: str, split: str | None, config: str | None, revision:
         ) from error
     from textenv.data.hub import hub_or_cache  # huggingface_hub takes a while to import
 
-    saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+    saved = _is_saved(path)
     with hub_or_cache(dataset) as unreachable:
         try:
             if path.is_file():

@@ -23,21 +23,19 @@ class PromptSet:
 
 
 def jsonl_lines(path: str | Path) -> Iterator[tuple[str, str]]:
-    """Unparsed lines of a ``.jsonl`` or ``.jsonl.gz`` file, or of all such files in a folder (by name), each with its
-    place, ``"<file>, line <number>"``: the caller decides whether to refuse or skip a malformed one.
+    """Unparsed lines of a ``.jsonl`` or ``.jsonl.gz`` file, each with its place, ``"<file>, line <number>"``: the
+    caller decides whether to refuse or skip a malformed one.
 
     Raises:
         ValueError: the path does not exist or holds nothing.
     """
     path = Path(path)
-    files = sorted([*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")]) if path.is_dir() else [path]
-    if not files or not files[0].is_file():
+    if not path.is_file():
         raise ValueError(f"data must be a JSONL file or a folder of them, got {str(path)!r}. Check the path.")
     empty = True
-    for file in files:
-        for number, line in numbered_lines(file):
-            empty = False
-            yield f"{file}, line {number}", line
+    for number, line in numbered_lines(path):
+        empty = False
+        yield f"{path}, line {number}", line
     if empty:
         raise ValueError(f"data must have at least one record, got {str(path)!r}, which is empty. Name another file.")
 

@@ -21,11 +21,9 @@ def read_jsonl(path):
     return list(parse_records(jsonl_lines(path)).values())
 
 
-def test_records_survive_writing_and_reading_and_a_folder_is_read_in_order(tmp_path):
-    write_jsonl(tmp_path / "b.jsonl", [{"x": "ü"}])
-    write_jsonl(tmp_path / "a.jsonl", [{"x": 1}, {"x": [2]}])
-    assert read_jsonl(tmp_path / "a.jsonl") == [{"x": 1}, {"x": [2]}]
-    assert read_jsonl(tmp_path) == [{"x": 1}, {"x": [2]}, {"x": "ü"}]
+def test_records_survive_writing_and_reading(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [{"x": 1}, {"x": [2, "ü"]}])
+    assert read_jsonl(tmp_path / "a.jsonl") == [{"x": 1}, {"x": [2, "ü"]}]
     with pytest.raises(ValueError, match="must be a JSONL file"):
         read_jsonl(tmp_path / "none.jsonl")
 
