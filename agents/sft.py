@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 
 import textenv
 from textenv.data.datasets import read_records
-from textenv.data.records import messages_of
+from textenv.data.records import flag, messages_of
 from textenv.lm import LanguageModel, Responses, TokenRule, length_buckets, response_scores
 from textenv.training.batches import Ragged, encode_answers
 from textenv.training.checkpoint import RunFolder
@@ -177,7 +177,7 @@ def _parts(record: Mapping[str, Any], where: str, turns: Turns) -> list[Mapping[
     last = len(messages) - 1
     earlier = [number for number in range(1, last) if _is_answer(messages[number])] if turns == "all" else []
     parts = [{"prompt": messages[:number], "completion": messages[number : number + 1]} for number in (*earlier, last)]
-    return [*parts[:-1], {**parts[-1], "truncated": record.get("truncated", False)}]
+    return [*parts[:-1], {**parts[-1], "truncated": record.get("truncated")}]
 
 
 def _demonstration(record: Mapping[str, Any], where: str) -> Demonstration:
@@ -192,7 +192,10 @@ def _demonstration(record: Mapping[str, Any], where: str) -> Demonstration:
     if not isinstance(completion, str):
         rule = f"{where}: the completion must be a string or one assistant message"
         raise ValueError(f"{rule}, got {completion!r}. Convert it.")
-    return Demonstration(prompt, completion, bool(record.get("truncated", False)))
+    try:
+        return Demonstration(prompt, completion, flag("truncated", record.get("truncated")))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _is_answer(message: Any) -> bool:

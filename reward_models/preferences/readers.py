@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from reward_models.preferences.dialogues import split_dialogue, split_messages
-from textenv.data.records import messages_of
+from textenv.data.records import flag, messages_of
 
 COMMON = ("margin", "category", "gold", "finish_reasons")
 """Optional fields of the project's own layouts."""
@@ -71,7 +71,7 @@ def _common(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def ranking(record: Mapping[str, Any], _: str) -> dict[str, Any]:
-    if record.get("tie"):
+    if flag("tie", record.get("tie")):
         raise ValueError("'tie' belongs to a pair, got it in a ranking. Put equals into a list: [[0, 2], 1].")
     responses = record["responses"]
     responses = list(map(_text, responses)) if isinstance(responses, list) else responses
@@ -101,9 +101,7 @@ def _text(response: Any) -> str:
 def chosen_rejected(record: Mapping[str, Any], _: str) -> dict[str, Any]:
     """Texts, single messages, chats or lists of several texts. A prompt beside two whole chats only repeats what they
     hold. The last turns of dialogues may be empty, the texts of a pair may not."""
-    tie = {"true": True, "false": False}.get(str(record.get("tie", False)).lower())  # a table may hold it as text
-    if tie is None:
-        raise ValueError(f"'tie' must be true or false, got {record['tie']!r}.")
+    tie = flag("tie", record.get("tie"))
     prompt, *sides = (messages_of(record.get(key)) for key in ("prompt", "chosen", "rejected"))
     chats = [
         isinstance(side, list) and bool(side) and all(isinstance(part, Mapping) for part in side) for side in sides

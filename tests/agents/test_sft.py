@@ -79,6 +79,15 @@ def test_a_truncated_completion_has_no_eos():
     assert 3 * whole - 2 * cut == pytest.approx(eos_term, rel=1e-5)
 
 
+def test_a_table_says_as_text_whether_a_completion_was_cut_off(tmp_path):
+    path = tmp_path / "demos.csv"
+    path.write_text("prompt,completion,truncated\np,a,False\np,b,TRUE\np,c,\n")
+    assert [demo.truncated for demo in load_demonstrations(path)] == [False, True, False]
+    chat = '"[{""role"": ""user"", ""content"": ""p""}, {""role"": ""assistant"", ""content"": ""a""}]"'
+    path.write_text(f"messages,truncated\n{chat},false\n{chat},true\n")
+    assert [demo.truncated for demo in load_demonstrations(path)] == [False, True]
+
+
 def test_the_loss_ignores_whatever_stands_in_padding():
     lm = tiny_model()
     batch = Responses(
@@ -194,6 +203,7 @@ def test_long_examples_lose_the_left_of_the_prompt_and_long_completions_their_en
         ({"prompt": "a", "completion": None}, "record 2: the completion must be"),
         ({"messages": [{"role": "user", "content": "a"}] * 2}, "record 2: 'messages' must be a chat that ends"),
         ({"messages": "a"}, "record 2: 'messages' must be"),
+        ({**RECORDS[0], "truncated": "no"}, "record 2: 'truncated' must be true or false, got 'no'"),
     ],
 )
 def test_a_malformed_record_is_named(record, message):

@@ -252,6 +252,14 @@ def test_fields_that_are_none_are_absent_as_in_a_table():
     assert load_rankings([{**DIALOGUE, "prompt": None, "tie": None}]) == load_rankings([DIALOGUE])
 
 
+def test_a_table_says_as_text_whether_responses_are_tied(tmp_path):
+    path = tmp_path / "pairs.csv"
+    path.write_text("prompt,chosen,rejected,tie\np,a,b,False\np,a,b,True\np,a,b,\n")
+    assert [ranking.levels for ranking in load_rankings(path)] == [(0, 1), (0, 0), (0, 1)]
+    path.write_text('prompt,responses,ranking,tie\np,"[""a"", ""b""]","[1, 0]",False\n')
+    assert load_rankings(path) == [Ranking("p", ("b", "a"))]
+
+
 def test_a_ranking_is_put_in_order_with_everything_that_belongs_to_its_responses():
     ranking = ranking_of(
         {

@@ -131,6 +131,14 @@ def structure(value: Any) -> Any:
         return value
 
 
+def flag(name: str, value: Any) -> bool:
+    """True or false, which a table may hold as text; None is false."""
+    found = {"true": True, "false": False, "none": False}.get(str(value).lower())
+    if found is None:
+        raise ValueError(f"{name!r} must be true or false, got {value!r}. Correct it.")
+    return found
+
+
 def messages_of(value: Any) -> Any:
     """A chat that stands in a table as JSON text; any other value, text in brackets too, as it is."""
     chat = structure(value)
