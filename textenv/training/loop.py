@@ -104,7 +104,8 @@ def fit(
     trackers that get the history too.
 
     Raises:
-        ValueError: the checkpoint in ``folder`` is damaged or belongs to another run.
+        ValueError: the checkpoint in ``folder`` is damaged or belongs to another run; or the loss or its gradient is no
+            longer finite. Then nothing is written, and the last checkpoint stays.
     """
     start = time.perf_counter()
     with contextlib.ExitStack() as stack:
@@ -165,6 +166,7 @@ class _Loop:
         self.shards = shard(objective, [objective.model])
         self.weights = [weight for weight in self.shards.shares().values() if weight.requires_grad]
         optimizer = make_adamw(config, [self.weights], [config.learning_rate])
+        self._plain, self._batch = objective, dict[str, Tensor]()
         prepared = (objective, optimizer) if sharded() else self.accelerator.prepare(objective, optimizer)
         self.objective, self.optimizer = prepared
         self.step = 0
@@ -206,19 +208,30 @@ class _Loop:
                     loss = self.objective(**batch) / items * bool(len(share))
                     accelerator.backward(loss * processes)  # gradients are averaged over processes
             total += loss.detach()
+            self._batch = batch
         if sharded():
             (norm,) = clip_gradients([self.weights], config.max_grad_norm)
         else:
             norm = accelerator.clip_grad_norm_(self.weights, config.max_grad_norm or math.inf)
+        figures = {"loss": float(cast(Tensor, accelerator.reduce(total))), "grad_norm": float(cast(Tensor, norm))}
+        self._refuse_divergence(figures)
         rate = config.learning_rate * set_rates(self.optimizer, config, self.step, self.steps)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
-        self.losses.append(float(cast(Tensor, accelerator.reduce(total))))
+        self.losses.append(figures["loss"])
         if self.step == 1 or self.step % self.log_every == 0:
-            mean = sum(self.losses) / len(self.losses)
-            self.log({"loss": mean, "grad_norm": float(cast(Tensor, norm)), "learning_rate": rate})
+            self.log({**figures, "loss": sum(self.losses) / len(self.losses), "learning_rate": rate})
             self.losses = []
+
+    def _refuse_divergence(self, figures: Mapping[str, float]) -> None:
+        """Stop every process before what is not finite reaches the weights or a checkpoint."""
+        if any_process(not all(map(math.isfinite, figures.values()))):
+            found = ", ".join(f"{name} {value}" for name, value in figures.items())
+            rule = f"a loss and its gradient must be finite, got {found} after {self.step} of {self.steps} steps"
+            if self.step == 0:
+                raise ValueError(f"{rule}. The model or the data are at fault: textenv doctor examines both.")
+            raise ValueError(f"{rule}. The training diverged: lower the learning rate and start anew.")
 
     def log(self, figures: dict[str, float]) -> None:
         self.latest = {**figures, "epoch": self.step / self.epoch_steps, "step": self.step}
@@ -248,6 +261,9 @@ class _Loop:
             "optimizer": whole(self.optimizer.state_dict()),
         }
         with self.shards.gathered():
+            if self.folder.path is not None:  # the step before said nothing about its own weights
+                with torch.no_grad():
+                    self._refuse_divergence({"loss": float(self._plain(**self._batch))})
             self.folder.save(self.model, state, self.identity, self.best)
 
     def _resume(self) -> None:

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from tests.conftest import tiny_model
+from tests.processes import in_processes
 from textenv.training.checkpoint import RunFolder
 from textenv.training.config import TrainingConfig
 from textenv.training.loop import Objective, fit
+from textenv.training.processes import is_main
 
 
 class OneExample:
@@ -84,3 +86,66 @@ def test_the_gradient_is_scaled_down_to_the_limit_before_the_step_and_logged_as_
     assert [entry["grad_norm"] for entry in run.history] == pytest.approx([8 * root, root], rel=1e-5)
     for old, new in zip(before, model.parameters(), strict=True):
         torch.testing.assert_close(new.detach(), old - 0.2, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("slope", "found"), [(math.nan, "loss nan"), (math.inf, "loss inf"), (-math.inf, "loss -inf")])
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_reaches_the_weights(slope, found):
+    model = tiny_model().model
+    with pytest.raises(ValueError, match=rf"got {found}, .* after 1 of 3 steps. The training diverged: lower the"):
+        train(model, [0.0, slope, 0.0], learning_rate=0.1)
+    assert all(weight.isfinite().all() for weight in model.parameters())
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_though_its_loss_is():
+    model = tiny_model().model
+    weight = next(model.parameters())
+
+    def summed_loss(model):
+        # √x at 0 has slope ∞, and its value is 0.
+        return (weight.flatten()[0] * 0).sqrt()
+
+    config = TrainingConfig(epochs=1)
+    with pytest.raises(ValueError, match=r"got loss 0.0, grad_norm (inf|nan) after 0 of 1 steps.*textenv doctor"):
+        fit(Objective(model, summed_loss), OneExample(), config, RunFolder(None, resume=False), inputs={})
+    assert all(weight.isfinite().all() for weight in model.parameters())
+
+
+def test_a_run_that_diverges_leaves_its_last_good_checkpoint_and_no_model(tmp_path):
+    """The loss is finite up to a weight of 0.25. Constant slopes let Adam walk by the learning rate, 0.1, a step."""
+    model = tiny_model().model
+    weight = next(model.parameters())
+    with torch.no_grad():
+        weight.zero_()
+
+    def summed_loss(model):
+        value = -weight.flatten()[0]
+        return value if value > -0.25 else value / 0
+
+    settings = {"epochs": 5, "learning_rate": 0.1, "warmup_ratio": 0.0, "lr_schedule": "constant", "save_steps": 1}
+
+    def train(resume):
+        folder = RunFolder(tmp_path, resume=resume)
+        fit(Objective(model, summed_loss), OneExample(), TrainingConfig(**settings), folder, inputs={})
+
+    for resume in (False, True):
+        # After two steps the weight is 0.2, after three 0.3: the checkpoint of the third would not be good.
+        with pytest.raises(ValueError, match=r"got loss -inf after 3 of 5 steps. The training diverged"):
+            train(resume)
+        assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["checkpoint-2"]
+
+
+def test_what_is_not_finite_in_one_process_stops_all(tmp_path):
+    """The last step is good in both; the loss of its weights, before they are saved, is not in one."""
+
+    def work():
+        losses = iter([0.0, 0.0 if is_main() else math.nan])
+
+        def summed_loss(model):
+            return next(losses) * sum(weight.sum() for weight in model.parameters())
+
+        folder = RunFolder(tmp_path, resume=False)
+        fit(Objective(tiny_model().model, summed_loss), OneExample(), TrainingConfig(), folder, inputs={})
+
+    _, errors = in_processes(work)
+    assert ["The training diverged" in error for error in errors] == [True, True]
+    assert not list(tmp_path.iterdir())
