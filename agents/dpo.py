@@ -15,7 +15,7 @@ How this differs from the papers:
 2. Log-probabilities are sums over the tokens of a response with its ending token, the same as in RL: temperature 1, the
    chat template of the model. Some implementations of IPO take means.
 3. The reference is the model that training starts from. Its log-probabilities are computed once and kept in memory.
-4. Responses of several turns are left out: a policy does not write what people say between its own turns.
+4. Responses of several turns, messages or text, are left out: a policy does not write what people say between its own.
 
 References: Rafailov et al. 2023 (DPO); Mitchell 2023 (label smoothing); Azar et al. 2024 (IPO).
 
@@ -38,7 +38,7 @@ from transformers import PreTrainedModel
 
 import textenv
 from reward_models.evaluation import measure_scores
-from reward_models.preferences import Ranking, Turns, load_rankings
+from reward_models.preferences import Ranking, load_rankings, of_several_turns
 from reward_models.training.examples import Examples, table
 from reward_models.training.losses import ranking_nll
 from textenv.lm import LanguageModel, Responses, TokenRule, gather_predictions, response_logprobs, response_scores
@@ -143,7 +143,7 @@ def train_dpo(
 
 def _of_one_turn(rankings: list[Ranking], config: DPOConfig) -> tuple[list[Ranking], int]:
     """The rankings that a policy can learn from, and how many were left out."""
-    kept = [ranking for ranking in rankings if not any(isinstance(text, Turns) for text in ranking.responses)]
+    kept = [ranking for ranking in rankings if not any(map(of_several_turns, ranking.responses))]
     if left_out := len(rankings) - len(kept):
         _log.warning("%d of %d rankings left out: their responses have several turns.", left_out, len(rankings))
     if not any(len(set(ranking.levels)) > 1 for ranking in kept):

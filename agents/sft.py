@@ -26,6 +26,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import textenv
+from reward_models.preferences import beside_prompt
 from textenv.data.datasets import read_records
 from textenv.data.records import flag, messages_of
 from textenv.lm import LanguageModel, Responses, TokenRule, length_buckets, response_scores
@@ -159,43 +160,43 @@ def load_demonstrations(
         placed = [(f"record {number}", record) for number, record in enumerate(records, start=1)]
     if not placed:
         raise ValueError("demonstrations must hold at least one record, got []. Give a list or a JSONL file.")
-    found = [
-        [row] if isinstance(row, Demonstration) else [_demonstration(part, where) for part in _parts(row, where, turns)]
-        for where, row in placed
-    ]
-    return [demonstration for of_record in found for demonstration in of_record]
+    found: list[Demonstration] = []
+    for where, record in placed:
+        try:
+            found += [record] if isinstance(record, Demonstration) else map(_demonstration, _parts(record, turns))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+    return found
 
 
-def _parts(record: Mapping[str, Any], where: str, turns: Turns) -> list[Mapping[str, Any]]:
+def _parts(record: Mapping[str, Any], turns: Turns) -> list[Mapping[str, Any]]:
     """A record of ``messages`` as prompts with their completions, one for each turn to learn; another as it is."""
     if record.get("messages") is None:
         return [record]
     messages = messages_of(record["messages"])
     if not isinstance(messages, list) or len(messages) < 2 or not _is_answer(messages[-1]):
-        rule = f"{where}: 'messages' must be a chat that ends with an assistant turn"
+        rule = "'messages' must be a chat that ends with an assistant turn"
         raise ValueError(f"{rule}, got {messages!r}. Cut it there.")
+    (messages,) = beside_prompt(messages_of(record.get("prompt")), [messages])
     last = len(messages) - 1
     earlier = [number for number in range(1, last) if _is_answer(messages[number])] if turns == "all" else []
     parts = [{"prompt": messages[:number], "completion": messages[number : number + 1]} for number in (*earlier, last)]
     return [*parts[:-1], {**parts[-1], "truncated": record.get("truncated")}]
 
 
-def _demonstration(record: Mapping[str, Any], where: str) -> Demonstration:
+def _demonstration(record: Mapping[str, Any]) -> Demonstration:
     if not {"prompt", "completion"} <= record.keys():
-        rule = f"{where}: a demonstration must have 'prompt' and 'completion', or 'messages'"
+        rule = "a demonstration must have 'prompt' and 'completion', or 'messages'"
         raise ValueError(f"{rule}, got keys {sorted(record)}. Rename the columns.")
     prompt, completion = messages_of(record["prompt"]), messages_of(record["completion"])
     if isinstance(completion, list) and len(completion) == 1 and _is_answer(completion[0]):
         completion = completion[0].get("content")
     if not isinstance(prompt, str | list):
-        raise ValueError(f"{where}: 'prompt' must be a string or a list of chat messages, got {prompt!r}. Convert it.")
+        raise ValueError(f"'prompt' must be a string or a list of chat messages, got {prompt!r}. Convert it.")
     if not isinstance(completion, str):
-        rule = f"{where}: the completion must be a string or one assistant message"
+        rule = "the completion must be a string or one assistant message"
         raise ValueError(f"{rule}, got {completion!r}. Convert it.")
-    try:
-        return Demonstration(prompt, completion, flag("truncated", record.get("truncated")))
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+    return Demonstration(prompt, completion, flag("truncated", record.get("truncated")))
 
 
 def _is_answer(message: Any) -> bool:

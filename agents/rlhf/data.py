@@ -8,7 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from jinja2 import TemplateError
 
-from reward_models.preferences import HUMAN, Ranking, Turns, as_messages, load_rankings, split_by_prompt
+from reward_models.preferences import (
+    HUMAN,
+    Ranking,
+    as_messages,
+    load_rankings,
+    of_several_turns,
+    split_by_prompt,
+)
 from textenv.data.records import write_jsonl
 from textenv.lm import LanguageModel
 
@@ -86,7 +93,7 @@ def as_text(ranking: Ranking) -> Ranking | None:
 
 
 def _several_turns(ranking: Ranking) -> bool:
-    return any(isinstance(response, Turns) or HUMAN in response for response in ranking.responses)
+    return any(map(of_several_turns, ranking.responses))
 
 
 def write_parts(parts: Parts, folder: Path, demonstrations: int) -> None:

@@ -34,6 +34,47 @@ def response_of(messages: Sequence[Mapping[str, Any]]) -> str:
     return messages[0]["content"] if len(messages) == 1 else Turns(messages)
 
 
+def of_several_turns(response: str) -> bool:
+    """Whether a person speaks within a response, given as messages or as text."""
+    return isinstance(response, Turns) or HUMAN in response
+
+
+def beside_prompt(prompt: Any, chats: Sequence[list[Any]]) -> list[list[Any]]:
+    """Whole chats that stand beside a prompt, which repeats messages of each; a system turn that the prompt alone holds
+    is put before them.
+
+    Raises:
+        ValueError: the prompt holds anything else that a chat does not hold before its last message.
+    """
+    if not prompt:
+        return list(chats)
+    text = [{"role": "user", "content": prompt}]
+    before = prompt if isinstance(prompt, list) else as_messages(prompt) if HUMAN in str(prompt) else text
+    said = _said(before)
+    rest = said[next((i for i, (role, _) in enumerate(said) if role != "system"), len(said)) :]
+    out = []
+    for chat in chats:
+        told = _said(chat[:-1])
+        if not _holds(told, said):
+            if not _holds(told, rest) or (told and told[0][0] == "system"):
+                rule = "a prompt beside whole chats must repeat what they begin with"
+                raise ValueError(f"{rule}, got {prompt!r} beside {chat[:-1]!r}. Correct one, or drop the prompt.")
+            chat = [*before[: len(said) - len(rest)], *chat]
+        out.append(chat)
+    return out
+
+
+def _said(chat: Sequence[Any]) -> list[tuple[str, str]]:
+    """Who says what in a chat."""
+    messages = [message if isinstance(message, Mapping) else {"content": message} for message in chat]
+    return [(str(message.get("role")), str(message.get("content")).strip()) for message in messages]
+
+
+def _holds(told: list[Any], said: list[Any]) -> bool:
+    """Whether one list stands in another as it is."""
+    return any(told[place : place + len(said)] == said for place in range(len(told) - len(said) + 1))
+
+
 def split_messages(chosen: list[Any], rejected: list[Any]) -> tuple[list[Any], str, str]:
     """``(prompt messages, chosen response, rejected response)`` of two chats.
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from reward_models.preferences.dialogues import split_dialogue, split_messages
+from reward_models.preferences.dialogues import beside_prompt, split_dialogue, split_messages
 from textenv.data.records import flag, messages_of
 
 COMMON = ("margin", "category", "gold", "finish_reasons")
@@ -99,8 +99,8 @@ def _text(response: Any) -> str:
 
 
 def chosen_rejected(record: Mapping[str, Any], _: str) -> dict[str, Any]:
-    """Texts, single messages, chats or lists of several texts. A prompt beside two whole chats only repeats what they
-    hold. The last turns of dialogues may be empty, the texts of a pair may not."""
+    """Texts, single messages, chats or lists of several texts. A prompt beside two whole chats repeats what they hold,
+    or adds a system turn. The last turns of dialogues may be empty, the texts of a pair may not."""
     tie = flag("tie", record.get("tie"))
     prompt, *sides = (messages_of(record.get(key)) for key in ("prompt", "chosen", "rejected"))
     chats = [
@@ -111,7 +111,7 @@ def chosen_rejected(record: Mapping[str, Any], _: str) -> dict[str, Any]:
         before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         prompt, *texts = split_messages([*before, *sides[0]], [*before, *sides[1]])
     elif all(chats) and (prompt is None or any(len(side) > 1 for side in sides)):
-        prompt, *texts = split_messages(*sides)
+        prompt, *texts = split_messages(*beside_prompt(prompt, sides))
     elif prompt is None and all(isinstance(side, str) for side in sides):
         prompt, *texts = split_dialogue(*sides)
     else:

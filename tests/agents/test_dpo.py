@@ -238,9 +238,11 @@ def test_a_chat_goes_through_the_template_and_ends_with_its_own_token():
 def test_responses_of_several_turns_are_left_out_and_counted(caplog):
     turns = [Turns([{"role": r, "content": c} for r, c in zip(("assistant", "user", "assistant"), text, strict=True)])
              for text in (("red", "not", "blue"), ("red", "is", "sky"))]  # fmt: skip
-    result = train_dpo(tiny_model(), [*RANKINGS, Ranking("the", tuple(turns))], config())
-    assert result.metrics["left_out"] == 1
-    assert "1 of 5 rankings left out" in caplog.text
+    start, more = "\n\nHuman: red\n\nAssistant:", "\n\nHuman: not\n\nAssistant: blue"
+    as_text = {"chosen": f"{start} the sky", "rejected": f"{start} red{more}"}
+    result = train_dpo(tiny_model(), [*RANKINGS, Ranking("the", tuple(turns)), as_text], config())
+    assert result.metrics["left_out"] == 2
+    assert "2 of 6 rankings left out" in caplog.text
     assert torch.equal(weights(result.model), weights(train_dpo(tiny_model(), RANKINGS, config()).model))
 
 

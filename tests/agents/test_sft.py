@@ -164,6 +164,17 @@ def test_a_messages_record_equals_its_prompt_and_completion_twin():
     assert len({completion_nll(lm, [twin]) for twin in twins}) == 1
 
 
+def test_a_prompt_beside_messages_repeats_them_or_adds_a_system_turn():
+    system = {"role": "system", "content": "be brief"}
+    chat = [{"role": "user", "content": "red"}, {"role": "assistant", "content": "blue"}]
+    alone = load_demonstrations([{"messages": chat}])
+    assert load_demonstrations([{"prompt": "red", "messages": chat}]) == alone
+    (told,) = load_demonstrations([{"prompt": [system, chat[0]], "messages": chat}])
+    assert told == alone[0]._replace(prompt=[system, chat[0]])
+    with pytest.raises(ValueError, match=r"record 1: a prompt beside whole .* got 'green' beside .*red"):
+        load_demonstrations([{"prompt": "green", "messages": chat}])
+
+
 def test_only_the_last_assistant_turn_is_learned():
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
     (read,) = load_demonstrations([{"messages": [*chat, {"role": "assistant", "content": "d"}]}])

@@ -175,6 +175,47 @@ def test_chats_are_pairs_of_last_messages_whatever_prompt_stands_beside_them():
     assert load_rankings([record]) == [Ranking(chat("hello"), ("good day", "go away"))]
 
 
+BRIEF = {"role": "system", "content": "be brief"}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ([BRIEF, *chat("hi", "yes ?", "hello")], [BRIEF, *chat("hi", "yes ?", "hello")]),
+        ([BRIEF, *chat("hello")], [BRIEF, *chat("hi", "yes ?", "hello")]),
+        ([BRIEF], [BRIEF, *chat("hi", "yes ?", "hello")]),
+        (" hello\n", chat("hi", "yes ?", "hello")),  # the last of what people say
+        ("\n\nHuman: hi\n\nAssistant: yes ?\n\nHuman: hello\n\nAssistant:", chat("hi", "yes ?", "hello")),
+        ("", chat("hi", "yes ?", "hello")),
+    ],
+)
+def test_a_prompt_beside_chats_repeats_them_or_adds_a_system_turn(prompt, expected):
+    sides = [chat("hi", "yes ?", "hello", last) for last in ("good day", "go away")]
+    record = {"prompt": prompt, "chosen": sides[0], "rejected": sides[1]}
+    assert load_rankings([record]) == [Ranking(expected, ("good day", "go away"))]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "bye",
+        "be brief\n\nhello",
+        [BRIEF, *chat("bye")],
+        [BRIEF, {"role": "system", "content": "in French"}, *chat("hello")],
+        [*chat("hello"), BRIEF],
+        chat("hello", "good day"),  # a response itself
+        42,
+    ],
+)
+def test_a_prompt_that_says_more_than_the_chats_beside_it_is_refused_with_both(prompt):
+    system = [BRIEF] if "French" in str(prompt) else []
+    sides = {"chosen": [*system, *chat("hello", "good day")], "rejected": [*system, *chat("hello", "go away")]}
+    with pytest.raises(ValueError, match="record 1: a prompt beside whole chats") as refused:
+        load_rankings([{"prompt": prompt, **sides}])
+    assert repr(prompt) in str(refused.value)
+    assert "'content': 'hello'" in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("rejected", "message"),
     [
