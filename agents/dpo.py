@@ -27,6 +27,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -41,9 +42,10 @@ from reward_models.evaluation import measure_scores
 from reward_models.preferences import Ranking, load_rankings, of_several_turns
 from reward_models.training.examples import Examples, table
 from reward_models.training.losses import ranking_nll
+from textenv.data.records import Placed, place_of
 from textenv.lm import LanguageModel, Responses, TokenRule, gather_predictions, response_logprobs, response_scores
 from textenv.settings import Positive
-from textenv.training.batches import Ragged, encode_answers
+from textenv.training.batches import Ragged, check_chats, encode_answers
 from textenv.training.checkpoint import RunFolder
 from textenv.training.config import TrainingConfig
 from textenv.training.loop import Evaluation, Objective, OnProgress, fit
@@ -143,7 +145,8 @@ def train_dpo(
 
 def _of_one_turn(rankings: list[Ranking], config: DPOConfig) -> tuple[list[Ranking], int]:
     """The rankings that a policy can learn from, and how many were left out."""
-    kept = [ranking for ranking in rankings if not any(map(of_several_turns, ranking.responses))]
+    single = [i for i, ranking in enumerate(rankings) if not any(map(of_several_turns, ranking.responses))]
+    kept = Placed([rankings[i] for i in single], [place_of(rankings, i) for i in single])
     if left_out := len(rankings) - len(kept):
         _log.warning("%d of %d rankings left out: their responses have several turns.", left_out, len(rankings))
     if not any(len(set(ranking.levels)) > 1 for ranking in kept):
@@ -187,12 +190,14 @@ def encode(model: LanguageModel, rankings: Sequence[Ranking], config: DPOConfig)
     """Prompts and responses as tokens, cut to the length that the model or ``config`` allows; ``model`` is the
     reference."""
     flat = [(ranking.prompt, text) for ranking in rankings for text in ranking.responses]
+    check_chats(model.tokenizer, [ranking.prompt for ranking in rankings], partial(place_of, rankings))
     prompts, responses = encode_answers(model.tokenizer, [prompt for prompt, _ in flat], [text for _, text in flat])
     limit = config.max_length or model.max_tokens
     row = cut_prompts = cut_responses = 0
-    for number, ranking in enumerate(rankings, start=1):
+    for number, ranking in enumerate(rankings):
         if not prompts[row]:
-            raise ValueError(f"record {number}: a prompt must have a token, got {ranking.prompt!r}. Drop it.")
+            where = place_of(rankings, number)
+            raise ValueError(f"{where}: a prompt must have a token, got {ranking.prompt!r}. Drop it.")
         rows = range(row, row := row + len(ranking.responses))
         ending = model.eos_id if isinstance(ranking.prompt, str) else model.turn_end_id
         for i, reason in zip(rows, ranking.finish_reasons or [""] * len(rows), strict=True):
@@ -207,6 +212,8 @@ def encode(model: LanguageModel, rankings: Sequence[Ranking], config: DPOConfig)
                 prompts[i] = prompts[i][-room:]
     if cut_prompts or cut_responses:
         _log.warning("Over %s tokens: %d prompts and %d responses were cut.", limit, cut_prompts, cut_responses)
+    model.check_ids(prompts)
+    model.check_ids(responses, predicted=True)
     unknown = Continuations(Ragged(prompts), Ragged(responses), torch.zeros(len(flat)), cut_prompts, cut_responses)
     return unknown._replace(ref_logprobs=unknown.log_ratios(model.model, config.batch_size))
 

@@ -16,6 +16,7 @@ import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -28,9 +29,9 @@ from transformers import PreTrainedModel
 import textenv
 from reward_models.preferences import beside_prompt
 from textenv.data.datasets import read_records
-from textenv.data.records import flag, messages_of
+from textenv.data.records import Placed, flag, messages_of, place_of
 from textenv.lm import LanguageModel, Responses, TokenRule, length_buckets, response_scores
-from textenv.training.batches import Ragged, encode_answers
+from textenv.training.batches import Ragged, check_chats, encode_answers
 from textenv.training.checkpoint import RunFolder
 from textenv.training.config import TrainingConfig
 from textenv.training.loop import Evaluation, Objective, OnProgress, fit
@@ -157,16 +158,18 @@ def load_demonstrations(
     if isinstance(records, str | Path):
         placed = list(read_records(records, split=split).items())
     else:
-        placed = [(f"record {number}", record) for number, record in enumerate(records, start=1)]
+        placed = [(place_of(records, number), record) for number, record in enumerate(records)]
     if not placed:
         raise ValueError("demonstrations must hold at least one record, got []. Give a list or a JSONL file.")
     found: list[Demonstration] = []
+    places: list[str] = []
     for where, record in placed:
         try:
             found += [record] if isinstance(record, Demonstration) else map(_demonstration, _parts(record, turns))
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
-    return found
+        places += [where] * (len(found) - len(places))
+    return Placed(found, places)
 
 
 def _parts(record: Mapping[str, Any], turns: Turns) -> list[Mapping[str, Any]]:
@@ -231,21 +234,22 @@ class _Examples(NamedTuple):
 def tokenise(model: LanguageModel, demonstrations: list[Demonstration], config: SFTConfig) -> _Examples:
     """The tokens of demonstrations, cut to the length that the model or ``config`` allows."""
     texts = [d.prompt for d in demonstrations], [d.completion for d in demonstrations]
+    check_chats(model.tokenizer, texts[0], partial(place_of, demonstrations))
     prompts, completions = encode_answers(model.tokenizer, *texts)
     limit = config.max_length or model.max_tokens
     cut_prompts = cut_completions = 0
     for i, demonstration in enumerate(demonstrations):
-        prompt = prompts[i]
+        prompt, where = prompts[i], place_of(demonstrations, i)
         ending = model.eos_id if isinstance(demonstration.prompt, str) else model.turn_end_id
         response = completions[i] if demonstration.truncated else [*completions[i], ending]
         if not config.completion_only:
             prompt, response = [], prompt + response
         if not prompt:
             if config.completion_only:
-                raise ValueError(f"record {i + 1}: a prompt must have a token, got {demonstration.prompt!r}. Drop it.")
+                raise ValueError(f"{where}: a prompt must have a token, got {demonstration.prompt!r}. Drop it.")
             prompt, response = response[:1], response[1:]
         if not response:
-            raise ValueError(f"record {i + 1}: an example must have a token to learn, got {demonstration!r}. Drop it.")
+            raise ValueError(f"{where}: an example must have a token to learn, got {demonstration!r}. Drop it.")
         if limit is not None and len(prompt) + len(response) > limit:
             cut_completions += len(response) > limit - 1
             cut_prompts += len(prompt) > 1
@@ -254,6 +258,8 @@ def tokenise(model: LanguageModel, demonstrations: list[Demonstration], config: 
         prompts[i], completions[i] = prompt, response
     if cut_prompts or cut_completions:
         _log.warning("Over %s tokens: %d prompts and %d completions were cut.", limit, cut_prompts, cut_completions)
+    model.check_ids(prompts)
+    model.check_ids(completions, predicted=True)
     return _Examples(Ragged(prompts), Ragged(completions), cut_prompts, cut_completions)
 
 

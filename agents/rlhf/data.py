@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import TemplateError
 
 from reward_models.preferences import (
     HUMAN,
@@ -57,7 +56,7 @@ def prepare(
         try:
             if ranking is not None and len(model.encode_prompt(ranking.prompt)) <= max_prompt_tokens:
                 fitting[number] = ranking
-        except (TemplateError, ValueError) as error:
+        except ValueError as error:
             refused.append(str(error))
         if len(fitting) == max_pairs:
             break

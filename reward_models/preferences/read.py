@@ -8,7 +8,7 @@ from typing import Any
 from reward_models.preferences.layouts import OWN, Layout, layout_of, named_layout
 from reward_models.preferences.ranking import Ranking, checked, prompt_key
 from textenv.data.datasets import raw_records
-from textenv.data.records import json_object, plain_values, structure
+from textenv.data.records import Placed, json_object, place_of, plain_values, structure
 
 _log = logging.getLogger(__name__)
 
@@ -57,8 +57,9 @@ def read_rankings(
     if lines := isinstance(source, str | Path):
         records = raw_records(source, split=split)
     else:
-        records = ((f"record {number}", record) for number, record in enumerate(source, start=1))
-    rankings, malformed = [], []
+        records = ((place_of(source, number), record) for number, record in enumerate(source))
+    rankings: list[tuple[str, Ranking]] = []
+    malformed = []
     rows: dict[tuple[str, str], tuple[str, Layout, str, list[Any]]] = {}  # of layouts with several rows a prompt
 
     def refuse(where: str, error: ValueError) -> None:
@@ -72,27 +73,27 @@ def read_rankings(
         try:
             record = json_object(record) if lines and isinstance(record, str) else record
             if isinstance(record, Ranking):
-                rankings.append(checked(record))
+                rankings.append((where, checked(record)))
                 continue
             layout, option = _layout(record, format)
             if layout.grouped:
                 key = layout.name, prompt_key(record["prompt"])
                 rows.setdefault(key, (where, layout, option, []))[-1].append(record)
             else:
-                rankings.append(_ranking(layout, option, record))
+                rankings.append((where, _ranking(layout, option, record)))
         except ValueError as error:
             refuse(where, error)
     for where, layout, option, group in rows.values():
         if len(rankings) == limit:
             break
         try:
-            rankings.append(_ranking(layout, option, group))
+            rankings.append((where, _ranking(layout, option, group)))
         except ValueError as error:
             refuse(where, error)
     if not rankings:
         first = f" The first: {malformed[0]}" if malformed else " Give a list or a file of them."
         raise ValueError(f"preferences must hold a good record, got {len(malformed)} malformed ones.{first}")
-    return rankings, malformed
+    return Placed([ranking for _, ranking in rankings], [where for where, _ in rankings]), malformed
 
 
 def ranking_of(record: Any, format: str | None = None) -> Ranking:

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -25,12 +26,14 @@ from reward_models.preferences import Ranking
 from reward_models.scorers import heads
 from reward_models.scorers.texts import EncodedTexts, encode_for_decoder, encode_for_encoder, in_template
 from textenv.data.hub import hub_or_cache
+from textenv.data.records import place_of
 from textenv.lm import LanguageModel, disable_dropout, length_buckets
 from textenv.lm.adapters import adapter_base, adapters, load_adapter, merged_copy, trained_modules
 from textenv.lm.kernels.layers import speed_up
-from textenv.lm.load import load_tokenizer, missing_package, own_vectors, train_padding
+from textenv.lm.load import check_rows, load_tokenizer, missing_package, own_vectors, train_padding
 from textenv.registry import registered_sources
 from textenv.scoring import note_truncated
+from textenv.training.batches import check_chats
 from textenv.training.isolation import untouched_globals
 
 _log = logging.getLogger(__name__)
@@ -68,7 +71,12 @@ class TransformerRewardModel:
         """The trunk of ``lm``, copied, under a score head of zeros: every score starts equal.
 
         A ``<pad>`` token is added when the tokenizer has none, or one that equals EOS.
+
+        Raises:
+            ValueError: transformers has no classifier of its family, or a token has no row in its embedding.
         """
+        special = {token for token, added in lm.tokenizer.added_tokens_decoder.items() if added.special}
+        lm.check_ids([sorted(set(lm.tokenizer.get_vocab().values()) - special)])
         tokenizer = copy.deepcopy(lm.tokenizer)
         if tokenizer.pad_token_id is None or tokenizer.pad_token_id == lm.eos_id:
             tokenizer.add_special_tokens({"pad_token": "<pad>"})
@@ -153,7 +161,7 @@ class TransformerRewardModel:
         that are too long by themselves their end; both are counted, and logged once.
 
         Raises:
-            ValueError: a chat prompt has no chat template.
+            ValueError: a chat prompt has no chat template, or a token no row in the embedding.
         """
         if len(prompts) != len(completions):
             given = f"{len(prompts)} and {len(completions)}"
@@ -169,6 +177,7 @@ class TransformerRewardModel:
         encode = encode_for_decoder if self.is_decoder else encode_for_encoder
         limit = self.max_tokens
         texts, cut, long = encode(self.tokenizer, prompts, completions, limit)
+        check_rows(self.model, self.tokenizer, int(texts.flat.max()) if len(texts.flat) else -1, self.name)
         who = f"Reward model {self.name} (≤ {limit} tokens)"
         if cut and not self.truncated_prompts:
             _log.warning("%s: %d prompt%s cut on the left.", who, cut, "s" * (cut > 1))
@@ -225,7 +234,12 @@ class TransformerRewardModel:
         heads.shift(self.model, -means.mean().item() / deviation)
 
     def encode_rankings(self, rankings: Sequence[Ranking]) -> EncodedTexts:
-        """The texts of all rankings, one after another, each from best to worst."""
+        """The texts of all rankings, one after another, each from best to worst.
+
+        Raises:
+            ValueError: a chat prompt has no chat template, or one that refuses it; names its place.
+        """
+        check_chats(self.tokenizer, [ranking.prompt for ranking in rankings], partial(place_of, rankings))
         prompts = [ranking.prompt for ranking in rankings for _ in ranking.responses]
         return self.encode(prompts, [response for ranking in rankings for response in ranking.responses])
 

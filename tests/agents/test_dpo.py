@@ -246,6 +246,17 @@ def test_responses_of_several_turns_are_left_out_and_counted(caplog):
     assert torch.equal(weights(result.model), weights(train_dpo(tiny_model(), RANKINGS, config()).model))
 
 
+def test_what_the_model_cannot_read_is_named():
+    lm = tiny_model()
+    chats = [{"role": "system", "content": "sky"}, {"role": "user", "content": "red"}]
+    lm.tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}red"
+    with pytest.raises(ValueError, match=r"record 2: a chat must be one .* says: no system. Change the chat"):
+        train_dpo(lm, [Ranking("red", ("the", "sky")), Ranking(chats, ("the", "sky"))], config())
+    lm.tokenizer.add_tokens(["new"])
+    with pytest.raises(ValueError, match=r"got 'new' \(id 12\): .* ids up to 12, the embedding 12 rows"):
+        train_dpo(lm, [Ranking("red", ("the", "new"))], config())
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

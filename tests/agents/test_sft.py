@@ -11,6 +11,7 @@ import torch
 
 from agents.sft import SFTConfig, load_demonstrations, mean_nll, summed_nll, tokenise, train_sft
 from tests.conftest import tiny_model
+from textenv.data.records import write_jsonl
 from textenv.lm import Responses
 from textenv.training.batches import Ragged, encode_texts, epoch_windows
 
@@ -175,6 +176,26 @@ def test_a_prompt_beside_messages_repeats_them_or_adds_a_system_turn():
         load_demonstrations([{"prompt": "green", "messages": chat}])
 
 
+def test_a_chat_that_the_template_refuses_is_named_with_the_remedy(tmp_path):
+    lm, path = tiny_model(), tmp_path / "demos.jsonl"
+    chat = [{"role": "user", "content": "red"}, {"role": "assistant", "content": "blue"}]
+    write_jsonl(path, [{"messages": chat}, {"messages": [{"role": "system", "content": "sky"}, *chat]}])
+    with pytest.raises(ValueError, match=r"demos\.jsonl, line 1: a chat prompt needs a chat template"):
+        train_sft(lm, path, config())
+    lm.tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}red"
+    with pytest.raises(ValueError, match=r"demos\.jsonl, line 2: .*\['system', 'user'\].* says: no system. Change the"):
+        train_sft(lm, path, config())
+
+
+def test_a_token_without_a_row_in_the_embedding_is_named():
+    lm = tiny_model()  # twelve words
+    lm.tokenizer.add_tokens(["new"])
+    with pytest.raises(ValueError, match=r"got 'new' \(id 12\): .* ids up to 12, the embedding 12 rows. Use the tok"):
+        train_sft(lm, [{"prompt": "red", "completion": "new"}], config())
+    with pytest.raises(ValueError, match=r"got 'new' \(id 12\)"):
+        lm.encode_prompt("new")
+
+
 def test_only_the_last_assistant_turn_is_learned():
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
     (read,) = load_demonstrations([{"messages": [*chat, {"role": "assistant", "content": "d"}]}])
@@ -288,6 +309,7 @@ def test_texts_are_tokenised_as_an_environment_does_it():
     lm = tiny_model()
     lm.tokenizer.chat_template = TEMPLATE
     lm.tokenizer.add_special_tokens({"bos_token": "<s>"})
+    lm.model.resize_token_embeddings(len(lm.tokenizer), mean_resizing=False)
     bos = lm.tokenizer.bos_token_id
     lm.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
     prompts = ["the sky", [{"role": "user", "content": "the sky"}], "grass", "the sky", "<s> red"]

@@ -343,6 +343,8 @@ def test_dialogues_that_differ_earlier_or_end_with_a_human_are_errors():
 
 def test_a_response_of_several_turns_is_read_in_the_words_of_the_chat_template():
     class Template:
+        chat_template = "as below"
+
         def apply_chat_template(self, messages, add_generation_prompt=False, tokenize=False):
             turns = [f"<{message['role']}>{message['content']}</s>" for message in messages]
             return "".join(turns) + "<assistant>" * add_generation_prompt

@@ -5,11 +5,27 @@ import gzip
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Placed(list[T]):
+    """Records that know where each stands, for errors that are found later."""
+
+    def __init__(self, records: Iterable[T], places: Iterable[str]) -> None:
+        super().__init__(records)
+        self.places = tuple(places)
+        """``"<file>, line <number>"``, or ``"record <number>"`` of what was given in memory."""
+
+
+def place_of(records: Sequence[Any], number: int) -> str:
+    """Where the record ``number`` (from 0) stands."""
+    return records.places[number] if isinstance(records, Placed) else f"record {number + 1}"
 
 
 @dataclass(frozen=True, eq=False)

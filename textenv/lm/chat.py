@@ -11,21 +11,45 @@ Phi 3.5, Qwen 3), and the token with which the chat template closes an assistant
 from collections.abc import Sequence
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedModel
 
 _PROBE = "ANSWER"
 
 
 def prompt_text(tokenizer: Any, prompt: Any) -> str:
-    """A string itself, or chat messages rendered by the chat template."""
+    """A string itself, or chat messages rendered by the chat template.
+
+    Raises:
+        ValueError: there is no template, or it refuses the messages.
+    """
     if isinstance(prompt, str):
         return prompt
-    return str(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
+    return _rendered(tokenizer, prompt, add_generation_prompt=True)
 
 
 def chat_text(tokenizer: Any, messages: Sequence[Any]) -> str:
-    """A whole chat as the template writes it, its last answer closed."""
-    return str(tokenizer.apply_chat_template(list(messages), tokenize=False))
+    """A whole chat as the template writes it, its last answer closed.
+
+    Raises:
+        ValueError: there is no template, or it refuses the messages.
+    """
+    return _rendered(tokenizer, list(messages))
+
+
+def _rendered(tokenizer: Any, messages: Any, **options: Any) -> str:
+    if tokenizer.chat_template is None:
+        rule = f"a chat prompt needs a chat template, which the tokenizer of {tokenizer.name_or_path!r} lacks"
+        raise ValueError(f"{rule}. Set tokenizer.chat_template before saving it, or give prompts as strings.")
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
+    except (TemplateError, TypeError) as error:
+        said = [message.get("role") if isinstance(message, dict) else message for message in messages]
+        raise ValueError(
+            f"a chat must be one that the model's chat template accepts, got turns of {said}, and the template says: "
+            f"{error}. Change the chat (where a template knows no system turn, put its text into the first person's "
+            "turn), or use another model."
+        ) from error
 
 
 def template_ending(tokenizer: Any) -> list[int]:

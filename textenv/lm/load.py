@@ -4,7 +4,7 @@ import dataclasses
 import json
 import struct
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,9 +85,18 @@ class LanguageModel:
         ids = self._encode(response, add_special_tokens=False)
         return [*ids, self.eos_id] if eos else ids
 
+    def check_ids(self, texts: Iterable[Sequence[int]], *, predicted: bool = False) -> None:
+        """Refuse tokens that the embedding has no row for, or the LM head where they are to be ``predicted``."""
+        highest = max((max(ids) for ids in texts if ids), default=-1)
+        check_rows(self.model, self.tokenizer, highest, self.name)
+        if predicted and highest >= self.vocab_size:
+            raise _no_row(self.tokenizer, highest, self.name, "LM head", self.vocab_size)
+
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         try:
-            return list(self.tokenizer(text, add_special_tokens=add_special_tokens).input_ids)
+            ids = list(self.tokenizer(text, add_special_tokens=add_special_tokens).input_ids)
+            self.check_ids([ids])
+            return ids
         except (
             Exception
         ) as error:  # what a fast tokenizer without a token for unknown words raises is a plain Exception
@@ -246,6 +255,8 @@ def wrap_language_model(model: PreTrainedModel, tokenizer: Any, *, name: str = "
     if eos_id is None:
         raise ValueError(f"the tokenizer of {name!r} must have an EOS token. Set tokenizer.eos_token before saving it.")
     pad_id = tokenizer.pad_token_id
+    if pad_id is None or pad_id >= embedding_rows(plain_model(model)):  # one that was added for padding has no row
+        pad_id = eos_id
     return LanguageModel(
         name,
         model,
@@ -253,7 +264,7 @@ def wrap_language_model(model: PreTrainedModel, tokenizer: Any, *, name: str = "
         eos_id=int(eos_id),
         turn_end_id=turn_end_id(tokenizer),
         ending_ids=ending_ids(plain_model(model), tokenizer),
-        pad_id=int(eos_id if pad_id is None else pad_id),
+        pad_id=int(pad_id),
     )
 
 
@@ -282,6 +293,27 @@ def fuse_activations(model: nn.Module) -> None:
         for name, child in module.named_children():
             if type(child) is NewGELUActivation:
                 setattr(module, name, nn.GELU(approximate="tanh"))
+
+
+def embedding_rows(model: PreTrainedModel) -> int:
+    """Tokens that a model can read."""
+    embedding: Any = model.get_input_embeddings()
+    return getattr(embedding, "num_embeddings", None) or embedding.weight.shape[0]
+
+
+def check_rows(model: PreTrainedModel, tokenizer: Any, highest: int, name: str) -> None:
+    """Refuse texts whose ``highest`` token has no row in the embedding."""
+    if highest >= (rows := embedding_rows(model)):
+        raise _no_row(tokenizer, highest, name, "embedding", rows)
+
+
+def _no_row(tokenizer: Any, token: int, name: str, place: str, rows: int) -> ValueError:
+    known = max(tokenizer.get_vocab().values())
+    return ValueError(
+        f"a text must be made of tokens that the {place} of {name!r} has rows for, got "
+        f"{tokenizer.convert_ids_to_tokens(token)!r} (id {token}): the tokenizer has ids up to {known}, the {place} "
+        f"{rows} rows. Use the tokenizer that belongs to the model, or model.resize_token_embeddings(len(tokenizer))."
+    )
 
 
 def output_embeddings(model: PreTrainedModel) -> nn.Linear:

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,6 +75,19 @@ def encode_texts(
         texts = [key for key in dict.fromkeys(keys) if key[1] is special]
         encoded |= zip(texts, _encode(tokenizer, [text for text, _ in texts], special), strict=True)
     return [encoded[key] for key in keys], _encode(tokenizer, list(responses), False)
+
+
+def check_chats(tokenizer: Any, prompts: Sequence[Any], place: Callable[[int], str]) -> None:
+    """Refuse a chat that the template cannot write; ``place`` says where a prompt stands.
+
+    Raises:
+        ValueError: what is wrong, with the place.
+    """
+    for number, prompt in enumerate(prompts):
+        try:
+            prompt_text(tokenizer, prompt)
+        except ValueError as error:
+            raise ValueError(f"{place(number)}: {error}") from None
 
 
 def encode_answers(
