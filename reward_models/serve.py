@@ -71,12 +71,21 @@ class _Handler(BaseHTTPRequestHandler):
             body = self.rfile.read(int(length))
             try:
                 self._answer(200, {"scores": self._scores(json.loads(body))})
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except json.JSONDecodeError as error:
+                self._answer(400, {"error": f"the body must be JSON: {error}"})
+            except ValueError as error:
+                self._answer(400, {"error": str(error)})
+            except (KeyError, TypeError, AttributeError) as error:
                 self._answer(400, {"error": f"{type(error).__name__}: {error}"})
             except Exception as error:  # tell the client and go on
                 self._answer(500, {"error": f"{type(error).__name__}: {error}"})
 
-    def _scores(self, batch: dict[str, Any]) -> list[float]:
+    def _scores(self, batch: Any) -> list[float]:
+        if not isinstance(batch, dict) or not {"prompts", "completions"} <= batch.keys():
+            given = f"the keys {sorted(batch)}" if isinstance(batch, dict) else str(batch)[:60]
+            raise ValueError(f"a request must be an object with 'prompts' and 'completions', got {given}. Send both.")
+        _check("prompts", batch["prompts"], str | list, "strings or chats")
+        _check("completions", batch["completions"], str, "strings")
         prompts, completions = batch.pop("prompts"), batch.pop("completions")
         for name, values in {"completions": completions, **batch}.items():
             if not isinstance(values, list) or len(values) != len(prompts):
@@ -102,3 +111,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Log nothing: a training run makes many requests."""
+
+
+def _check(name: str, values: Any, kind: Any, what: str) -> None:
+    wrong = [value for value in values if not isinstance(value, kind)] if isinstance(values, list) else [values]
+    if wrong:
+        rule = f"{name} must be a list of {what}"
+        raise ValueError(f"{rule}, got {json.dumps(wrong[0])[:60]}. Send one for each text to score.")

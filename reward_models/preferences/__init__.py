@@ -12,13 +12,14 @@ from reward_models.preferences.dialogues import (
 )
 from reward_models.preferences.layouts import LAYOUTS, Layout, layout_list, layout_table
 from reward_models.preferences.ranking import Ranking, better_pairs, prompt_key, split_by_prompt
-from reward_models.preferences.read import load_rankings, ranking_of, read_rankings
+from reward_models.preferences.read import MalformedRecord, load_rankings, ranking_of, read_rankings
 
 __all__ = [
     "ASSISTANT",
     "HUMAN",
     "LAYOUTS",
     "Layout",
+    "MalformedRecord",
     "Ranking",
     "Turns",
     "as_messages",

@@ -56,6 +56,9 @@ def layout_of(record: Mapping[str, Any], format: str | None = None) -> tuple[Lay
     if format is not None:
         layout, option = named_layout(format)
         if missing := [key for key in layout.keys if key not in present]:
+            if null := [key for key in missing if key in record]:
+                rule = f"a preference of format {layout.name!r} must have values, got null for {listed(null)}"
+                raise ValueError(f"{rule}. Give them, or drop the record.")
             raise ValueError(
                 f"a preference of format {layout.name!r} must have {listed(layout.keys)}, got none of "
                 f"{listed(missing)} in {sorted(present)}. Rename the columns, or name another format."
@@ -79,6 +82,9 @@ def layout_of(record: Mapping[str, Any], format: str | None = None) -> tuple[Lay
         (layout for layout in LAYOUTS if len(lacking(layout)) < len(layout.keys)),
         key=lambda layout: (len(lacking(layout)) / len(layout.keys), len(layout.keys)),
     )
+    if near and all(key in record for key in lacking(near[0])):
+        rule = f"a preference must have values, got null for {listed(lacking(near[0]))}"
+        raise ValueError(f"{rule}. Give them, or drop the record.")
     nearest = "; ".join(f"{layout.name} (without {listed(lacking(layout))})" for layout in near[:3])
     raise ValueError(
         f"a preference must have the keys of a layout, got {sorted(present)}. "

@@ -12,6 +12,11 @@ from textenv.data.records import Placed, json_object, place_of, plain_values, st
 
 _log = logging.getLogger(__name__)
 
+
+class MalformedRecord(ValueError):
+    """A record breaks a rule; ``skip_malformed`` leaves such ones out."""
+
+
 Records = Sequence[Mapping[str, Any] | Ranking] | str | Path
 
 
@@ -64,7 +69,7 @@ def read_rankings(
 
     def refuse(where: str, error: ValueError) -> None:
         if not skip_malformed:
-            raise ValueError(f"{where}: {error} Correct it, or leave such records out: skip_malformed.") from None
+            raise MalformedRecord(f"{where}: {error} Correct it, or leave it out.") from None
         malformed.append(f"{where}: {error}")
 
     for where, record in records:
@@ -91,8 +96,11 @@ def read_rankings(
         except ValueError as error:
             refuse(where, error)
     if not rankings:
-        first = f" The first: {malformed[0]}" if malformed else " Give a list or a file of them."
-        raise ValueError(f"preferences must hold a good record, got {len(malformed)} malformed ones.{first}")
+        place = f" in {str(source)!r}" if lines else ""
+        if malformed:
+            found = f"{len(malformed)} malformed ones{place}. The first: {malformed[0]}"
+            raise ValueError(f"preferences must hold a good record, got {found}")
+        raise ValueError(f"preferences must hold a record, got none{place}. Give a list or a file of them.")
     return Placed([ranking for _, ranking in rankings], [where for where, _ in rankings]), malformed
 
 

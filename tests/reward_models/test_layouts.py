@@ -313,7 +313,7 @@ H3 = RECORDS["helpsteer3"][0][0]
         (PAIR, "pair:safer", "format 'pair' must stand alone"),
         ({"prompt": "q", "completion": "a", "label": True}, None, "Join the good and the bad ones of each prompt"),
         ({**SHP, "labels": 2}, None, "'labels' must be one of '1', '0', got 2"),
-        ({**SHP, "labels": None}, None, r"Nearest: shp \(without 'labels'\)"),
+        ({**SHP, "labels": None}, None, "must have values, got null for 'labels'. Give them"),
         ({**SHP, "score_ratio": 0.5}, None, "'score_ratio' must be 1 or more"),
         ({**H3, "overall_preference": "better"}, None, "'overall_preference' must be a finite number, got 'better'"),
         ({**H3, "response1": " "}, None, "a response of a pair must have text"),

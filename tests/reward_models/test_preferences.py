@@ -20,6 +20,7 @@ from reward_models.preferences import (
     split_messages,
 )
 from reward_models.scorers.texts import in_template
+from textenv.cli.common import skipping_named
 
 CHAT = [{"role": "user", "content": "hello"}]
 
@@ -102,7 +103,7 @@ def test_errors_of_a_file_name_the_file_and_the_line(tmp_path):
         load_rankings(path)
     path.write_text(good)
     assert load_rankings(str(path)) == [Ranking("p", ("a", "b"))]
-    with pytest.raises(ValueError, match="a good record"):
+    with pytest.raises(ValueError, match=r"must hold a record, got none. Give a list"):
         load_rankings([])
 
 
@@ -277,6 +278,25 @@ def test_what_can_teach_nothing_or_break_later_is_refused_or_left_out(record, me
     with pytest.raises(ValueError, match=f"record 2: .*{message}"):
         load_rankings([GOOD, record])
     assert load_rankings([GOOD, record], skip_malformed=True) == [Ranking("p", ("a", "b"))]
+
+
+def test_a_value_that_is_null_is_called_so_and_not_a_missing_column():
+    with pytest.raises(ValueError, match=r"record 2: a preference must have values, got null for 'rejected'. Give"):
+        load_rankings([GOOD, {**GOOD, "rejected": None}])
+    with pytest.raises(ValueError, match=r"format 'pair' must have values, got null for 'prompt'. Give them, or drop"):
+        load_rankings([{**GOOD, "prompt": None}], format="pair")
+    with pytest.raises(ValueError, match=r"without 'rejected'.* Rename the columns"):
+        load_rankings([{"prompt": "p", "chosen": "a", "tie": None}])
+    with pytest.raises(ValueError, match=r"Nearest: .* Rename the columns"):  # one is null, one is missing
+        load_rankings([{"history": "p", "human_ref_A": "a", "labels": None}])
+
+
+def test_a_command_names_its_flag_that_leaves_records_out_and_another_does_not():
+    with pytest.raises(ValueError, match=r"Correct it, or leave it out\.$"):
+        load_rankings([GOOD, "x"])
+    flag = r"leave it out\. --skip-malformed leaves all such records out\.$"
+    with pytest.raises(ValueError, match=flag), skipping_named():
+        load_rankings([GOOD, "x"])
 
 
 def test_one_record_is_no_list_of_them():

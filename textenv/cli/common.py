@@ -1,8 +1,9 @@
 """What several commands share: flags that name an environment, checks before the work, and figures at the end."""
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -105,6 +106,17 @@ def check_device(name: str) -> None:
         torch.zeros(1, device=name).item()
     except (AssertionError, RuntimeError) as error:  # NotImplementedError is a RuntimeError
         raise ValueError(f"device must be one that torch can use here, got {name!r}. Use cpu.") from error
+
+
+@contextlib.contextmanager
+def skipping_named() -> Iterator[None]:
+    """Name the flag that leaves malformed records out, where one stops the command."""
+    from reward_models.preferences import MalformedRecord
+
+    try:
+        yield
+    except MalformedRecord as error:
+        raise ValueError(f"{error} --skip-malformed leaves all such records out.") from None
 
 
 def check_unfinished(output: Path) -> None:

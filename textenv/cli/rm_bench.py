@@ -10,7 +10,7 @@ import tyro
 from reward_models.benchmark import BenchmarkConfig
 from reward_models.benchmark.bench import run_all
 from reward_models.benchmark.report import heads, notes, row
-from textenv.cli.common import Json
+from textenv.cli.common import Json, skipping_named
 from textenv.data.folders import check_collection
 from textenv.pages.numbers import UNKNOWN
 from textenv.pages.terminal import print_columns
@@ -37,7 +37,7 @@ def rm_bench(
         compare: test every model against the first one, pair by pair.
     """
     check_collection(output)
-    with progress_bar("benchmark") as advance:
+    with skipping_named(), progress_bar("benchmark") as advance:
         reports, comparisons = run_all(models, data, output, config, compare_to_first=compare, advance=advance)
     if as_json:
         print(json.dumps([report.to_json() for report in reports], indent=2, ensure_ascii=False))

@@ -11,7 +11,16 @@ from agents.sft import SFTConfig, load_demonstrations, train_sft
 from reward_models.preferences import Ranking, layout_list, load_rankings
 from reward_models.training.start import start_reward_model
 from reward_models.training.trainer import RewardConfig, train_reward_model
-from textenv.cli.common import Json, PushToHub, check_device, check_unfinished, publish, show, show_loss
+from textenv.cli.common import (
+    Json,
+    PushToHub,
+    check_device,
+    check_unfinished,
+    publish,
+    show,
+    show_loss,
+    skipping_named,
+)
 from textenv.data.cards import Card, check_push
 from textenv.training.progress import progress_bar
 from textenv.training.trackers import Tracker, check_trackers
@@ -81,8 +90,11 @@ class PreferenceArgs:
     def read(self) -> tuple[list[Ranking], list[Ranking] | None]:
         """The rankings to learn from, and the held-out ones."""
         how = {"format": self.format, "skip_malformed": self.skip_malformed}
-        rankings = load_rankings(self.data, split=self.split, **how)
-        return rankings, None if self.eval_data is None else load_rankings(self.eval_data, split=self.eval_split, **how)
+        with skipping_named():
+            rankings = load_rankings(self.data, split=self.split, **how)
+            if self.eval_data is None:
+                return rankings, None
+            return rankings, load_rankings(self.eval_data, split=self.eval_split, **how)
 
 
 def reward(

@@ -1,5 +1,6 @@
 """Data sets: JSON lines and arrays, CSV, folders, and what the `datasets` package reads. Errors say which and why."""
 
+import codecs
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def raw_records(
 def _json_file(file: Path) -> Iterator[tuple[str, Any]]:
     """A .json file: an array, or JSON lines."""
     with file.open("rb") as data:
-        array = data.read(4096).lstrip().startswith(b"[")
+        array = data.read(4096).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
     return json_array(file) if array else jsonl_lines(file)
 
 

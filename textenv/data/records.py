@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,15 +54,21 @@ def jsonl_lines(path: str | Path) -> Iterator[tuple[str, str]]:
         empty = False
         yield f"{path}, line {number}", line
     if empty:
-        raise ValueError(f"data must have at least one record, got {str(path)!r}, which is empty. Name another file.")
+        raise _no_records(path)
+
+
+def _no_records(file: Path) -> ValueError:
+    return ValueError(f"data must have at least one record, got {str(file)!r}, which is empty. Name another file.")
 
 
 def json_array(file: Path) -> Iterator[tuple[str, Any]]:
     """The objects of a file that holds one JSON array, each with its place."""
     try:
-        items = json.loads(file.read_text("utf-8"))
+        items = json.loads(file.read_text("utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"a .json file must hold a JSON array of objects, got {str(file)!r}: {error}.") from None
+    if not items:
+        raise _no_records(file)
     for number, item in enumerate(items, start=1):
         yield f"{file}, record {number}", item if isinstance(item, dict) else json.dumps(item)  # refused as a line is
 
@@ -70,7 +77,7 @@ def csv_rows(file: Path) -> Iterator[tuple[str, dict[str, str | None]]]:
     """The rows of a CSV file with a header, each with its place. All values stay text, empty ones are None."""
     csv.field_size_limit(2**31 - 1)  # a response may be long
     with file.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines)
+        reader, empty = csv.DictReader(lines), True
         try:
             for row in reader:
                 if None in row or None in row.values():
@@ -78,7 +85,10 @@ def csv_rows(file: Path) -> Iterator[tuple[str, dict[str, str | None]]]:
                         f"a row must have {len(reader.fieldnames or ())} values, got another number in {str(file)!r}, "
                         f"line {reader.line_num}. Put texts with commas into quotes."
                     )
+                empty = False
                 yield f"{file}, line {reader.line_num}", {key: value or None for key, value in row.items()}
+            if empty:
+                raise _no_records(file)
         except (UnicodeDecodeError, csv.Error) as error:
             raise ValueError(f"data must be CSV in UTF-8, got {str(file)!r}: {error}. Save it anew.") from None
 
@@ -97,7 +107,8 @@ def parse_records(records: Iterable[tuple[str, Any]]) -> dict[str, dict[str, Any
 def numbered_lines(file: Path) -> Iterator[tuple[int, str]]:
     """The lines of a text file (``.gz`` too) that are not blank, with their numbers from 1.
 
-    Only a line feed ends a line: JSON strings may contain Unicode's other line separators.
+    Only a line feed ends a line: JSON strings may contain Unicode's other line separators. A byte order mark is left
+    out.
 
     Raises:
         ValueError: the file is not UTF-8, or not gzip where its name says so.
@@ -106,10 +117,13 @@ def numbered_lines(file: Path) -> Iterator[tuple[int, str]]:
         try:
             for number, line in enumerate(data, start=1):
                 if line.strip():
-                    yield number, line.decode("utf-8")
-        except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+                    yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
             rule = "data must be UTF-8 text, one JSON object per line"
             raise ValueError(f"{rule}, got {str(file)!r}: {error}. Save it as UTF-8.") from None
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            rule = f"a .gz file must be whole and compressed by gzip, got {str(file)!r}: {error}"
+            raise ValueError(f"{rule}. Fetch it anew, or, if it is plain text, drop .gz from its name.") from None
 
 
 def json_object(line: str) -> dict[str, Any]:

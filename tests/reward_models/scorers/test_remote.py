@@ -256,6 +256,26 @@ def test_a_server_refuses_a_batch_whose_lists_do_not_fit(batch, run):
     assert (status, list(answer)) == (400, ["error"])
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"[]", "a request must be an object with 'prompts' and 'completions', got []. Send both."),
+        (b'{"prompts": []}', "a request must be an object with 'prompts' and 'completions', got the keys ['prompts']. "
+                             "Send both."),
+        (b'{"prompts": ["p"], "completions": [null]}', "completions must be a list of strings, got null. Send one for "
+                                                       "each text to score."),
+        (b'{"prompts": ["p", 1], "completions": ["a", "b"]}', "prompts must be a list of strings or chats, got 1. Send "
+                                                              "one for each text to score."),
+        (b'{"prompts": "p", "completions": ["a"]}', 'prompts must be a list of strings or chats, got "p". Send one for '
+                                                    "each text to score."),
+        (b"{", "the body must be JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_server_says_in_plain_words_what_a_request_lacks(body, message, run):
+    assert post(run(RewardServer(length)), body) == (400, {"error": message})
+
+
 def test_a_server_passes_columns_on_and_refuses_who_lacks_the_token(run):
     good = json.dumps({"prompts": ["p"], "completions": ["abc"], "bonus": [2], "other": ["x"]}).encode()
     assert post(run(RewardServer(length)), good) == (200, {"scores": [5.0]})

@@ -1,5 +1,6 @@
 """Reading records, and what names stand for."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -370,6 +371,29 @@ def test_a_hub_data_set_is_asked_for_with_config_split_and_revision(monkeypatch)
     assert asked == [(("org/name", "en"), {"split": "test", "revision": "v1"})]
     with pytest.raises(ValueError, match=r"got 'org/none' .*Loading it failed: Dataset 'org/none' doesn't exist"):
         textenv.prompt_set({"dataset": "org/none"})
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.json", "p.csv"])
+def test_a_byte_order_mark_is_no_text(tmp_path, name):
+    text = {"p.jsonl": '{"prompt": "red"}\n', "p.json": '[{"prompt": "red"}]', "p.csv": "prompt\nred\n"}[name]
+    (tmp_path / name).write_text(text, "utf-8-sig")
+    assert textenv.prompt_set(str(tmp_path / name)).prompts == ("red",)
+
+
+@pytest.mark.parametrize(("name", "text"), [("p.jsonl", ""), ("p.json", "[]"), ("p.csv", ""), ("p.csv", "prompt\n")])
+def test_a_file_without_records_is_named(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=rf"at least one record, got .*{name}', which is empty. Name another file"):
+        read_dataset(str(tmp_path / name))
+
+
+def test_a_compressed_file_that_is_none_or_cut_off_is_named_with_the_remedy(tmp_path):
+    whole = gzip.compress(json.dumps({"prompt": "red" * 50}).encode())
+    damaged = whole[:12] + bytes(8) + whole[20:]
+    for content in (b'{"prompt": "red"}', whole[:-10], damaged):
+        (tmp_path / "p.jsonl.gz").write_bytes(content)
+        with pytest.raises(ValueError, match=r"compressed by gzip, got .*p\.jsonl\.gz'.*drop \.gz from its name"):
+            read_jsonl(tmp_path / "p.jsonl.gz")
 
 
 def test_a_binary_file_given_as_json_lines_is_named(tmp_path):
