@@ -1,5 +1,6 @@
 """Environment ids: registering them with Gymnasium, checking their options, and looking them up."""
 
+import hashlib
 import importlib
 import json
 from collections.abc import Iterator, Mapping
@@ -121,7 +122,8 @@ def environment_spec(env_id: str) -> EnvSpec:
 
 
 def described(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of an environment as JSON that says what they mean: with what their names stand for, and absolute paths.
+    """Options of an environment as JSON that says what they mean: with what their names stand for, absolute paths, and
+    a digest of prompts that are listed.
 
     What files hold is not looked at.
     """
@@ -130,7 +132,13 @@ def described(options: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(options.get(name), str) and Path(options[name]).exists():
             out[name] = str(Path(options[name]).absolute())
         out |= {f"{kind} {key!r}": value for key, value in sources.behind_names(kind, options.get(name)).items()}
-    return json.loads(json.dumps(out))
+    out = json.loads(json.dumps(out))
+    listed = {name: _digest(value) for name, value in out.items() if "prompts" in name and isinstance(value, list)}
+    return out | listed
+
+
+def _digest(prompts: list[Any]) -> str:
+    return f"{len(prompts)} prompts, SHA-256 {hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]}"
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -280,7 +280,7 @@ def test_a_run_is_not_resumed_with_other_settings(env, tmp_path, changes, messag
     [
         ({"temperature": 0.5}, r"the temperature it started with, 1\.0, got 0\.5"),
         ({"kl_coef": 0.9}, r"the kl_coef it started with, 0\.\d+, got 0\.9"),
-        ({"prompts": ["red"]}, "the prompts it started with"),
+        ({"prompts": ["red"]}, r"the prompts it started with, '\d+ prompts, SHA.*, got '1 prompts, SHA"),
         ({"reward_model": {"rule": "length"}}, "the reward_model it started with"),
     ],
 )

@@ -1,6 +1,7 @@
 """Reading records, and what names stand for."""
 
 import gzip
+import hashlib
 import json
 import subprocess
 import sys
@@ -256,6 +257,10 @@ def test_options_are_described_by_what_their_names_stand_for(tmp_path, monkeypat
         "reward model 'mine'": f"{colour_score.__module__}:colour_score",
     }
     assert registry.described({"prompts": "here"})["prompts 'here'"] == str(tmp_path / "p.jsonl")
+    textenv.register_prompts("listed", ["red", "blue"])
+    digest = hashlib.sha256(b'["red", "blue"]').hexdigest()[:16]
+    assert registry.described({"prompts": ["red", "blue"]}) == {"prompts": f"2 prompts, SHA-256 {digest}"}
+    assert registry.described({"prompts": "listed"})["prompts 'listed'"] == f"2 prompts, SHA-256 {digest}"
     text = registry.described({"reward_model": '{"weighted": {"inner": 1}}'})
     assert text["reward model 'inner'"] == {"rule": "length"}
 
