@@ -55,7 +55,8 @@ def test_chats_that_the_template_refuses_are_counted(read, kind):
         good, bad = pair(prompt=twice[:1]), pair(prompt=twice)
     [(level, what)] = seen(f"{kind}: template", read([bad, good, good], lm=lm))
     assert level == "error"
-    assert "1 of 3 prompts are refused: take turns" in what
+    assert "1 of 3 prompts are refused: a chat must be one that the model's chat template accepts" in what
+    assert "take turns" in what
     [(_, what)] = seen(f"{kind}: template", read([good], lm=tiny_model()))
     assert "no chat template" in what
 

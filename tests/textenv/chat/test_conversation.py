@@ -210,6 +210,7 @@ def test_a_cut_character_is_shown_and_an_ending_that_is_a_word_is_not(
 
     monkeypatch.setattr("textenv.chat.conversation.sample_responses", sampled)
     model = dataclasses.replace(tiny_model(), tokenizer=bytes_tokenizer, ending_ids=ending_ids)
+    model.model.resize_token_embeddings(257)
     told = []
     answer = Conversation(model, TokenRule(stop_ids=ending_ids)).ask("a", told.append)
     assert ("".join(told), answer.text, answer.ending) == (text, text, ending)
