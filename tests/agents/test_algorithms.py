@@ -67,7 +67,10 @@ def test_every_learner_is_a_command_with_a_line_of_help(capsys):
 
 COMMANDS_LOADED = """
 import os, sys
-import torch, transformers  # slow to import, and not asked about: each command starts from here
+import scipy.stats  # slow to import, and not asked about: each command starts from here
+import torch.distributed.tensor
+import transformers.conversion_mapping
+import transformers.integrations.flash_attention
 from textenv.cli import COMMANDS
 
 for name in sys.argv[1:]:
