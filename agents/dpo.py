@@ -45,7 +45,7 @@ from reward_models.training.losses import ranking_nll
 from textenv.data.records import Placed, place_of
 from textenv.lm import LanguageModel, Responses, TokenRule, gather_predictions, response_logprobs, response_scores
 from textenv.settings import Positive
-from textenv.training.batches import Ragged, check_chats, encode_answers
+from textenv.training.batches import Ragged, encode_answers, placed_chats
 from textenv.training.checkpoint import RunFolder
 from textenv.training.config import TrainingConfig
 from textenv.training.loop import Evaluation, Objective, OnProgress, fit
@@ -190,8 +190,8 @@ def encode(model: LanguageModel, rankings: Sequence[Ranking], config: DPOConfig)
     """Prompts and responses as tokens, cut to the length that the model or ``config`` allows; ``model`` is the
     reference."""
     flat = [(ranking.prompt, text) for ranking in rankings for text in ranking.responses]
-    check_chats(model.tokenizer, [ranking.prompt for ranking in rankings], partial(place_of, rankings))
-    prompts, responses = encode_answers(model.tokenizer, [prompt for prompt, _ in flat], [text for _, text in flat])
+    with placed_chats(model.tokenizer, [ranking.prompt for ranking in rankings], partial(place_of, rankings)):
+        prompts, responses = encode_answers(model.tokenizer, [prompt for prompt, _ in flat], [text for _, text in flat])
     limit = config.max_length or model.max_tokens
     row = cut_prompts = cut_responses = 0
     for number, ranking in enumerate(rankings):

@@ -31,7 +31,7 @@ from reward_models.preferences import beside_prompt
 from textenv.data.datasets import read_records
 from textenv.data.records import Placed, flag, messages_of, place_of
 from textenv.lm import LanguageModel, Responses, TokenRule, length_buckets, response_scores
-from textenv.training.batches import Ragged, check_chats, encode_answers
+from textenv.training.batches import Ragged, encode_answers, placed_chats
 from textenv.training.checkpoint import RunFolder
 from textenv.training.config import TrainingConfig
 from textenv.training.loop import Evaluation, Objective, OnProgress, fit
@@ -234,8 +234,8 @@ class _Examples(NamedTuple):
 def tokenise(model: LanguageModel, demonstrations: list[Demonstration], config: SFTConfig) -> _Examples:
     """The tokens of demonstrations, cut to the length that the model or ``config`` allows."""
     texts = [d.prompt for d in demonstrations], [d.completion for d in demonstrations]
-    check_chats(model.tokenizer, texts[0], partial(place_of, demonstrations))
-    prompts, completions = encode_answers(model.tokenizer, *texts)
+    with placed_chats(model.tokenizer, texts[0], partial(place_of, demonstrations)):
+        prompts, completions = encode_answers(model.tokenizer, *texts)
     limit = config.max_length or model.max_tokens
     cut_prompts = cut_completions = 0
     for i, demonstration in enumerate(demonstrations):

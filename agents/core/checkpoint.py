@@ -34,9 +34,14 @@ from textenv.training.trackers import Tracker, tracking
 from textenv.training.trainable import trainable_weights
 from textenv.vector import TextVectorEnv, make_vec
 
-HOW = ("lr_decay_episodes", "gradient_checkpointing", *PassConfig.__annotations__, *SamplerConfig.__annotations__)
+MAY_CHANGE = (
+    "lr_decay_episodes",
+    "gradient_checkpointing",
+    *PassConfig.__annotations__,
+    *SamplerConfig.__annotations__,
+)
 """Settings that may change when a run is resumed: the length of its schedule, memory, and who samples."""
-_WHERE = ("device", "attn_implementation", "score_batch_size", "obs_mode")
+_OF_THE_MACHINE = ("device", "attn_implementation", "score_batch_size", "obs_mode")
 """Options of an environment that may."""
 
 
@@ -119,7 +124,7 @@ class CheckpointedLearner(Learner[Config], Algorithm):
     @classmethod
     def load(cls, path: str | Path, env: TextVectorEnv, config: Config | None = None) -> Self:
         """The learner that :meth:`save` wrote, ready to continue in ``env``; with ``config``, which must be that of the
-        checkpoint but for :data:`HOW`.
+        checkpoint but for :data:`MAY_CHANGE`.
 
         Raises:
             ValueError: the folder is not a readable checkpoint of this algorithm, or does not fit ``env`` or
@@ -143,7 +148,7 @@ class CheckpointedLearner(Learner[Config], Algorithm):
         if slots != found:
             raise ValueError(f"num_envs must be that of the checkpoint, {slots}, got {found}. Use {slots}.")
         config = config or cast(Config, saved)
-        free = dict.fromkeys(HOW)
+        free = dict.fromkeys(MAY_CHANGE)
         _check_same(dataclasses.asdict(saved) | free, dataclasses.asdict(config) | free)
         _check_same(world, _world(env))
         agent = cls(env, config, saved_policy(path / "policy", env.task))
@@ -263,7 +268,7 @@ class CheckpointedLearner(Learner[Config], Algorithm):
 
 def _world(env: TextVectorEnv) -> dict[str, Any]:
     """The environment that a learner depends on, as JSON."""
-    return described({name: value for name, value in vars(env.task.config).items() if name not in _WHERE})
+    return described({name: value for name, value in vars(env.task.config).items() if name not in _OF_THE_MACHINE})
 
 
 def _check_same(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -33,7 +33,7 @@ from textenv.lm.kernels.layers import speed_up
 from textenv.lm.load import check_rows, load_tokenizer, missing_package, own_vectors, train_padding
 from textenv.registry import registered_sources
 from textenv.scoring import note_truncated
-from textenv.training.batches import check_chats
+from textenv.training.batches import placed_chats
 from textenv.training.isolation import untouched_globals
 
 _log = logging.getLogger(__name__)
@@ -239,9 +239,9 @@ class TransformerRewardModel:
         Raises:
             ValueError: a chat prompt has no chat template, or one that refuses it; names its place.
         """
-        check_chats(self.tokenizer, [ranking.prompt for ranking in rankings], partial(place_of, rankings))
         prompts = [ranking.prompt for ranking in rankings for _ in ranking.responses]
-        return self.encode(prompts, [response for ranking in rankings for response in ranking.responses])
+        with placed_chats(self.tokenizer, [ranking.prompt for ranking in rankings], partial(place_of, rankings)):
+            return self.encode(prompts, [response for ranking in rankings for response in ranking.responses])
 
     def save_pretrained(self, folder: str | Path) -> None:
         """A plain Hugging Face folder: safetensors weights, config and tokenizer, which pads on the right: plain

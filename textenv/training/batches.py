@@ -1,5 +1,6 @@
 """Texts as token lists, and the batches that training draws from them."""
 
+import contextlib
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -77,17 +78,22 @@ def encode_texts(
     return [encoded[key] for key in keys], _encode(tokenizer, list(responses), False)
 
 
-def check_chats(tokenizer: Any, prompts: Sequence[Any], place: Callable[[int], str]) -> None:
-    """Refuse a chat that the template cannot write; ``place`` says where a prompt stands.
+@contextlib.contextmanager
+def placed_chats(tokenizer: Any, prompts: Sequence[Any], place: Callable[[int], str]) -> Iterator[None]:
+    """A block that encodes prompts; its error names the ``place`` of a chat that the template cannot write.
 
     Raises:
         ValueError: what is wrong, with the place.
     """
-    for number, prompt in enumerate(prompts):
-        try:
-            prompt_text(tokenizer, prompt)
-        except ValueError as error:
-            raise ValueError(f"{place(number)}: {error}") from None
+    try:
+        yield
+    except ValueError:
+        for number, prompt in enumerate(prompts):
+            try:
+                prompt_text(tokenizer, prompt)
+            except ValueError as error:
+                raise ValueError(f"{place(number)}: {error}") from None
+        raise
 
 
 def encode_answers(
