@@ -14,6 +14,7 @@ from agents.experiments.bounds import with_bounds
 from agents.experiments.page import write_summary
 from agents.experiments.run import Cell, cells_of, print_tables, run_experiment, summarise
 from textenv.cli import main
+from textenv.registry import changed
 from textenv.registry.experiment import AgentPlan
 from textenv.tasks.exact import exact_world
 from textenv.vector import make_vec
@@ -239,6 +240,20 @@ def test_shares_run_from_the_reference_to_the_optimum_and_bounds_are_estimated_o
     assert with_bounds(run_experiment(cells, tmp_path), tmp_path) == results
     low, high = results[0]["bounds"]["low"], results[0]["bounds"]["high"]
     assert low < exact_world(make_vec("textenv/Micro-v0", 4)).optimum().objective < high
+
+
+def test_the_environment_that_agents_are_measured_in_belongs_to_a_cell_and_to_its_bounds(tmp_path, monkeypatch):
+    plan = AgentPlan(name="reference", algorithm="reference", options={})
+    cell = Cell("textenv/Micro-v0", plan, 1, 16, {"reward_model": "measured-rm"})
+    textenv.register_reward_model("measured-rm", {"rule": "length"})
+    first = cell.settings
+    textenv.register_reward_model("measured-rm", {"rule": "regex", "pattern": "a"})
+    second = cell.settings
+    assert changed(first, second) == ["evaluated.reward model 'measured-rm'"]
+    made = []
+    monkeypatch.setattr(bounds, "bounds_of", lambda env: made.append(env))
+    with_bounds([{"settings": settings, "figures": {}} for settings in (first, second, first)], tmp_path)
+    assert len(made) == 2
 
 
 def test_an_environment_without_a_kl_penalty_has_no_optimum_to_show(tmp_path):
