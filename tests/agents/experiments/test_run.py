@@ -247,9 +247,9 @@ def test_the_environment_that_agents_are_measured_in_belongs_to_a_cell_and_to_it
     cell = Cell("textenv/Micro-v0", plan, 1, 16, {"reward_model": "measured-rm"})
     textenv.register_reward_model("measured-rm", {"rule": "length"})
     first = cell.settings
-    textenv.register_reward_model("measured-rm", {"rule": "regex", "pattern": "a"})
+    textenv.register_reward_model("measured-rm", {"rule": "length", "score": -1.0})
     second = cell.settings
-    assert changed(first, second) == ["evaluated.reward model 'measured-rm'"]
+    assert changed(first, second) == ["evaluated.reward model 'measured-rm'.score"]
     made = []
     monkeypatch.setattr(bounds, "bounds_of", lambda env: made.append(env))
     with_bounds([{"settings": settings, "figures": {}} for settings in (first, second, first)], tmp_path)
