@@ -40,9 +40,10 @@ GROUP_PADDING = 0.2
 class Group(NamedTuple):
     """Rows that attend at once."""
 
-    real: Bool[Tensor, "b s"]
-    size: int
-    """Its real tokens."""
+    rows: int
+    columns: int
+    at: Int[Tensor, " n"]
+    """Where its real tokens stand, row by row."""
 
 
 class Layout(NamedTuple):
@@ -66,7 +67,8 @@ def row_layout(lengths: Int[Tensor, " B"], width: int, group_sizes: list[int] | 
     spare = spare_rows(len(positions), lengths.device)
     groups = []
     for part in lengths.split(group_sizes or [len(lengths)]):
-        groups.append(Group(length_mask(part, int(part.max())), int(part.sum())))
+        mask = length_mask(part, int(part.max()))
+        groups.append(Group(*mask.shape, mask.flatten().nonzero()[:, 0]))
     return Layout(real, pad(positions, (0, spare)), spare, lengths.cumsum(0) - lengths, groups)
 
 
@@ -113,11 +115,14 @@ def _in_bfloat16_on_cpu(model: PreTrainedModel) -> bool:
 
 
 _packs: "weakref.WeakKeyDictionary[PreTrainedModel, bool]" = weakref.WeakKeyDictionary()
+_blocks: "weakref.WeakKeyDictionary[PreTrainedModel, list[Any]]" = weakref.WeakKeyDictionary()
 
 
 def can_pack(model: PreTrainedModel) -> bool:
     """Whether packed rows have the outputs of padded ones: measured once per model, on two short rows."""
-    recomputes = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    if model not in _blocks:  # found once, since every pass asks
+        _blocks[model] = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
+    recomputes = any(block.gradient_checkpointing for block in _blocks[model])
     # What transformers takes by itself; another kind was asked for.
     usual = "sdpa" if model._supports_sdpa else "eager"
     if recomputes or model.config._attn_implementation != usual:
@@ -185,10 +190,10 @@ def _attend(
     if kwargs.get("s_aux") is not None:
         raise ValueError("packed attention must be attention within a row, got sinks. Pad the rows.")
     options = {"scaling": scaling, "dropout": dropout, "sliding_window": sliding_window, "softcap": softcap}
-    sizes = [*(group.size for group in layout.groups), layout.spare]
+    sizes = [*(len(group.at) for group in layout.groups), layout.spare]
     queries, keys, values = (x[0].transpose(0, 1).split(sizes) for x in (query, key, value))
     parts = [
-        _attend_in_rows(group.real, *tokens, **options)
+        _attend_in_rows(group, *tokens, **options)
         for group, *tokens in zip(layout.groups, queries, keys, values, strict=False)
     ]
     out = parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -196,7 +201,7 @@ def _attend(
 
 
 def _attend_in_rows(
-    real: Bool[Tensor, "B S"],
+    group: Group,
     query: Float[Tensor, "n A D"],
     key: Float[Tensor, "n K D"],
     value: Float[Tensor, "n K D"],
@@ -206,34 +211,33 @@ def _attend_in_rows(
     sliding_window: int | None,
     softcap: float | None,
 ) -> Float[Tensor, "n A D"]:
-    """The attention of packed tokens that stand at ``real``."""
-    count, grouped = len(query), query.shape[1] != key.shape[1]
-    query, key, value = (_spread(x, real) for x in (query, key, value))
-    size = real.shape[1]
+    """The attention of the packed tokens of a group."""
+    size, grouped = group.columns, query.shape[1] != key.shape[1]
+    query, key, value = (_spread(x, group) for x in (query, key, value))
     window = size if sliding_window is None else sliding_window
     # The values tell the precision: under autocast some families rotate queries and keys in float32.
     slow = value.device.type == "cpu" and value.dtype == torch.bfloat16 and size <= SHORT and dropout == 0
     if slow or softcap is not None:
         mask = causal_mask(size, window, query.device)
         out = written_out(query, key, value, mask, scaling, softcap=softcap, dropout=dropout)
-        return _join(out, real, count)
+        return _join(out, group)
     causal: dict[str, Any] = {"is_causal": True}
     if window < size:
         causal = {"attn_mask": causal_mask(size, window, query.device)}
     options: dict[str, Any] = {"dropout_p": dropout, "scale": scaling, "enable_gqa": grouped, **causal}
-    return _join(scaled_dot_product_attention(query, key, value, **options), real, count)
+    return _join(scaled_dot_product_attention(query, key, value, **options), group)
 
 
-def _spread(tokens: Float[Tensor, "n A D"], real: Bool[Tensor, "B S"]) -> Float[Tensor, "B A S D"]:
-    if len(tokens) == real.numel():
-        return tokens.unflatten(0, tuple(real.shape)).transpose(1, 2)
-    out = tokens.new_zeros(*real.shape, *tokens.shape[1:])
-    return out.index_put((real,), tokens).transpose(1, 2)
+def _spread(tokens: Float[Tensor, "n A D"], group: Group) -> Float[Tensor, "b A s D"]:
+    count = group.rows * group.columns
+    if len(tokens) < count:
+        tokens = tokens.new_zeros(count, *tokens.shape[1:]).index_copy(0, group.at, tokens)
+    return tokens.unflatten(0, (group.rows, group.columns)).transpose(1, 2)
 
 
-def _join(rows: Float[Tensor, "B A S D"], real: Bool[Tensor, "B S"], count: int) -> Float[Tensor, "n A D"]:
-    tokens = rows.transpose(1, 2)
-    return tokens.flatten(0, 1) if count == real.numel() else tokens[real]
+def _join(rows: Float[Tensor, "b A s D"], group: Group) -> Float[Tensor, "n A D"]:
+    tokens = rows.transpose(1, 2).flatten(0, 1)
+    return tokens.index_select(0, group.at) if len(group.at) < len(tokens) else tokens
 
 
 AttentionInterface.register("packed_rows", _attend)

@@ -114,10 +114,12 @@ def clip_gradients(parts: Sequence[Sequence[Tensor]], max_norm: float | None) ->
         ValueError: a norm is not finite.
     """
     sum_gradients(weight for part in parts for weight in part)
-    limit = math.inf if max_norm is None else max_norm
-    norms = [nn.utils.clip_grad_norm_(part, limit) for part in parts]
+    norms = [nn.utils.get_total_norm([weight.grad for weight in part if weight.grad is not None]) for part in parts]
     found = [float(norm.full_tensor() if isinstance(norm, DTensor) else norm) for norm in norms]
     if not all(map(math.isfinite, found)):
         rule = f"the norm of a gradient must be finite, got {', '.join(map(str, found))}"
         raise ValueError(f"{rule}. The training diverged: lower the learning rate. What was saved stays as it is.")
+    for part, norm, value in zip(parts, norms, found, strict=True):
+        if max_norm is not None and value > max_norm:  # scaling by 1 would read and write every gradient for nothing
+            nn.utils.clip_grads_with_norm_(part, max_norm, norm)
     return found

@@ -62,6 +62,16 @@ def test_each_part_is_clipped_by_its_own_norm():
     assert clip_gradients(parts, None) == pytest.approx([2.0, 1.0], abs=1e-5)
 
 
+def test_a_gradient_within_the_limit_stays_as_it_is_and_a_weight_without_one_counts_nothing():
+    parts = network()
+    parts[0][0].grad = torch.full((2, 2), 1.0)
+    parts[1][0].grad = torch.tensor([0.0, 0.6, 0.8])
+    counted = parts[0][0].grad._version
+    assert clip_gradients([[*parts[0], torch.ones(2, requires_grad=True)], parts[1]], 2.0) == pytest.approx([2.0, 1.0])
+    assert parts[0][0].grad.tolist() == [[1.0, 1.0], [1.0, 1.0]]
+    assert parts[0][0].grad._version == counted  # nothing was written
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_gradient_that_is_not_finite_is_refused(value):
     parts = network()
