@@ -44,8 +44,9 @@ from reward_models.training.examples import Examples, table
 from reward_models.training.losses import ranking_nll
 from textenv.data.records import Placed, place_of
 from textenv.lm import LanguageModel, Responses, TokenRule, gather_predictions, response_logprobs, response_scores
+from textenv.lm.chat import placed_chats
 from textenv.settings import Positive
-from textenv.training.batches import Ragged, encode_answers, placed_chats
+from textenv.training.batches import Ragged, encode_answers
 from textenv.training.checkpoint import RunFolder
 from textenv.training.config import TrainingConfig
 from textenv.training.loop import Evaluation, Objective, OnProgress, fit

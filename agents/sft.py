@@ -31,7 +31,8 @@ from reward_models.preferences import beside_prompt
 from textenv.data.datasets import read_records
 from textenv.data.records import Placed, flag, messages_of, place_of
 from textenv.lm import LanguageModel, Responses, TokenRule, length_buckets, response_scores
-from textenv.training.batches import Ragged, encode_answers, placed_chats
+from textenv.lm.chat import placed_chats
+from textenv.training.batches import Ragged, encode_answers
 from textenv.training.checkpoint import RunFolder
 from textenv.training.config import TrainingConfig
 from textenv.training.loop import Evaluation, Objective, OnProgress, fit

@@ -29,11 +29,11 @@ from textenv.data.hub import hub_or_cache
 from textenv.data.records import place_of
 from textenv.lm import LanguageModel, disable_dropout, length_buckets
 from textenv.lm.adapters import adapter_base, adapters, load_adapter, merged_copy, trained_modules
+from textenv.lm.chat import placed_chats
 from textenv.lm.kernels.layers import speed_up
 from textenv.lm.load import check_rows, load_tokenizer, missing_package, own_vectors, train_padding
 from textenv.registry import registered_sources
 from textenv.scoring import note_truncated
-from textenv.training.batches import placed_chats
 from textenv.training.isolation import untouched_globals
 
 _log = logging.getLogger(__name__)

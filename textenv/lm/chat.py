@@ -8,7 +8,8 @@ Published instruct models name several ending tokens: all of ``generation_config
 Phi 3.5, Qwen 3), and the token with which the chat template closes an assistant turn. Each of them ends an episode.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jinja2 import TemplateError
@@ -50,6 +51,24 @@ def _rendered(tokenizer: Any, messages: Any, **options: Any) -> str:
             f"{error}. Change the chat (where a template knows no system turn, put its text into the first person's "
             "turn), or use another model."
         ) from error
+
+
+@contextlib.contextmanager
+def placed_chats(tokenizer: Any, prompts: Sequence[Any], place: Callable[[int], str]) -> Iterator[None]:
+    """A block that encodes prompts; its error names the ``place`` of a chat that the template cannot write.
+
+    Raises:
+        ValueError: what is wrong, with the place.
+    """
+    try:
+        yield
+    except ValueError:
+        for number, prompt in enumerate(prompts):
+            try:
+                prompt_text(tokenizer, prompt)
+            except ValueError as error:
+                raise ValueError(f"{place(number)}: {error}") from None
+        raise
 
 
 def template_ending(tokenizer: Any) -> list[int]:

@@ -1,9 +1,8 @@
 """Texts as token lists, and the batches that training draws from them."""
 
-import contextlib
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -76,24 +75,6 @@ def encode_texts(
         texts = [key for key in dict.fromkeys(keys) if key[1] is special]
         encoded |= zip(texts, _encode(tokenizer, [text for text, _ in texts], special), strict=True)
     return [encoded[key] for key in keys], _encode(tokenizer, list(responses), False)
-
-
-@contextlib.contextmanager
-def placed_chats(tokenizer: Any, prompts: Sequence[Any], place: Callable[[int], str]) -> Iterator[None]:
-    """A block that encodes prompts; its error names the ``place`` of a chat that the template cannot write.
-
-    Raises:
-        ValueError: what is wrong, with the place.
-    """
-    try:
-        yield
-    except ValueError:
-        for number, prompt in enumerate(prompts):
-            try:
-                prompt_text(tokenizer, prompt)
-            except ValueError as error:
-                raise ValueError(f"{place(number)}: {error}") from None
-        raise
 
 
 def encode_answers(
