@@ -17,6 +17,7 @@ from textenv.config import OptionError, TaskConfig
 from textenv.data.records import PromptSet
 from textenv.lm import LanguageModel, Responses, Sampled, TokenRule, sample_responses
 from textenv.lm.adapters import plain_model
+from textenv.lm.chat import placed_chats
 from textenv.scoring import Finished, Scored, Scorer
 
 _log = logging.getLogger(__name__)
@@ -206,19 +207,22 @@ class ScoredByTask:
 
 @functools.lru_cache(maxsize=16)
 def _encode(prompts: PromptSet, reference: LanguageModel) -> EncodedPrompts:
-    texts = [reference.prompt_text(prompt) for prompt in prompts.prompts]
-    ids = [reference.encode_prompt(prompt) for prompt in prompts.prompts]
+    with placed_chats(reference.tokenizer, prompts.prompts, prompts.place):
+        texts = [reference.prompt_text(prompt) for prompt in prompts.prompts]
+        ids = [reference.encode_prompt(prompt) for prompt in prompts.prompts]
     return EncodedPrompts(prompts.prompts, texts, ids, prompts.columns)
 
 
 def encode_prompts(source: Any, reference: LanguageModel, width: int, long: str = "error") -> EncodedPrompts:
     """Tokens of a prompt set whose prompts fit ``width``; ``long`` is an option of the task. A named set is encoded
     once."""
-    encoded = _encode(registry.prompt_set(source), reference)
-    if long != "error" and any(len(ids) > width for ids in encoded.ids):
+    prompts = registry.prompt_set(source)
+    encoded = _encode(prompts, reference)
+    for number, (text, ids) in enumerate(zip(encoded.texts, encoded.ids, strict=True)):
+        if long == "error" or not ids:
+            _check_prompt(text, ids, width, f"{prompts.place(number)}: ")
+    if any(len(ids) > width for ids in encoded.ids):
         encoded = _without_long(encoded, width) if long == "drop" else _cut(encoded, reference, width)
-    for text, ids in zip(encoded.texts, encoded.ids, strict=True):
-        _check_prompt(text, ids, width)
     return encoded
 
 
@@ -246,9 +250,9 @@ def _cut(encoded: EncodedPrompts, reference: LanguageModel, width: int) -> Encod
     return EncodedPrompts(tuple(prompts), texts, ids, encoded.columns)
 
 
-def _check_prompt(text: str, ids: list[int], width: int) -> None:
+def _check_prompt(text: str, ids: list[int], width: int, where: str = "") -> None:
     if not 1 <= len(ids) <= width:
-        rule = f"a prompt must have 1 to max_prompt_tokens ({width}) tokens"
+        rule = f"{where}a prompt must have 1 to max_prompt_tokens ({width}) tokens"
         remedy = "Raise max_prompt_tokens, or set long_prompts='drop' to leave such prompts out or 'cut' to cut them"
         shown = repr(text) if len(text) <= SHOWN else f"{text[:SHOWN] + '…'!r}"
         raise ValueError(f"{rule}, got {len(ids)} in {shown}. {remedy if ids else 'Drop the prompt'}.")

@@ -1,5 +1,6 @@
 """The environment against hand-made episodes. What holds of every id stands in test_conformance.py."""
 
+import json
 import subprocess
 import sys
 
@@ -281,6 +282,46 @@ def test_chat_prompts_go_through_the_template(text_options, tmp_path):
     np.testing.assert_array_equal(observation["input_ids"][4:7], [7, 4, 6])
 
 
+def test_a_prompt_that_cannot_be_used_is_named_by_where_it_stands(text_options, tmp_path):
+    """In memory by its number; in a file by its line, blank ones counted; also after longer ones are left out."""
+    from tests.conftest import tiny_model
+
+    model = tiny_model()
+    model.tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+        "{{ m['content'] }} {% endfor %}"
+    )
+    model.save_pretrained(tmp_path / "chat")
+
+    def made(prompts, **options):
+        all_of_them = {**text_options, "reference": str(tmp_path / "chat"), "prompts": prompts, **options}
+        return gymnasium.make("textenv/Text-v0", **all_of_them)
+
+    good = [{"role": "user", "content": "the sky"}]
+    refused = [{"role": "system", "content": "red"}, *good]
+    says = r"a chat must be one that the model's chat template accepts, got turns of \['system', 'user'\]"
+    with pytest.raises(ValueError, match=rf"^record 2: {says}.*no system turns"):
+        made([good, refused])
+    lines = tmp_path / "prompts.jsonl"
+    lines.write_text("\n".join([json.dumps({"prompt": good}), "", json.dumps({"prompt": refused})]), "utf-8")
+    with pytest.raises(ValueError, match=rf"^{lines}, line 3: {says}"):
+        made(str(lines))
+    with pytest.raises(ValueError, match=rf"^{lines}, line 3: {says}"):
+        made({"dataset": str(lines), "column": "prompt"})
+    lines = tmp_path / "strings.jsonl"
+    lines.write_text("\n".join(json.dumps({"prompt": words}) for words in ("sky", "sky " * 9, " ")), "utf-8")
+    with pytest.raises(ValueError, match=rf"^{lines}, line 2: a prompt must have 1 to max_prompt_tokens \(7\).* got 9"):
+        made(str(lines))
+    with pytest.raises(ValueError, match=rf"^{lines}, line 3: a prompt must have .* got 0 in ' '\. Drop the prompt"):
+        made(str(lines), long_prompts="drop")
+    rows = tmp_path / "prompts.csv"
+    rows.write_text("question,n\nsky,1\n,2\n", "utf-8")
+    with pytest.raises(
+        ValueError, match=rf"^{rows}, line 3: a prompt must be a non-empty string .* got {{'n': '2', 'pr"
+    ):
+        made({"dataset": str(rows), "column": "question"})
+
+
 BAD = [
     ({"reward_model": "colours"}, "Did you mean 'colour'"),
     ({"reward_model": colour_score}, "register_reward_model"),
@@ -289,7 +330,7 @@ BAD = [
     ({"reference": "micro-referense"}, "Did you mean 'micro-reference'"),
     ({"prompts": None}, "prompts must be given"),
     ({"prompts": []}, "at least one prompt"),
-    ({"prompts": [""]}, "prompt number 0"),
+    ({"prompts": [""]}, "record 1: a prompt"),
     ({"prompts": ["the the the the the the the the"]}, "got 8 in .*Raise max_prompt_tokens"),
     ({"max_new_tokens": 0}, "max_new_tokens must be 1 or more, got 0"),
     ({"max_new_tokens": 58}, "must fit the reference's context \\(64\\), got 65"),

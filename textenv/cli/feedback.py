@@ -276,12 +276,14 @@ def _prompts(prompts: str, split: str | None, limit: int | None) -> PromptSet:
     if limit is not None:
         check_value("limit", limit, PositiveInt)
     found = registry.prompt_set(prompts if split is None else {"dataset": prompts, "split": split})
-    return PromptSet(found.prompts[:limit], {name: values[:limit] for name, values in found.columns.items()})
+    columns = {name: values[:limit] for name, values in found.columns.items()}
+    return PromptSet(found.prompts[:limit], columns, found.places[:limit])
 
 
 def _sample(prompts: PromptSet, count: int, seed: int) -> PromptSet:
-    places = random.Random(seed).sample(range(len(prompts.prompts)), min(count, len(prompts.prompts)))
-    return PromptSet(tuple(prompts.prompts[place] for place in places), {})
+    numbers = random.Random(seed).sample(range(len(prompts.prompts)), min(count, len(prompts.prompts)))
+    places = tuple(prompts.place(number) for number in numbers)
+    return PromptSet(tuple(prompts.prompts[number] for number in numbers), {}, places)
 
 
 def _read(file: Path | None) -> str:

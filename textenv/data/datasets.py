@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from textenv.config import hint
-from textenv.data.records import csv_rows, json_array, jsonl_lines, looks_like_path, parse_records
+from textenv.data.records import Placed, csv_rows, json_array, jsonl_lines, looks_like_path, parse_records
 from textenv.data.splits import data_files, train_part
 
 
@@ -32,12 +32,14 @@ def read_dataset(
         ValueError: no such data set, split or column, a folder of several kinds of files, or the ``datasets`` package
             is missing.
     """
-    rows = list(read_records(dataset, split=split, config=config, revision=revision).values())
-    names = list(dict.fromkeys(key for row in rows for key in row))
+    records = read_records(dataset, split=split, config=config, revision=revision)
+    names = list(dict.fromkeys(key for row in records.values() for key in row))
     if column not in names:
         rule = f"a column must be one of {', '.join(names)} in data set {dataset!r}"
         raise ValueError(f"{rule}, got {column!r}. {hint(column, names)}Name another column.")
-    return [{**{key: value for key, value in row.items() if key != column}, "prompt": row.get(column)} for row in rows]
+    others = ({key: value for key, value in row.items() if key != column} for row in records.values())
+    prompts = (row.get(column) for row in records.values())
+    return Placed(({**row, "prompt": prompt} for row, prompt in zip(others, prompts, strict=True)), records)
 
 
 def read_records(

@@ -37,6 +37,12 @@ class PromptSet:
     """Strings, or chats (lists of ``{"role", "content"}``)."""
     columns: dict[str, tuple[Any, ...]]
     """Other fields of the records, one value per prompt."""
+    places: tuple[str, ...] = ()
+    """Where each prompt stands, for errors that are found later; empty if nobody knows."""
+
+    def place(self, number: int) -> str:
+        """Where the prompt ``number`` (from 0) stands."""
+        return self.places[number] if self.places else place_of(self.prompts, number)
 
 
 def jsonl_lines(path: str | Path) -> Iterator[tuple[str, str]]:
@@ -228,17 +234,19 @@ def as_prompt_set(records: Any) -> PromptSet:
         return records
     prompts: list[Any] = []
     columns: dict[str, list[Any]] = {}
+    places: list[str] = []
     for number, record in enumerate(records):
+        places.append(place_of(records, number))
         fields = dict(record) if isinstance(record, Mapping) else {"prompt": record}
         prompt = fields.pop("prompt", None)
         if not isinstance(prompt, str | list) or not prompt:
             raise ValueError(
-                f"a prompt must be a non-empty string or list of chat messages, got prompt number {number}: "
-                f"{record!r}. Give strings, or objects with a 'prompt'."
+                f"{places[-1]}: a prompt must be a non-empty string or list of chat messages, got {record!r}. "
+                "Give strings, or objects with a 'prompt'."
             )
         prompts.append(prompt)
         for key in fields.keys() | columns.keys():
             columns.setdefault(key, [None] * number).append(fields.get(key))
     if not prompts:
         raise ValueError("prompts must hold at least one prompt, got []. Give a list or a JSONL file.")
-    return PromptSet(tuple(prompts), {key: tuple(values) for key, values in columns.items()})
+    return PromptSet(tuple(prompts), {key: tuple(values) for key, values in columns.items()}, tuple(places))

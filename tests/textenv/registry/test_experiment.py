@@ -181,7 +181,7 @@ BAD = [
     ([("./prompts.jsonl", "{dataset: ./nope, column: p}")], 4, r"→ dataset: must exist, got './nope'"),
     ([("./prompts.jsonl", "{dataset: org/name, spilt: test}")], 4, "Did you mean 'split'"),
     ([("./prompts.jsonl", "[]")], 4, "exp-mine: prompts must hold at least one prompt"),
-    ([("[red, {", "['', {")], 9, "prompt number 0"),
+    ([("[red, {", "['', {")], 9, "record 1: a prompt"),
     ([("exp_module:p", "exp_modul:p")], 2, "must be importable.*Install 'exp_modul' or put it into"),
     ([("exp-polite: exp_module:politeness", "exp-polite: 3")], 2, r"must be a registered name.* got 3"),
     ([("    max_new_tokens: 6\nagents", "agents")], 8, "exp/Other-v0: max_new_tokens must be given"),

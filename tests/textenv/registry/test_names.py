@@ -87,7 +87,7 @@ def temporary_id():
         ({"reward_model": len}, "reward_model must be a string or an object.*register_reward_model"),
         ({"reference": {"name": "x"}}, "reference must be a string"),
         ({"prompts": []}, "at least one prompt"),
-        ({"prompts": ["a", ""]}, "prompt number 1"),
+        ({"prompts": ["a", ""]}, "record 2: a prompt"),
         ({"prompts": {"dataset": "org/name", "colum": "question"}}, r"got 'colum'. Did you mean 'column'"),
         ({"prompts": {"column": "question"}}, "a data set must be named"),
         ({"prompts": {"dataset": 3}}, "dataset of a data set must be a string"),
