@@ -112,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             quiet_libraries()
         code = parse(COMMANDS[name].load(name, rest), rest, f"textenv {name}")() or 0
+        sys.stdout.flush()
         if processes > 1:
             from textenv.training.processes import leave
 
@@ -120,6 +121,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nstopped. {COMMANDS[name].after_stop}".rstrip(), file=sys.stderr)
         return 130
+    except BrokenPipeError:  # who reads, like head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, OSError, gymnasium.error.Error) as error:
         where = f" (process {os.environ['RANK']})" if processes > 1 else ""
         print(f"textenv {name}{where}: {' '.join(str(error).split())}", file=sys.stderr)

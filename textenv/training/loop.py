@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,11 @@ from textenv.training.optimizer import clip_gradients, make_adamw, set_rates
 from textenv.training.processes import any_process, same_weights, sharded
 from textenv.training.trackers import Tracker, tracking
 from textenv.training.trainable import BestWeights
+
+_log = logging.getLogger(__name__)
+
+RISEN = 1.5
+"""A loss that ends at so many times its first value: the training made the model worse."""
 
 OnProgress = Callable[[int, int, dict[str, float]], None]
 """Called as ``(step, total steps, latest logged figures)`` after every optimizer step."""
@@ -136,6 +142,7 @@ def fit(
             best.restore()
         if evaluation is not None and not loop.figures:  # resumed after the last step
             loop.evaluate()
+    loop.warn_of_a_risen_loss()
     figures = best.evaluation if best is not None else loop.figures
     return Fit(loop.history, time.perf_counter() - start, loop.step, figures)
 
@@ -232,6 +239,13 @@ class _Loop:
             if self.step == 0:
                 raise ValueError(f"{rule}. The model or the data are at fault: textenv doctor examines both.")
             raise ValueError(f"{rule}. The training diverged: lower the learning rate and start anew.")
+
+    def warn_of_a_risen_loss(self) -> None:
+        """Steps that are too long need not end in a NaN."""
+        losses = [entry["loss"] for entry in self.history if "loss" in entry]
+        if losses and losses[-1] > RISEN * losses[0] > 0 and self.accelerator.is_main_process:
+            rule = f"The loss rose from {losses[0]:.3g} to {losses[-1]:.3g}"
+            _log.warning("%s: a learning rate of %g is too high for it.", rule, self.config.learning_rate)
 
     def log(self, figures: dict[str, float]) -> None:
         self.latest = {**figures, "epoch": self.step / self.epoch_steps, "step": self.step}

@@ -1,6 +1,7 @@
 """The command line: help is there, each command works on small data, errors are one line."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -345,3 +346,14 @@ def test_a_command_imports_only_its_own_file():
 
 def test_the_version_is_printed(capsys):
     assert run(capsys, "--version") == (0, (f"textenv {textenv.__version__}\n", ""))
+
+
+@pytest.mark.parametrize("arguments", [["envs"], ["reward", "--help"]])
+def test_a_reader_that_has_seen_enough_is_no_error(arguments):
+    """As after ``| head``: one command has all its output in a buffer, the other cannot write it all."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "textenv", *arguments]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")

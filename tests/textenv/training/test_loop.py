@@ -96,6 +96,21 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_reaches_the_weights(s
     assert all(weight.isfinite().all() for weight in model.parameters())
 
 
+@pytest.mark.parametrize(
+    ("losses", "warned"), [((2.0, 9.0, 3.1), True), ((2.0, 9.0, 2.9), False), ((-1.0, -0.5), False)]
+)
+def test_a_loss_that_ends_half_as_high_again_as_it_began_is_warned_of(losses, warned, caplog):
+    following = iter(losses)
+
+    def summed_loss(model):
+        return next(following) + 0 * sum(weight.sum() for weight in model.parameters())
+
+    config = TrainingConfig(epochs=len(losses), logging_steps=1, learning_rate=0.25)
+    fit(Objective(tiny_model().model, summed_loss), OneExample(), config, RunFolder(None, resume=False), inputs={})
+    says = "The loss rose from 2 to 3.1: a learning rate of 0.25 is too high for it." if warned else ""
+    assert "\n".join(caplog.messages) == says
+
+
 def test_a_gradient_that_is_not_finite_stops_the_run_though_its_loss_is():
     model = tiny_model().model
     weight = next(model.parameters())
