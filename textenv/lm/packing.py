@@ -68,7 +68,7 @@ def row_layout(lengths: Int[Tensor, " B"], width: int, group_sizes: list[int] | 
     groups = []
     for part in lengths.split(group_sizes or [len(lengths)]):
         mask = length_mask(part, int(part.max()))
-        groups.append(Group(*mask.shape, mask.flatten().nonzero()[:, 0]))
+        groups.append(Group(len(mask), mask.shape[1], mask.flatten().nonzero()[:, 0]))
     return Layout(real, pad(positions, (0, spare)), spare, lengths.cumsum(0) - lengths, groups)
 
 
