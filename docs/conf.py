@@ -23,6 +23,8 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 html_math_renderer = "mathml"
 html_title = f"textenv {version}"
+html_static_path = ["_static"]
+html_css_files = ["narrow.css"]
 html_show_copyright = False
 
 myst_enable_extensions = ["dollarmath"]
