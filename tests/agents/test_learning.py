@@ -17,16 +17,17 @@ from textenv.tasks.exact import exact_world
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_ppo_comes_within_five_percent_of_the_optimum_of_the_exact_world(seed):
+@pytest.mark.parametrize(("seed", "updates", "regret"), [(0, 150, 0.05), (1, 80, 0.08), (2, 80, 0.08)])
+def test_ppo_comes_near_the_optimum_of_the_exact_world(seed, updates, regret):
+    """Within 5 % in 150 updates; on all three seeds in benchmarks/results/ppo_speed_regret.json."""
     env = gymnasium.make_vec("textenv/Micro-v0", num_envs=256).unwrapped
     world = exact_world(env)
-    agent = PPO(env, PPOConfig(seed=seed, **preset("micro", "ppo", total_episodes=150 * 256)))
+    agent = PPO(env, PPOConfig(seed=seed, **preset("micro", "ppo", total_episodes=updates * 256)))
     points = []
-    for _ in range(6):
-        agent.learn(25 * 256)
+    for _ in range(5):
+        agent.learn(updates // 5 * 256)
         points.append(world.measure(agent.policy.model))
-    assert points[-1].regret_ratio <= 0.05
+    assert points[-1].regret_ratio <= regret
     assert points[-1].kl == pytest.approx(world.kl(world.optimum().logprobs), rel=0.1)
     for point in points:  # measured exactly, so there is no sampling error to allow for
         assert point.expected_reward <= world.frontier_reward_at(point.kl) + 1e-6
@@ -37,11 +38,12 @@ def test_ppo_comes_within_five_percent_of_the_optimum_of_the_exact_world(seed):
 
 
 def test_adapters_of_half_the_width_learn_the_exact_world_like_all_weights_do():
-    """With a learning rate of their own. After so few updates the optimum is not reached: 0.05 either way."""
+    """With a learning rate of their own, in so few updates that neither is at the optimum (in 150, within 5 % of it:
+    benchmarks/results/ppo_speed_regret.json)."""
     env = gymnasium.make_vec("textenv/Micro-v0", num_envs=256).unwrapped
-    settings = preset("micro", "ppo", total_episodes=100 * 256) | {"learning_rate": 2e-3, "lora_rank": 32}
-    agent = PPO(env, PPOConfig(**settings)).learn(100 * 256)
-    assert exact_world(env).measure(agent.policy.model).regret_ratio <= 0.07
+    settings = preset("micro", "ppo", total_episodes=50 * 256) | {"learning_rate": 2e-3, "lora_rank": 32}
+    agent = PPO(env, PPOConfig(**settings)).learn(50 * 256)
+    assert exact_world(env).measure(agent.policy.model).regret_ratio <= 0.12
 
 
 def test_sft_on_the_embedded_world_stays_above_its_conditional_entropy_and_comes_near_it():

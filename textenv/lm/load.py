@@ -335,7 +335,8 @@ def has_plain_head(model: PreTrainedModel) -> bool:
     if model.get_output_embeddings() is None:
         return True
     if model not in _plain_head:
-        with torch.no_grad():
+        # Without autocast, which in PyTorch 2.9 keeps the weights that are rounded here, without a gradient.
+        with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
             # Two different ones: the embedding of padding may be 0, and whatever multiplies its logits would go unseen.
             ids = torch.arange(2, device=model.device)[None]
             mask = torch.ones_like(ids)

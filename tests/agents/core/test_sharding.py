@@ -21,10 +21,12 @@ from tests.agents.core.test_processes import (
 )
 from tests.conftest import FAMILIES, tiny_model
 from tests.processes import in_processes, results
-from tests.sharded import in_shares, shared_out
+from tests.sharded import in_shares, needs_shares, shared_out
 from textenv.lm.frozen import blocks_of
 from textenv.training.processes import link, same_weights
 from textenv.vector import make_vec
+
+pytestmark = needs_shares
 
 
 def in_float64(work):

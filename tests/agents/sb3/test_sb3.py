@@ -40,7 +40,7 @@ def test_stored_reported_and_teacher_forced_logprobs_agree_and_the_reward_is_sco
     recorder = Recorder()
     agent.learn(1, callback=recorder)
     reference, policy = tiny_model(family, seed=0).model, tiny_model(family, seed=5).model
-    assert len(recorder.finished) > 10
+    assert len(recorder.finished) >= 10
     lengths = set()
     for prompt, episode, info in recorder.finished:
         tokens, stored, rewards = (list(column) for column in zip(*episode, strict=True))
