@@ -31,7 +31,7 @@ def test_the_single_file_ppo_runs(capsys):
 @pytest.mark.slow
 def test_the_single_file_ppo_comes_near_the_optimum():
     example = load("cleanrl_ppo")
-    assert example.train(example.Args()) <= 0.12
+    assert example.train(example.Args(updates=15)) <= 0.18  # within 12 % of the optimum in its 30
 
 
 def test_torchrl_collects_the_rewards_of_the_reference():

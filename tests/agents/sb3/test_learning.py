@@ -1,7 +1,5 @@
 """Stock Stable-Baselines3 PPO against what is exactly known of the exact world."""
 
-import functools
-
 import pytest
 from stable_baselines3 import PPO
 
@@ -13,7 +11,6 @@ pytestmark = pytest.mark.slow
 SLOTS, STEPS = 512, 8
 
 
-@functools.cache
 def trained(seed: int, kl_coef: float, updates: int):
     """What so many updates of about 1,000 episodes each reach, measured exactly."""
     env = make_vec_env("textenv/Micro-v0", SLOTS, kl_coef=kl_coef)
