@@ -3,14 +3,16 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+# Modules are compiled when they are imported: of the packages' 15,000 files few are.
+PIP    := python -m pip install --quiet --no-compile --constraint constraints.txt
 
 .PHONY: demo demo-smollm docs wheel audit lowest test test-browser test-real test-torchrl test-trl test-openenv test-rllib screenshots trl lint check assets bench clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "textenv needs Python >= 3.11; name one with: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/$(PIP) torch
+	$(BIN)/$(PIP) --editable '.[dev]'
 	touch $(READY)
 
 demo: $(READY)        ## SFT -> reward model -> PPO on the embedded world; report in runs/demo/
@@ -27,24 +29,24 @@ test: $(READY)        ## every test
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-browser: $(READY) ## the pages where people rank, in a real Chromium (which must be installed)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
+	$(BIN)/$(PIP) --editable '.[browser]'
 	$(BIN)/python -m pytest -n auto tests/browser
 
 docs: $(READY)        ## the documentation site, its notebooks executed -> docs/_build/html/index.html
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/$(PIP) --editable '.[docs]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx --fail-on-warning --keep-going -q docs docs/_build/html
 
 wheel:                ## the wheel, tried in an environment that has nothing else of this project
 	rm -rf build dist && mkdir -p build
 	$(PYTHON) -m venv build/wheel
 	build/wheel/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
-	build/wheel/bin/python -m pip install --quiet --constraint constraints.txt torch
-	build/wheel/bin/python -m pip install --quiet --constraint constraints.txt dist/textenv-*.whl
+	build/wheel/bin/$(PIP) torch
+	build/wheel/bin/$(PIP) dist/textenv-*.whl
 	cd build && wheel/bin/python -c 'import agents, reward_models, textenv; print(textenv.__file__)'
 	cd build && wheel/bin/python -m pip check && wheel/bin/textenv demo --smoke --output demo
 
 screenshots: $(READY) ## pictures of those pages -> runs/screenshots/
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
+	$(BIN)/$(PIP) --editable '.[browser]'
 	$(BIN)/python -m scripts.make_screenshots
 
 test-real: $(READY)   ## tests on a real model of 135 M parameters (a wheel of 98 MB)
@@ -53,32 +55,32 @@ test-real: $(READY)   ## tests on a real model of 135 M parameters (a wheel of 9
 
 test-torchrl:         ## the test of TorchRL's GymEnv, in an environment that has it
 	$(PYTHON) -m venv $(VENV)-torchrl
-	$(VENV)-torchrl/bin/python -m pip install --quiet --constraint constraints.txt torch
-	$(VENV)-torchrl/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' torchrl==0.14.1
+	$(VENV)-torchrl/bin/$(PIP) torch
+	$(VENV)-torchrl/bin/$(PIP) --editable '.[dev]' torchrl==0.14.1
 	$(VENV)-torchrl/bin/python -m pytest tests/test_examples.py -k torchrl
 
 test-trl:             ## runs of TRL's GRPO and RLOO on our rewards, in an environment that has it
 	$(PYTHON) -m venv $(VENV)-trl-1.16
-	$(VENV)-trl-1.16/bin/python -m pip install --quiet --constraint constraints.txt torch
-	$(VENV)-trl-1.16/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' trl==1.16.0
+	$(VENV)-trl-1.16/bin/$(PIP) torch
+	$(VENV)-trl-1.16/bin/$(PIP) --editable '.[dev]' trl==1.16.0
 	$(VENV)-trl-1.16/bin/python -m pytest tests/test_examples.py -k trl_trains
 
 test-openenv:         ## OpenEnv's client on a server of ours, in an environment that has it
 	$(PYTHON) -m venv $(VENV)-openenv
-	$(VENV)-openenv/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(VENV)-openenv/bin/$(PIP) torch
 	$(VENV)-openenv/bin/python -m pip install --quiet --editable '.[dev]' openenv-core==0.3.0
 	$(VENV)-openenv/bin/python -m pytest tests/textenv/integrations/test_openenv.py
 
 test-rllib:           ## RLlib's PPO on the exact world, in an environment that has it
 	$(PYTHON) -m venv $(VENV)-rllib
-	$(VENV)-rllib/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(VENV)-rllib/bin/$(PIP) torch
 	$(VENV)-rllib/bin/python -m pip install --quiet --editable '.[dev]' 'ray[rllib]==2.60.0'
 	$(VENV)-rllib/bin/python -m pytest tests/test_examples.py -k rllib
 
 trl:                  ## TRL in an environment of its own, for benchmarks.ppo_speed
 	$(PYTHON) -m venv $(VENV)-trl
-	$(VENV)-trl/bin/python -m pip install --quiet --constraint constraints.txt torch
-	$(VENV)-trl/bin/python -m pip install --quiet --constraint constraints.txt trl==1.12.0
+	$(VENV)-trl/bin/$(PIP) torch
+	$(VENV)-trl/bin/$(PIP) trl==1.12.0
 
 lint: $(READY)        ## format, lint and types
 	$(BIN)/ruff format --check .

@@ -2,16 +2,8 @@
 
 import os
 
-import pytest
-from torch.distributed.fsdp import FSDPModule
-
 from tests.processes import results
 from textenv.training.processes import link, sharded
-
-CAN_SHARE = hasattr(FSDPModule, "set_force_sum_reduction_for_comms")
-needs_shares = pytest.mark.skipif(
-    not CAN_SHARE, reason="needs a PyTorch that can add up gradients in shares, as 2.9 can"
-)
 
 
 def in_shares(work, **environment):

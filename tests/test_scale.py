@@ -14,7 +14,6 @@ from accelerate.commands.config.config_args import load_config_from_file
 from agents import PPO
 from scripts.scale import METHODS, MODELS, memory, memory_in_shares, sampled_per_second, seconds, tables
 from tests.processes import results
-from tests.sharded import needs_shares
 from textenv.cli import main
 from textenv.vector import make_vec
 
@@ -78,7 +77,6 @@ sys.exit(code)
 
 
 @pytest.mark.slow
-@needs_shares
 def test_a_launched_command_in_shares_saves_a_policy_that_one_process_reads(tmp_path):
     small = ["--env-id", "textenv/Micro-v0", "--num-envs", "8", "--batch-size", "16", "--total-episodes", "32"]
     script = tmp_path / "train.py"

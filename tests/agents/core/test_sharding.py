@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
@@ -21,12 +20,10 @@ from tests.agents.core.test_processes import (
 )
 from tests.conftest import FAMILIES, tiny_model
 from tests.processes import in_processes, results
-from tests.sharded import in_shares, needs_shares, shared_out
+from tests.sharded import in_shares, shared_out
 from textenv.lm.frozen import blocks_of
 from textenv.training.processes import link, same_weights
 from textenv.vector import make_vec
-
-pytestmark = needs_shares
 
 
 def in_float64(work):
@@ -136,12 +133,6 @@ def test_what_is_saved_is_the_whole_policy(tmp_path):
 def test_weights_that_are_not_trained_are_not_shared_out(options):
     _, errors = in_processes(in_shares(lambda: saving_learner(**options)))
     assert all("must train all weights, got" in error and "Leave out lora_rank" in error for error in errors), errors
-
-
-def test_a_pytorch_that_cannot_is_named(monkeypatch):
-    monkeypatch.delattr(FSDPModule, "set_force_sum_reduction_for_comms")
-    _, errors = in_processes(in_shares(saving_learner))
-    assert all(f"in shares, got {torch.__version__}. Update it: 2.13" in error for error in errors), errors
 
 
 @pytest.mark.parametrize(

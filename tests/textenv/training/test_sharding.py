@@ -16,13 +16,11 @@ from tests.agents.test_dpo import RANKINGS
 from tests.agents.test_sft import RECORDS
 from tests.conftest import tiny_model
 from tests.processes import in_processes
-from tests.sharded import in_shares, needs_shares, shared_out
+from tests.sharded import in_shares, shared_out
 from textenv.lm import Responses, load_language_model
 from textenv.training.batches import Ragged
 from textenv.training.memory.sharding import shard
 from textenv.training.processes import is_main
-
-pytestmark = needs_shares
 
 SETTINGS = {"epochs": 2, "batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 3e-3, "logging_steps": 1}
 

@@ -174,13 +174,10 @@ def shard(network: nn.Module, models: Iterable[PreTrainedModel | None]) -> Shard
     """The network in shares, where the launcher asks for them.
 
     Raises:
-        ValueError: some weights are frozen, or PyTorch is too old.
+        ValueError: some weights are frozen.
     """
     if not sharded():
         return Whole(network)
-    if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
-        rule = f"sharded training must have a PyTorch that can add up gradients in shares, got {torch.__version__}"
-        raise ValueError(f"{rule}. Update it: 2.13 is tested.")
     frozen = [name for name, weight in network.named_parameters() if not weight.requires_grad]
     if frozen:
         rule = f"sharded training must train all weights, got {len(frozen)} frozen ones ({frozen[0]}, …)"
