@@ -245,7 +245,7 @@ class _Loop:
         losses = [entry["loss"] for entry in self.history if "loss" in entry]
         if losses and losses[-1] > RISEN * losses[0] > 0 and self.accelerator.is_main_process:
             rule = f"The loss rose from {losses[0]:.3g} to {losses[-1]:.3g}"
-            _log.warning("%s: a learning rate of %g is too high for it.", rule, self.config.learning_rate)
+            _log.warning("%s: a learning rate of %g may be too high.", rule, self.config.learning_rate)
 
     def log(self, figures: dict[str, float]) -> None:
         self.latest = {**figures, "epoch": self.step / self.epoch_steps, "step": self.step}
