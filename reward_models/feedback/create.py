@@ -14,6 +14,7 @@ from reward_models.feedback.queue import EVERYONE
 from reward_models.preferences import Ranking
 from textenv.data.records import PromptSet
 from textenv.lm import LanguageModel, TokenRule, pad_left, sample_responses
+from textenv.lm.chat import placed_chats
 from textenv.settings import Count, Fraction, Positive, PositiveInt, check_settings
 
 ATTEMPTS = 8
@@ -82,8 +83,10 @@ def add_sampled(
         Prompts of the set that did not give K different responses. With two or more they are items all the same.
 
     Raises:
-        ValueError: a prompt and the length budget do not fit a model's context.
+        ValueError: a prompt and the length budget do not fit a model's context, or its chat template refuses a prompt.
+            Nothing is drawn then.
     """
+    check_prompts(prompts, models, sampling)
     categories = prompts.columns.get("category", ("",) * len(prompts.prompts))
     for chunk in _missing(project, prompts, max(1, sampling.batch_size // k), advance):
         slots = [[(place + slot) % len(models) for slot in range(k)] for place in chunk]
@@ -109,6 +112,7 @@ def add_battles(
 ) -> None:
     """Add an item per prompt and pair of models: two responses, shown side by side. Resumable as
     :func:`add_sampled`."""
+    check_prompts(prompts, models, sampling)
     categories = prompts.columns.get("category", ("",) * len(prompts.prompts))
     pairs = list(combinations(range(len(models)), 2))
     for chunk in _missing(project, prompts, max(1, sampling.batch_size // len(models)), advance):
@@ -159,6 +163,19 @@ def _missing(project: Project, prompts: PromptSet, size: int, advance: Advance) 
         advance(done, len(prompts.prompts))
 
 
+def check_prompts(prompts: PromptSet, models: Sequence[LanguageModel], sampling: Sampling) -> None:
+    """Refuse a prompt that one of the models cannot answer; see :func:`add_sampled`."""
+    for model in models:
+        with placed_chats(model.tokenizer, prompts.prompts, prompts.place):
+            lengths = [len(model.encode_prompt(prompt)) for prompt in prompts.prompts]
+        for number, length in enumerate(lengths):
+            needed = length + sampling.max_new_tokens
+            if model.max_tokens is not None and needed > model.max_tokens:
+                rule = f"a prompt and max_new_tokens must fit the context of {model.name!r} ({model.max_tokens})"
+                remedy = "Lower max_new_tokens or drop the prompt"
+                raise ValueError(f"{prompts.place(number)}: {rule}, got {needed} tokens. {remedy}.")
+
+
 def distinct_responses(
     prompts: Sequence[Any],
     models: Sequence[LanguageModel],
@@ -201,14 +218,7 @@ def _draw(
     model: LanguageModel, prompts: Sequence[Any], sampling: Sampling, generator: torch.Generator
 ) -> list[tuple[str, str]]:
     """``(text, finish reason)`` of a response to each prompt."""
-    encoded = [model.encode_prompt(prompt) for prompt in prompts]
-    longest = max(map(len, encoded)) + sampling.max_new_tokens
-    if model.max_tokens is not None and longest > model.max_tokens:
-        raise ValueError(
-            f"a prompt and max_new_tokens must fit the context of {model.name!r} ({model.max_tokens}), got {longest} "
-            "tokens. Lower max_new_tokens or drop the prompt."
-        )
-    ids, lengths = pad_left(encoded, model.pad_id)
+    ids, lengths = pad_left([model.encode_prompt(prompt) for prompt in prompts], model.pad_id)
     drawn = sample_responses(
         model.model,
         ids,

@@ -99,9 +99,22 @@ def test_a_text_that_comes_again_is_drawn_again(models, monkeypatch):
     assert [response.text for response in found] == ["x", "y", "z"]
 
 
-def test_a_context_that_is_too_short_is_named(tmp_path, models):
-    with pytest.raises(ValueError, match=r"must fit the context of .* got \d+ tokens. Lower max_new_tokens"):
-        make(tmp_path / "p.db", models, sampling=Sampling(max_new_tokens=10_000))
+@pytest.mark.parametrize("add", [lambda *given: add_sampled(*given[:3], 2, *given[3:]), add_battles])
+def test_a_prompt_that_one_of_the_models_cannot_answer_is_named_before_any_response_is_drawn(tmp_path, models, add):
+    chat = [{"role": "user", "content": "the sky"}]
+    refused = PromptSet(("red", "blue", "green", chat), {}, ("a.jsonl, line 1", "a.jsonl, line 3", "b", "c"))
+    long = PromptSet(("red", "red " * 70), {}, ("a.jsonl, line 1", "a.jsonl, line 3"))
+    project = Project.create(tmp_path / "p.db", "ranking", {"seed": 0})
+    for prompts, says in (
+        (refused, r"^c: a chat prompt needs a chat template, which the tokenizer of"),
+        (
+            long,
+            r"^a\.jsonl, line 3: a prompt and max_new_tokens must fit the context of .* \(64\), got 76 tokens\. Lower",
+        ),
+    ):
+        with pytest.raises(ValueError, match=says):
+            add(project, prompts, models, SAMPLING, Plan(), ignore)
+        assert project.items() == []
 
 
 def test_a_share_of_the_items_goes_to_several_annotators():
