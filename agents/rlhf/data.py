@@ -15,7 +15,7 @@ from reward_models.preferences import (
     of_several_turns,
     split_by_prompt,
 )
-from textenv.data.records import write_jsonl
+from textenv.data.records import place_of, write_jsonl
 from textenv.lm import LanguageModel
 
 _log = logging.getLogger(__name__)
@@ -50,18 +50,19 @@ def prepare(
     """
     convert = as_chat if model.tokenizer.chat_template else as_text
     fitting: dict[int, Ranking] = {}
-    refused = []
+    refused: dict[int, str] = {}
     for number in np.random.default_rng(seed).permutation(len(rankings)):
         ranking = convert(rankings[number])
         try:
             if ranking is not None and len(model.encode_prompt(ranking.prompt)) <= max_prompt_tokens:
                 fitting[number] = ranking
         except ValueError as error:
-            refused.append(str(error))
+            refused[number] = f"{place_of(rankings, number)}: {error}"
         if len(fitting) == max_pairs:
             break
     if refused:
-        _log.warning("%d comparisons left out, whose prompt the model refuses. The first: %s", len(refused), refused[0])
+        first = refused[min(refused)]
+        _log.warning("%d comparisons left out, whose prompt the model refuses. The first: %s", len(refused), first)
     if len(fitting) < 20:
         raise ValueError(
             f"preferences must have at least 20 comparisons with a prompt of at most max_prompt_tokens "

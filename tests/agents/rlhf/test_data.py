@@ -120,7 +120,7 @@ def test_what_the_template_refuses_and_answers_that_were_begun_are_left_out(capl
     )
     parts = prepare(pairs(48), lm, max_prompt_tokens=9, max_pairs=None, held_out=0.25, seed=1)
     assert sum(map(len, parts)) == 41  # red is the first of seven words
-    assert "7 comparisons left out, whose prompt the model refuses. The first: a chat" in caplog.text
+    assert "7 comparisons left out, whose prompt the model refuses. The first: record 1: a chat" in caplog.text
     assert "the template says: no red" in caplog.text
     assert as_chat(Ranking(DIALOGUE + " well,", ("a", "b"))) is None
 
