@@ -88,8 +88,8 @@ def assert_they_equal_one(name, outcomes):
     assert (weights - weights_of(learner(name, 8))).abs().max() > 1e-3
     assert kl_coef == pytest.approx(one[2], abs=1e-9)
     for log, expected in zip(history, one[1], strict=True):
-        assert log == pytest.approx(expected, rel=1e-6, abs=1e-6)
-        assert log["first_ratio_deviation"] < 1e-6  # what was played is what the policy says
+        assert log == pytest.approx(expected, rel=5e-6, abs=5e-6)  # PyTorch 2.9 rounds more
+        assert log["first_ratio_deviation"] < 5e-6  # what was played is what the policy says
     return batches
 
 
