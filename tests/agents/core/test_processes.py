@@ -6,6 +6,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from packaging.version import Version
 
 from agents import GRPO, PPO, RLOO, OnlineDPO, Reinforce
 from agents.logs.figures import MEASURED
@@ -77,6 +78,10 @@ def three_updates(name, batches=None):
     )
 
 
+SAME = 1e-6 if Version(torch.__version__) >= Version("2.13") else 2e-5
+"""How near in float64: older versions of PyTorch round more."""
+
+
 def assert_they_equal_one(name, outcomes):
     """What two processes have learned is what one learns from the batches that they have played; returns these."""
     first, second = outcomes
@@ -84,12 +89,12 @@ def assert_they_equal_one(name, outcomes):
     assert first[1:3] == second[1:3]
     weights, history, kl_coef, batches = first
     one = three_updates(name, batches)
-    torch.testing.assert_close(weights, one[0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(weights, one[0], rtol=0, atol=SAME)
     assert (weights - weights_of(learner(name, 8))).abs().max() > 1e-3
     assert kl_coef == pytest.approx(one[2], abs=1e-9)
     for log, expected in zip(history, one[1], strict=True):
-        assert log == pytest.approx(expected, rel=5e-6, abs=5e-6)  # PyTorch 2.9 rounds more
-        assert log["first_ratio_deviation"] < 5e-6  # what was played is what the policy says
+        assert log == pytest.approx(expected, rel=SAME, abs=SAME)
+        assert log["first_ratio_deviation"] < SAME  # what was played is what the policy says
     return batches
 
 
