@@ -4,7 +4,7 @@ Every agent trains on the same number of episodes, with three seeds. Measured ar
 known, and gold, reward-model score, KL, wall-clock time and tokens everywhere; in the embedded world on test prompts.
 
 Command: ``python -m benchmarks.agents`` (about half an hour on one core; finished cells are not run again). With
-``--agents`` only those are run; the figures of the others stay those of the last record.
+``--agents`` or ``--env-ids`` only those are run; the figures of the others stay those of the last record.
 """
 
 import json
@@ -60,6 +60,10 @@ def cells(seeds: Sequence[int], env_ids: Sequence[str]) -> list[Cell]:
     return out
 
 
+def _agent(cell: dict[str, Any]) -> tuple[str, str]:
+    return cell["settings"]["env_id"], cell["settings"]["agent"]
+
+
 def main(
     seeds: tuple[int, ...] = (1, 2, 3),
     env_ids: tuple[Literal[tuple(SETTINGS)], ...] = tuple(SETTINGS),
@@ -72,9 +76,10 @@ def main(
     print(f"summary: {write_summary(results, output)}")
     record: dict[str, Any] = {}
     measured = [{"settings": result["settings"], "figures": result["figures"]} for result in results]
-    if agents:
+    if agents or set(env_ids) != set(SETTINGS):
         last = json.loads((RESULTS / "agents.json").read_text("utf-8"))
-        measured = [cell for cell in last["cells"] if cell["settings"]["agent"] not in agents] + measured
+        again = {_agent(cell) for cell in measured}
+        measured = [cell for cell in last["cells"] if _agent(cell) not in again] + measured
         record["added_to"] = {key: last[key] for key in ("command", "commit", "machine")}
     rows = summarise(measured)
     print(write_result("agents", {**record, "rows": rows, "cells": measured}))
