@@ -3,8 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-# Modules are compiled when they are imported: most files of the packages never are.
-PIP    := python -m pip install --quiet --no-compile --constraint constraints.txt
+PIP    := python -m pip install --quiet --constraint constraints.txt
 
 .PHONY: demo demo-smollm docs wheel audit lowest test test-browser test-real test-torchrl test-trl test-openenv test-rllib screenshots trl lint check assets bench clean
 
