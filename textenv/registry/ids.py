@@ -157,5 +157,5 @@ def is_registered(env_id: str, options: Mapping[str, Any]) -> bool:
 
 
 def registered_ids() -> dict[str, str]:
-    """Ids registered through :func:`register`, with their descriptions."""
-    return dict(_descriptions)
+    """Ids registered through :func:`register`, with their descriptions, that Gymnasium still knows."""
+    return {env_id: text for env_id, text in _descriptions.items() if env_id in gymnasium.registry}

@@ -113,6 +113,16 @@ def test_an_id_that_gymnasium_refuses_leaves_the_old_one_in_place(text_options, 
     assert "test/Temporary" not in textenv.registered_ids()
 
 
+def test_an_id_that_gymnasium_has_forgotten_is_not_listed(text_options, temporary_id, recwarn):
+    textenv.register(temporary_id, **text_options)
+    assert temporary_id in textenv.registered_ids()
+    gymnasium.registry.pop(temporary_id)
+    assert temporary_id not in textenv.registered_ids()
+    textenv.register(temporary_id, **text_options)
+    assert temporary_id in textenv.registered_ids()
+    assert not recwarn.list  # nothing was replaced
+
+
 def test_a_replacement_that_fails_leaves_the_old_id_in_place(text_options, temporary_id, monkeypatch):
     textenv.register(temporary_id, **text_options)
     monkeypatch.delattr(gymnasium, "register")
