@@ -71,6 +71,15 @@ def test_create_samples_and_goes_on_where_it_stopped(capsys, folder):
         assert project.items() == items
 
 
+def test_a_prompt_that_is_too_long_is_named_by_its_line_if_it_is_asked_at_all(capsys, folder):
+    write_jsonl("long.jsonl", [{"prompt": PROMPTS[0]}, {"prompt": PROMPTS[1]}, {"prompt": f"{PROMPTS[2]} " * 20}])
+    create = ["create", "long.db", "--prompts", "long.jsonl", "--model", "assistant-sft", "--k", "2"]
+    assert main(["feedback", *create, "--max-new-tokens", "8"]) == 2
+    assert ": long.jsonl, line 3: a prompt and max_new_tokens must fit the context of" in capsys.readouterr().err
+    assert not Path("long.db").exists()
+    run(capsys, *create, "--max-new-tokens", "8", "--limit", "2")
+
+
 def test_create_imports_preferences_in_any_layout(capsys, folder):
     write_jsonl("shp.jsonl", [{"history": "h", "human_ref_A": "a", "human_ref_B": "b", "labels": 0}])
     run(capsys, "create", "p.db", "--data", "shp.jsonl", "--format", "shp")
