@@ -5,7 +5,6 @@ import pytest
 from huggingface_hub import constants
 
 import textenv
-from tests.conftest import tiny_model
 from textenv.registry import clear_cache, environment_spec
 from textenv.tasks import hub
 
@@ -82,23 +81,3 @@ def test_without_the_hub_an_error_names_what_to_give_instead(env_id, unreachable
     named = environment_spec(env_id).kwargs["prompts"]
     with pytest.raises(ValueError, match=r'(?s)from the data set .* cannot be reached.*prompts="prompts\.jsonl"'):
         gymnasium.make(env_id, **own, max_prompt_tokens=20, max_new_tokens=4, prompts=named)
-
-
-def test_long_prompts_are_an_error_left_out_or_cut_on_the_left(text_options, caplog):
-    options = {
-        **text_options,
-        "prompts": [{"prompt": "red green blue sky", "n": 1}, {"prompt": "the <eos> grass", "n": 2}],
-    }
-    options["max_prompt_tokens"] = 3
-    with pytest.raises(ValueError, match=r"1 to max_prompt_tokens \(3\) tokens, got 4"):
-        gymnasium.make("textenv/Text-v0", **options)
-    prompts = gymnasium.make("textenv/Text-v0", **options, long_prompts="drop").unwrapped.task.prompts
-    assert (prompts.texts, prompts.ids, prompts.columns) == (["the <eos> grass"], [[7, 0, 5]], {"n": (2,)})
-    assert "1 of 2 prompts have more than 3 tokens and are left out" in caplog.text
-    prompts = gymnasium.make("textenv/Text-v0", **options, long_prompts="cut").unwrapped.task.prompts
-    assert prompts.prompts == ("green blue sky", "the <eos> grass")
-    assert (prompts.texts, prompts.ids) == (list(prompts.prompts), [[2, 3, 4], [7, 0, 5]])
-    assert prompts.columns == {"n": (1, 2)}
-    with pytest.raises(ValueError, match="must hold a prompt of at most max_prompt_tokens"):
-        gymnasium.make("textenv/Text-v0", **options | {"max_prompt_tokens": 2}, long_prompts="drop")
-    assert tiny_model().encode_prompt("green blue sky") == [2, 3, 4]
