@@ -83,7 +83,8 @@ class Project:
 
     @classmethod
     def create(cls, path: str | Path, kind: Kind, settings: Mapping[str, Any], *, guidelines: str = "") -> "Project":
-        """A new project; an existing one of the same kind and settings is opened, to go on with.
+        """A new project; an existing one of the same kind and settings is opened, to go on with. One that has no items
+        yet, since making it failed, is made anew.
 
         Raises:
             ValueError: the file exists with other settings, or is no project.
@@ -98,11 +99,11 @@ class Project:
                 f"a project must be a file that can be written, got {str(path)!r} ({error.strerror}). Name another."
             ) from error
         project = cls(path, _new=True)
-        if not project._made():
+        if not (project._made() and project.items()):
             values = {"settings": settings, "guidelines": guidelines, "created": time.time(), "kind": kind}
             with project.write() as database:
                 rows = [(key, json.dumps(value)) for key, value in values.items()]
-                database.executemany("INSERT INTO meta VALUES (?, ?)", rows)
+                database.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows)
         for name, own in {"kind": kind, **settings}.items():
             old = project.kind if name == "kind" else project.settings.get(name)
             if old != own:

@@ -14,7 +14,7 @@ import tyro
 from annotated_types import Ge
 
 from reward_models.feedback import check_extra
-from reward_models.feedback.create import Plan, Sampling, add_battles, add_rankings, add_sampled, check_prompts
+from reward_models.feedback.create import Plan, Sampling, add_battles, add_rankings, add_sampled
 from reward_models.feedback.project import Project
 from reward_models.preferences import load_rankings
 from textenv import registry
@@ -131,7 +131,6 @@ def create(
     assert prompts is not None
     found = _prompts(prompts, split, limit)
     models = [replace(registry.language_model(name, device, dtype), name=name) for name in model]
-    check_prompts(found, models, sampling)  # before there is a project of these very records
     settings = {"prompts": prompts, "models": model, "k": k, "records": _digest(found.prompts)}
     settings |= {**asdict(sampling), **_plan(plan, sampling)}
     with Project.create(project, "ranking", settings, guidelines=text) as made:
@@ -231,7 +230,6 @@ def arena(
     judging = None if judge is None else registry.reward_model(judge, device)
     found = _prompts(prompts, split, limit)
     models = [replace(registry.language_model(name, device, dtype), name=name) for name in model]
-    check_prompts(found, models, sampling)  # before there is a project of these very records
     settings = {"prompts": prompts, "models": model, "records": _digest(found.prompts)}
     settings |= {**asdict(sampling), **_plan(plan, sampling)}
     with Project.create(project, "arena", settings, guidelines=_read(guidelines)) as made:

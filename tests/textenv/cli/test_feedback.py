@@ -76,8 +76,10 @@ def test_a_prompt_that_is_too_long_is_named_by_its_line_if_it_is_asked_at_all(ca
     create = ["create", "long.db", "--prompts", "long.jsonl", "--model", "assistant-sft", "--k", "2"]
     assert main(["feedback", *create, "--max-new-tokens", "8"]) == 2
     assert ": long.jsonl, line 3: a prompt and max_new_tokens must fit the context of" in capsys.readouterr().err
-    assert not Path("long.db").exists()
-    run(capsys, *create, "--max-new-tokens", "8", "--limit", "2")
+    run(capsys, *create, "--max-new-tokens", "8", "--limit", "2")  # into the same file, which has no items yet
+    with Project("long.db") as project:
+        assert project.settings["max_new_tokens"] == 8
+        assert [item.prompt for item in project.items()] == PROMPTS[:2]
 
 
 def test_create_imports_preferences_in_any_layout(capsys, folder):
