@@ -60,8 +60,14 @@ def cells(seeds: Sequence[int], env_ids: Sequence[str]) -> list[Cell]:
     return out
 
 
-def _agent(cell: dict[str, Any]) -> tuple[str, str]:
-    return cell["settings"]["env_id"], cell["settings"]["agent"]
+def added_to(last: list[dict[str, Any]], measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The last record's cells and new ones, which replace all of the same agent in the same world."""
+
+    def name(cell: dict[str, Any]) -> tuple[str, str]:
+        return cell["settings"]["env_id"], cell["settings"]["agent"]
+
+    again = set(map(name, measured))
+    return [cell for cell in last if name(cell) not in again] + measured
 
 
 def main(
@@ -78,8 +84,7 @@ def main(
     measured = [{"settings": result["settings"], "figures": result["figures"]} for result in results]
     if agents or set(env_ids) != set(SETTINGS):
         last = json.loads((RESULTS / "agents.json").read_text("utf-8"))
-        again = {_agent(cell) for cell in measured}
-        measured = [cell for cell in last["cells"] if _agent(cell) not in again] + measured
+        measured = added_to(last["cells"], measured)
         record["added_to"] = {key: last[key] for key in ("command", "commit", "machine")}
     rows = summarise(measured)
     print(write_result("agents", {**record, "rows": rows, "cells": measured}))
