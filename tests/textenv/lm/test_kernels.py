@@ -86,6 +86,15 @@ def test_what_is_small_in_another_precision_or_autocast_is_left_to_pytorch(monke
     assert module(x[:0]).shape == (0, 112)
 
 
+@pytest.mark.parametrize("sizes", [(4, 0, 3), (0, 4, 3), (4, 3, 0), (0, 0, 3), (4, 0, 0)])
+def test_a_product_without_rows_columns_or_anything_to_sum_is_pytorchs(sizes, monkeypatch):
+    monkeypatch.setattr(layers, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(layers, "WORTH_IT", 1)
+    rows, summed, columns = sizes
+    product = layers.product(torch.ones(rows, summed), torch.ones(columns, summed))
+    assert torch.equal(product, torch.zeros(rows, columns))
+
+
 def gpt2():
     with torch.random.fork_rng():
         torch.manual_seed(0)

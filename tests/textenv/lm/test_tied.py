@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.conftest import tiny_model
-from textenv.lm.kernels import tied
+from textenv.lm.kernels import layers, tied
 from textenv.lm.kernels.tied import TiedEmbedding, tie
 from textenv.lm.load import disable_dropout, run
 
@@ -86,7 +86,10 @@ LOSSES += [two_passes_at_once]
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("passes", [1, 2])
-def test_losses_and_gradients_are_those_of_pytorch(pair, loss, passes):
+@pytest.mark.parametrize("onednn", [False, True])
+def test_losses_and_gradients_are_those_of_pytorch(pair, loss, passes, onednn, monkeypatch):
+    monkeypatch.setattr(layers, "onednn_is_faster", lambda: onednn)
+    monkeypatch.setattr(layers, "WORTH_IT", 1)
     values = []
     for one in pair:
         for _ in range(passes):

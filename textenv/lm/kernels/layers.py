@@ -68,7 +68,7 @@ class OneDNNConv1D(Conv1D):
 
 def _suits(x: Tensor, weight: Tensor) -> bool:
     plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    return plain and x.numel() * weight.numel() >= WORTH_IT * x.shape[-1]
+    return plain and x.numel() * weight.numel() >= WORTH_IT * max(x.shape[-1], 1)
 
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor | None, *, transposed: bool) -> Tensor:
