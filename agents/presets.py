@@ -18,7 +18,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "online-dpo": {**_GROUP, "learning_rate": 1e-3},
     },
     "assistant": {
-        "ppo": {"learning_rate": 3e-4},
+        "ppo": {"epochs": 2, "learning_rate": 3e-4},
         "rloo": {**_GROUP, "learning_rate": 3e-4},
         "grpo": {**_GROUP, "learning_rate": 3e-4},
         "reinforce": {"learning_rate": 1e-3},

@@ -48,10 +48,10 @@ def main(
             if not file.exists():
                 write_json(file, compare(model, natural=length == "natural", sides=sides, runs=runs, threads=threads))
             show(file.stem, json.loads(file.read_text("utf-8")))
-    earlier = RESULTS / "ppo_speed.json"  # a cell that is not measured again stays, with the commit that it names
-    cells = json.loads(earlier.read_text("utf-8"))["cells"] if earlier.is_file() else {}
+    earlier = json.loads((RESULTS / "ppo_speed.json").read_text("utf-8"))
+    cells = earlier["cells"]  # one that is not measured again stays, with the commit that it names
     cells |= {file.stem: json.loads(file.read_text("utf-8")) for file in sorted(output.glob("*.json"))}
-    print(write_result("ppo_speed", {"cells": cells}))
+    print(write_result("ppo_speed", {"cells": cells, "other_runs": earlier["other_runs"]}))
 
 
 if __name__ == "__main__":
