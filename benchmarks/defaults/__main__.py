@@ -8,6 +8,7 @@ Settings were chosen on ``CHOSEN_ON``; ``REPORTED`` was looked at afterwards.
 Command: ``python -m benchmarks.defaults`` (hours on one core; finished cells are not run again).
 """
 
+import json
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,7 @@ import torch
 import tyro
 
 from agents.experiments.run import Cell, run_experiment
-from benchmarks.record import write_result
+from benchmarks.record import RESULTS, write_result
 from textenv import registry
 from textenv.evaluation import optimum
 from textenv.registry.experiment import AgentPlan
@@ -52,16 +53,24 @@ def register(reward: str, kl_coef: float) -> None:
     registry.register(env_id(reward, kl_coef), **options)
 
 
-def summary(results: list[dict[str, Any]], bounds: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
-    """Shares of the way from the reference to the best known objective, by reward, β and batch size."""
-    objectives: dict[tuple[str, int], dict[str, list[float]]] = {}
+Objectives = dict[tuple[str, int], dict[str, list[float]]]
+"""Environment id, batch size → algorithm → the objective of every seed."""
+
+
+def objectives(results: list[dict[str, Any]]) -> Objectives:
+    found: Objectives = {}
     for result in results:
         settings, reward = result["settings"], result["figures"]["reward"]
-        group = objectives.setdefault((settings["env_id"], settings["options"]["batch_size"]), {})
+        group = found.setdefault((settings["env_id"], settings["options"]["batch_size"]), {})
         group.setdefault(settings["algorithm"], []).append(reward)
+    return found
+
+
+def summary(found: Objectives, bounds: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+    """Shares of the way from the reference to the best known objective, by reward, β and batch size."""
     rows = []
-    for (name, batch_size), group in objectives.items():
-        every = [value for (other, _), algorithms in objectives.items() if other == name
+    for (name, batch_size), group in found.items():
+        every = [value for (other, _), algorithms in found.items() if other == name
                  for values in algorithms.values() for value in values]  # fmt: skip
         low, best = bounds[name]["reference"], max(every)
         shares = {algorithm: [(value - low) / (best - low) for value in values] for algorithm, values in group.items()}
@@ -69,14 +78,35 @@ def summary(results: list[dict[str, Any]], bounds: dict[str, dict[str, float]]) 
     return rows
 
 
+def added_to(
+    last: list[dict[str, Any]], found: Objectives, bounds: dict[str, dict[str, float]]
+) -> list[dict[str, Any]]:
+    """The last record's rows and new objectives, which replace those of the same algorithm in the same cell: the best
+    known of both counts."""
+    together: Objectives = {}
+    for row in last:
+        low, way = row["reference"], row["best"] - row["reference"]
+        group = {name: [low + share * way for share in shares] for name, shares in row["shares"].items()}
+        together[row["env_id"], row["batch_size"]] = group
+    for cell, group in found.items():
+        together[cell] = together.get(cell, {}) | group
+    earlier = {row["env_id"]: {name: row[name] for name in ("reference", "optimum", "unclear")} for row in last}
+    return summary(together, earlier | bounds)
+
+
 def demands(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The lowest share of any run, the mean share of each algorithm, and where PPO lies most below RLOO."""
+    """The lowest share of any run, the mean share of each algorithm, and how far PPO lies below RLOO at most, as a
+    share of the way and in units of the objective."""
     names = [name for name in ALGORITHMS if any(name in row["shares"] for row in rows)]
     means = {name: np.mean([share for row in rows for share in row["shares"].get(name, [])]) for name in names}
-    gaps = [np.mean(row["shares"]["rloo"]) - np.mean(row["shares"]["ppo"])
+    gaps = [(np.mean(row["shares"]["rloo"]) - np.mean(row["shares"]["ppo"]), row["best"] - row["reference"])
             for row in rows if {"rloo", "ppo"} <= row["shares"].keys()]  # fmt: skip
-    lowest = min(share for row in rows for shares in row["shares"].values() for share in shares)
-    return {"lowest_share": lowest, "mean_share": means, "ppo_below_rloo": max(gaps, default=np.nan)}
+    return {
+        "lowest_share": min(share for row in rows for shares in row["shares"].values() for share in shares),
+        "mean_share": means,
+        "ppo_below_rloo": max((gap for gap, _ in gaps), default=np.nan),
+        "ppo_below_rloo_objective": max((gap * way for gap, way in gaps), default=np.nan),
+    }
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -99,7 +129,7 @@ def main(
     output: Path = Path("runs/defaults"),
     keep: bool = False,
 ) -> None:
-    """Args: keep: write the results file (for a run with the default flags)."""
+    """Args: keep: write what was measured into the results file, beside what is there of other cells."""
     torch.set_num_threads(1)
     cells, bounds = [], {}
     for reward, kl_coef in product(rewards, kl_coefs):
@@ -111,11 +141,24 @@ def main(
             options = {"preset": "assistant", "batch_size": batch_size}
             plan = AgentPlan(name=f"{ALGORITHMS[algorithm]} {batch_size}", algorithm=algorithm, options=options)
             cells.append(Cell(name, plan, seed, UPDATES * batch_size, {"prompts": "assistant-validation"}))
-    rows = summary(run_experiment(cells, output), bounds)
-    figures = demands(rows)
-    print(table(rows), figures, sep="\n")
+    found = objectives(run_experiment(cells, output))
+    rows = summary(found, bounds)
+    print(table(rows), demands(rows), sep="\n")
     if keep:
-        print(write_result("defaults", {"rows": rows, "demands": figures}))
+        print(
+            write_result("defaults", record(json.loads((RESULTS / "defaults.json").read_text("utf-8")), found, bounds))
+        )
+
+
+def record(last: dict[str, Any], found: Objectives, bounds: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """Rows and demands of both halves of the rewards, and the earlier runs that some of them come from."""
+    halves: dict[str, Any] = {}
+    for half, rewards in (("reported", REPORTED), ("chosen_on", CHOSEN_ON)):
+        ours = {cell: group for cell, group in found.items() if cell[0].split("/")[1].rsplit("-", 2)[0] in rewards}
+        rows = added_to(last[half]["rows"], ours, bounds)
+        halves[half] = {"rows": rows, "demands": demands(rows)}
+    runs = {key: last[key] for key in ("command", "commit", "machine", "versions")}
+    return {**halves, "earlier_runs": [*last["earlier_runs"], runs]}
 
 
 if __name__ == "__main__":
