@@ -14,7 +14,8 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def write_result(name: str, figures: dict[str, Any]) -> Path:
-    """Write ``results/name.json``, a dot in the name as "_", with the figures and how they came about."""
+    """Write ``results/name.json``, a dot in the name as "_", with the figures and how they came about. What stands
+    there under ``other_runs``, those of other machines say, stays."""
     record = {
         "command": shlex.join(["python", "-m", f"benchmarks.{name}", *map(_of_no_machine, sys.argv[1:])]),
         "commit": commit(),
@@ -24,6 +25,8 @@ def write_result(name: str, figures: dict[str, Any]) -> Path:
     }
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name.replace('.', '_')}.json"
+    if path.is_file() and (other := json.loads(path.read_text("utf-8")).get("other_runs")):
+        record["other_runs"] = other
     path.write_text(json.dumps(record, indent=1) + "\n")
     return path
 

@@ -51,7 +51,7 @@ def main(
     earlier = json.loads((RESULTS / "ppo_speed.json").read_text("utf-8"))
     cells = earlier["cells"]  # one that is not measured again stays, with the commit that it names
     cells |= {file.stem: json.loads(file.read_text("utf-8")) for file in sorted(output.glob("*.json"))}
-    print(write_result("ppo_speed", {"cells": cells, "other_runs": earlier["other_runs"]}))
+    print(write_result("ppo_speed", {"cells": cells}))
 
 
 if __name__ == "__main__":

@@ -22,3 +22,10 @@ def test_a_command_can_be_given_again_and_names_no_folder_of_the_machine(tmp_pat
     path = record.write_result("some.speed", {"figures": 1})
     assert path == tmp_path / "some_speed.json"
     assert json.loads(path.read_text())["command"] == f"python -m benchmarks.some.speed {command}"
+
+
+def test_runs_of_other_machines_stay_when_a_benchmark_is_run_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    (tmp_path / "speed.json").write_text(json.dumps({"cells": 1, "other_runs": {"intel": {"cells": 2}}}))
+    made = json.loads(record.write_result("speed", {"cells": 3}).read_text())
+    assert (made["cells"], made["other_runs"]) == (3, {"intel": {"cells": 2}})
