@@ -1,7 +1,7 @@
 """Do the algorithms gain with the settings they come with, whatever the reward?
 
 The language model and the prompts of ``textenv/Assistant-v0``, six rewards, two KL coefficients, two batch sizes, three
-seeds, and the preset of the id, which leaves everything but learning rates at its default. The objective, reward minus
+seeds, and the preset of the id, which sets learning rates and passes over a batch. The objective, reward minus
 β · KL, is measured on validation prompts and set beside that of the reference (share 0) and the best known (share 1).
 Settings were chosen on ``CHOSEN_ON``; ``REPORTED`` was looked at afterwards.
 
