@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from agents.core.job import Algorithm, Job, Trained
@@ -19,7 +18,7 @@ from agents.core.learner import Config, Learner
 from agents.core.rollout import Rollout
 from agents.logs.files import CURVES, SAMPLES, append, drop_after, sample_texts
 from agents.presets import WORLDS, preset
-from textenv.data.folders import check_replaceable, recover, replace_folder
+from textenv.data.folders import check_replaceable, is_of_writing, recover, replace_folder
 from textenv.data.records import write_json
 from textenv.lm.adapters import adapters
 from textenv.registry import changed, described
@@ -81,8 +80,8 @@ class CheckpointedLearner(Learner[Config], Algorithm):
                         keep_best(path, folder, self.history, keep.best, compare=compare)
                     if (path / SAMPLES).is_file():
                         shutil.copy2(path / SAMPLES, folder / SAMPLES)
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
-            if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+        except Exception as error:
+            if not is_of_writing(error):
                 raise
             left = "The earlier checkpoint is whole" if (path / "state.json").is_file() else "There is none yet"
             rule = f"a checkpoint must fit on its disk and be writable, got {str(path)!r}: {error}"

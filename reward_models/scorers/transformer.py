@@ -31,7 +31,15 @@ from textenv.lm import LanguageModel, disable_dropout, length_buckets
 from textenv.lm.adapters import adapter_base, adapters, load_adapter, merged_copy, trained_modules
 from textenv.lm.chat import placed_chats
 from textenv.lm.kernels.layers import speed_up
-from textenv.lm.load import check_rows, load_tokenizer, missing_package, own_vectors, train_padding
+from textenv.lm.load import (
+    check_gaps,
+    check_rows,
+    load_tokenizer,
+    load_with_gaps,
+    missing_package,
+    own_vectors,
+    train_padding,
+)
 from textenv.registry import registered_sources
 from textenv.scoring import note_truncated
 from textenv.training.isolation import untouched_globals
@@ -283,9 +291,9 @@ def load_classifier(name: str | Path, dtype: torch.dtype, **options: Any) -> tup
     with hub_or_cache(name) as unreachable:
         try:
             options |= {"dtype": dtype, "use_safetensors": True}
-            model = AutoModelForSequenceClassification.from_pretrained(str(name), **options)
+            model, missing = load_with_gaps(AutoModelForSequenceClassification, name, **options)
             own_vectors(model)
-            return model, load_tokenizer(name)
+            tokenizer = load_tokenizer(name)
         except ImportError as error:
             raise missing_package(error, options.get("attn_implementation")) from error
         except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -293,6 +301,9 @@ def load_classifier(name: str | Path, dtype: torch.dtype, **options: Any) -> tup
                 f"a reward model must be a registered name, 'module:callable', a folder or a hub id, got "
                 f"{str(name)!r}. Loading it as a Hugging Face sequence classifier failed: {error}{unreachable}"
             ) from error
+    if model.config.num_labels == 1 and "num_labels" not in options:  # asked for: the head comes from elsewhere
+        check_gaps("a reward model", name, missing)
+    return model, tokenizer
 
 
 def _load_adapter(name: str | Path, base: str | Path, dtype: torch.dtype, **options: Any) -> tuple[Any, Any]:

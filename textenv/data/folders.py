@@ -86,6 +86,15 @@ def check_writable(path: str | Path) -> None:
         ) from error
 
 
+def is_of_writing(error: Exception) -> bool:
+    """Whether an error says that a file could not be written: the disk is full, say. torch and safetensors have errors
+    of their own for that."""
+    from safetensors import SafetensorError
+
+    of_torch = isinstance(error, RuntimeError) and "inline_container" in str(error)
+    return of_torch or isinstance(error, OSError | SafetensorError)
+
+
 @contextmanager
 def replace_folder(path: str | Path) -> Iterator[Path]:
     """Yield a new folder that replaces ``path`` if the block succeeds, and disappears if it fails.

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import struct
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,14 +161,14 @@ def load_language_model(
             ) from error
         tokenizer = load_tokenizer(name) if (Path(name) / "tokenizer_config.json").is_file() else base.tokenizer
         return wrap_language_model(load_adapter(base.model, name), tokenizer, name=str(name))
+    missing: set[str] = set()
     with hub_or_cache(name) as unreachable:
         try:
             if is_gguf(name):
                 model, tokenizer = _load_gguf(Path(name), dtype=dtype, attn_implementation=attn_implementation)
             else:
-                model = AutoModelForCausalLM.from_pretrained(
-                    str(name), dtype=dtype, attn_implementation=attn_implementation, use_safetensors=True
-                )
+                options = {"dtype": dtype, "attn_implementation": attn_implementation, "use_safetensors": True}
+                model, missing = load_with_gaps(AutoModelForCausalLM, name, **options)
                 own_vectors(model)
                 tokenizer = load_tokenizer(name)
         except ImportError as error:
@@ -178,8 +178,28 @@ def load_language_model(
                 f"a language model must be a registered name, a folder, a hub id or a .gguf file, got "
                 f"{str(name)!r}. Loading it as a Hugging Face causal language model failed: {error}{unreachable}"
             ) from error
+    check_gaps("a language model", name, missing)
     model.to(torch.device(device))  # type: ignore[arg-type]
     return wrap_language_model(model, tokenizer, name=str(name))
+
+
+def load_with_gaps(auto_class: Any, name: str | Path, **options: Any) -> tuple[Any, set[str]]:
+    """A model and the names of its weights that no file holds, which are then random numbers."""
+    model, found = auto_class.from_pretrained(str(name), output_loading_info=True, **options)
+    return model, set(found["missing_keys"])
+
+
+def check_gaps(what: str, name: str | Path, missing: Collection[str]) -> None:
+    """Refuse a model with weights that no file holds.
+
+    Raises:
+        ValueError: there are some.
+    """
+    if missing:
+        rule = f"{what} must have all its weights, got {str(name)!r} without {len(missing)} of them ({min(missing)}"
+        more = ", …" if len(missing) > 1 else ""
+        remedy = "they would be random numbers. Name a model of the right kind, or save this one again"
+        raise ValueError(f"{rule}{more}): {remedy}.")
 
 
 def missing_package(error: ImportError, attn_implementation: str | None) -> ValueError:

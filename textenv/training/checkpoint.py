@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from textenv.data.folders import check_replaceable, replace_folder
+from textenv.data.folders import check_replaceable, is_of_writing, replace_folder
 from textenv.data.records import write_json
 from textenv.training.processes import link, on_main
 from textenv.training.trainable import BestWeights, load_trainable, save_trainable
@@ -88,12 +88,25 @@ class RunFolder:
         raise ValueError(f"{rule}, got {identity[changed[0]]!r}. Restore it, or start in another folder.")
 
     def replace(self, write: Callable[[Path], None]) -> None:
-        """Replace everything in the folder with what ``write`` writes: a checkpoint, or the finished model."""
+        """Replace everything in the folder with what ``write`` writes: a checkpoint, or the finished model.
+
+        Raises:
+            OSError: the disk is full; an earlier checkpoint stays.
+        """
         path = self.path
         if path is not None:
 
             def work() -> None:
-                with replace_folder(path) as folder:
-                    write(folder)
+                try:
+                    with replace_folder(path) as folder:
+                        write(folder)
+                except Exception as error:
+                    if not is_of_writing(error):
+                        raise
+                    left = f"{self.checkpoint.name} is whole" if self.checkpoint else "there is no checkpoint yet"
+                    rule = f"the output must fit on its disk and be writable, got {str(path)!r}: {error}"
+                    raise OSError(
+                        f"{rule}; {left}. Free space, then {'resume' if self.checkpoint else 'start'} again."
+                    ) from error
 
             on_main(work)

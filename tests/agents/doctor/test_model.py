@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import textenv
-from agents.doctor import diagnose
+from agents.doctor import diagnose, examine
 from agents.doctor.checks import CHECKS
 from agents.doctor.parts import ModelPart
 from tests.agents.doctor.helpers import levels, model_part, seen
@@ -33,15 +33,26 @@ def changed_file(folder, change):
     weights = load_file(folder / "model.safetensors")
     change(weights)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return ModelPart(load_language_model(folder), str(folder))
+    return folder
+
+
+def changed_part(folder, change):
+    return ModelPart(load_language_model(changed_file(folder, change)), str(folder))
 
 
 def test_a_checkpoint_without_its_head_is_found(tmp_path):
-    part = changed_file(tmp_path / "lm", lambda weights: weights.pop("lm_head.weight"))
+    folder = changed_file(tmp_path / "lm", lambda weights: weights.pop("lm_head.weight"))
+    [finding] = examine(model=str(folder))
+    assert (finding.check, finding.level) == ("model: loading", "error")
+    assert "without 1 of them (lm_head.weight)" in finding.what
+
+
+def test_weights_without_a_place_are_found(tmp_path):
+    assert not seen("model: complete", changed_part(tmp_path / "whole", lambda weights: None))
+    part = changed_part(tmp_path / "lm", lambda weights: weights.update({"other.weight": torch.ones(2)}))
     [(level, what)] = seen("model: complete", part)
-    assert level == "error"
-    assert "lm_head.weight" in what
-    assert not seen("model: complete", changed_file(tmp_path / "whole", lambda weights: None))
+    assert level == "warning"
+    assert "other.weight" in what
 
 
 def test_a_reward_model_given_as_a_language_model_is_found():

@@ -1,6 +1,7 @@
 """The optimiser of supervised training, step by step against numbers worked out by hand."""
 
 import math
+import resource
 
 import pytest
 import torch
@@ -164,3 +165,32 @@ def test_what_is_not_finite_in_one_process_stops_all(tmp_path):
     _, errors = in_processes(work)
     assert ["The training diverged" in error for error in errors] == [True, True]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("limit", [2_000, 40_000])
+def test_a_disk_that_is_full_is_an_error_with_a_remedy_and_leaves_what_was_there(tmp_path, limit):
+    """Files may not grow beyond a limit: the weights fail to be written."""
+    lm, before = tiny_model(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    run, new = (RunFolder(tmp_path / name, resume=False) for name in ("run", "new"))
+    run.save(lm.model, {"step": 1}, {}, None)
+    saved = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        for folder, left in ((run, "checkpoint-1 is whole. Free space, then resume"), (new, "then start again")):
+            with pytest.raises(OSError, match=left):
+                folder.save(lm.model, {"step": 2}, {}, None)
+            with pytest.raises(OSError, match=left):
+                folder.replace(lm.save_pretrained)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == saved
+    run.save(lm.model, {"step": 2}, {}, None)
+    assert run.checkpoint == tmp_path / "run" / "checkpoint-2"
+
+
+def test_another_error_while_saving_stays_what_it_is(tmp_path):
+    def write(folder):
+        raise RuntimeError("not of the disk")
+
+    with pytest.raises(RuntimeError, match="not of the disk"):
+        RunFolder(tmp_path / "run", resume=False).replace(write)
