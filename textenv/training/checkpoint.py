@@ -103,10 +103,10 @@ class RunFolder:
                 except Exception as error:
                     if not is_of_writing(error):
                         raise
-                    left = f"{self.checkpoint.name} is whole" if self.checkpoint else "there is no checkpoint yet"
                     rule = f"the output must fit on its disk and be writable, got {str(path)!r}: {error}"
-                    raise OSError(
-                        f"{rule}; {left}. Free space, then {'resume' if self.checkpoint else 'start'} again."
-                    ) from error
+                    remedy = "there is no checkpoint yet. Free space, then start again"
+                    if self.checkpoint is not None:
+                        remedy = f"{self.checkpoint.name} is whole. Free space, then resume"
+                    raise OSError(f"{rule}; {remedy}.") from error
 
             on_main(work)

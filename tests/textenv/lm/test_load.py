@@ -62,7 +62,7 @@ def test_a_model_without_some_of_its_weights_is_refused(names, found, tmp_path, 
 def test_a_tied_head_is_not_missing_and_an_encoder_has_none(tmp_path):
     tiny_model("gpt2").save_pretrained(tmp_path / "tied")
     load_language_model(tmp_path / "tied")
-    with pytest.raises(ValueError, match="a language model must have all its weights, got .*lm_head"):
+    with pytest.raises(ValueError, match=r"a language model must have all its weights, got .*lm_head"):
         load_language_model(encoder_folder("roberta", tmp_path / "encoder"))
 
 
