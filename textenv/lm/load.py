@@ -347,10 +347,11 @@ _plain_head: "weakref.WeakKeyDictionary[PreTrainedModel, bool]" = weakref.WeakKe
 
 
 def has_plain_head(model: PreTrainedModel) -> bool:
-    """Whether logits are exactly ``lm_head(last_hidden_state)``: measured once per model, on two tokens.
+    """Whether logits are exactly ``lm_head(last_hidden_state)``, capped if the config says so: measured once per model,
+    on two tokens.
 
-    False for families that scale or cap their logits; those take a slower path through the model itself. True for a
-    trunk without an LM head, which has no logits.
+    False for families that scale their logits; those take a slower path through the model itself. True for a trunk
+    without an LM head, which has no logits.
     """
     if model.get_output_embeddings() is None:
         return True
@@ -370,8 +371,11 @@ def has_plain_head(model: PreTrainedModel) -> bool:
 def _head_logits(model: PreTrainedModel, hidden: Tensor, link: Link | None = None) -> Tensor:
     head = output_embeddings(model)
     if link is not None:
-        return tied_logits(head.weight, hidden, link)
-    return head(hidden.to(head.weight.dtype))  # Mamba's hidden states are float32 in any precision
+        logits = tied_logits(head.weight, hidden, link)
+    else:
+        logits = head(hidden.to(head.weight.dtype))  # Mamba's hidden states are float32 in any precision
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return logits if cap is None else (logits / cap).tanh() * cap  # Gemma 2
 
 
 class Outputs:

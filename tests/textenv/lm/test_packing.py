@@ -147,8 +147,7 @@ def test_logits_in_parts_have_the_values_and_gradients_of_logits_as_a_whole(batc
     heads, run = [], model.get_output_embeddings().forward
     monkeypatch.setattr(model.get_output_embeddings(), "forward", lambda x: heads.append(len(x)) or run(x))
     parts = outputs_and_gradient(model, batch, entropy=True)
-    if vocabulary == "plain":
-        assert sorted(heads) == [1, 1] + [3] * 10  # each once, and again for the gradient
+    assert sorted(heads) == [1, 1] + [3] * 10  # each once, and again for the gradient
     for one, other in zip(parts, whole, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
