@@ -1,6 +1,7 @@
 """``textenv doctor``: its output, its exit codes, and what it says to bad input; and the functions behind it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ from tests.conftest import encoder_folder, tiny_model
 from textenv.cli import main
 from textenv.cli.doctor import show_diagnosis
 from textenv.data.records import write_jsonl
+
+HERE = {"PYTHONPATH": str(Path(__file__).parents[3])}
 
 DOCS = Path(__file__).parents[3] / "docs" / "doctor.md"
 
@@ -167,6 +170,19 @@ def test_a_test_of_ones_own_fails_with_errors_and_warnings(tmp_path, model_folde
     write_jsonl(tmp_path / "data.jsonl", [{"prompt": "red", "completion": ""}])
     with pytest.raises(AssertionError, match=r"warning: demonstrations: empty completions: 1 of 1 .*Drop these"):
         assert_healthy(data=[tmp_path / "data.jsonl"])
+
+
+def test_the_fixture_fails_a_test_with_the_findings_alone(model_folder, tmp_path):
+    (tmp_path / "data.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "b"}\n' * 2)
+    (tmp_path / "test_it.py").write_text(
+        f"def test_well(healthy):\n    healthy(model={str(model_folder)!r})\n\n"
+        "def test_ill(healthy):\n    healthy(data=['data.jsonl'])\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-p", "agents.doctor.pytest_plugin", "-p", "no:cacheprovider", "-q"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | HERE)
+    assert "1 failed, 1 passed" in done.stdout, done.stdout
+    assert "data.jsonl" in done.stdout
+    assert "pytest_plugin.py" not in done.stdout
 
 
 def test_importing_the_doctor_loads_neither_torch_nor_transformers():
