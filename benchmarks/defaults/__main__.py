@@ -39,7 +39,7 @@ REPORTED: dict[str, Any] = {
     },
 }
 REWARDS = {**CHOSEN_ON, **REPORTED}
-ALGORITHMS = {"ppo": "PPO", "rloo": "RLOO", "grpo": "GRPO", "reinforce": "REINFORCE"}
+ALGORITHMS = {"ppo": "PPO", "rloo": "RLOO", "grpo": "GRPO", "reinforce": "REINFORCE", "online-dpo": "Online DPO"}
 UPDATES = 60
 
 

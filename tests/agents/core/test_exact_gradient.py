@@ -17,6 +17,7 @@ from agents.core.returns import generalized_advantages
 from tests.conftest import kl_k2
 from textenv.kl import kl_k1, kl_k3
 from textenv.lm import Responses, ScalarHead, TokenRule, gather_predictions, pad_left, response_scores
+from textenv.lm.packing import packed
 from textenv.scoring import spread_kl
 from textenv.tasks.exact import exact_world
 
@@ -65,6 +66,11 @@ def every_response(world):
         world.response_ids.repeat(len(lengths), 1),
         world.lengths.repeat(len(lengths)),
     )
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_the_passes_of_these_tests_have_no_padding(policy, batch, dtype):
+    assert packed(copy.deepcopy(policy).to(dtype), batch)
 
 
 def random_values(model, batch):
