@@ -174,6 +174,8 @@ def measure(trained: Trained, cell: Cell) -> dict[str, float]:
     summary = evaluate(trained.agent, env, prompt_ids=np.tile(np.arange(count), repeats)).summary()
     means = {key: value.mean if isinstance(value, Mean) else value for key, value in summary.items()}
     figures = {key: means[key] for key in FIGURES if key in means}
+    if "kl" not in figures and env.kl_coef > 0:
+        del figures["reward"]  # best-of-n's lacks the KL that the others pay
     if trained.model is not None and count <= MAX_EXACT:
         try:
             exact = exact_world(env).measure(trained.model)

@@ -221,6 +221,7 @@ def test_best_of_n_answers_the_prompts_that_it_is_measured_on(tmp_path):
     )
     reference, best = (result["figures"]["rm_score"] for result in results)
     assert best > reference + 0.5
+    assert ["reward" in result["figures"] for result in results] == [True, False]  # an objective has its KL in it
 
 
 def test_shares_run_from_the_reference_to_the_optimum_and_bounds_are_estimated_once(tmp_path, monkeypatch):
