@@ -133,7 +133,7 @@ def train_sft(
     objective = Objective(learner.model, _summed_loss)
     options = {"evaluation": evaluation, "report_to": report_to, "on_progress": on_progress}
     run = fit(objective, examples, config, folder, inputs=inputs, **options)
-    folder.replace(learner.save_pretrained)
+    folder.finish(learner.save_pretrained, run.history)
     metrics = {
         "seconds": run.seconds,
         "steps": float(run.steps),

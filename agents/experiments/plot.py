@@ -1,4 +1,4 @@
-"""Curves of several runs in one picture, the objective first."""
+"""Curves of several runs in one picture, the objective first: learners by episodes, supervised training by steps."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -21,6 +21,13 @@ PANELS = {
     "response_tokens": "response length, tokens",
     "eos_rate": "share of responses that end",
 }
+SUPERVISED = {
+    "loss": "training loss",
+    "eval_nll": "held-out NLL",
+    "eval_nll_per_ranking": "held-out NLL in a ranking",
+    "eval_accuracy_per_ranking": "held-out accuracy in a ranking",
+}
+"""Figures of SFT, reward models and DPO, by optimiser steps."""
 Run = dict[str, Any]
 """``{"curve": [{"episodes": 256.0, "reward": …}, …]}``."""
 
@@ -65,7 +72,12 @@ def _runs_below(folder: Path, name: str) -> Iterator[tuple[str, Run]]:
 def read_curve(path: Path) -> list[dict[str, float]]:
     """The lines of a file of curves, without one that is being written."""
     lines = path.read_text("utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return [on_one_axis(json.loads(line)) for line in lines if line.endswith("\n")]
+
+
+def on_one_axis(entry: dict[str, float]) -> dict[str, float]:
+    """An entry of a history whose place is called ``episodes``; supervised training counts steps."""
+    return entry if "episodes" in entry else {**entry, "episodes": entry["step"]}
 
 
 @matplotlib.rc_context(STYLE)
@@ -75,8 +87,9 @@ def compare_curves(runs: dict[str, list[Run]]) -> Figure:
     Raises:
         ValueError: no run has two updates yet.
     """
+    panels_of = PANELS | SUPERVISED
     curves = {
-        key: {name: training_curves(group, key, points=200) for name, group in runs.items()} for key in PANELS
+        key: {name: training_curves(group, key, points=200) for name, group in runs.items()} for key in panels_of
     }  # fmt: skip
     known = [key for key, lines in curves.items() if any(len(values) for _, values in lines.values())]
     if not known:
@@ -90,10 +103,17 @@ def compare_curves(runs: dict[str, list[Run]]) -> Figure:
             if len(values):
                 axes.plot(episodes, values.mean(0), color=colour, label=name)
                 axes.fill_between(episodes, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
-        axes.set(title=PANELS[key], xlabel="episodes")
+        axes.set(title=panels_of[key], xlabel="steps" if key in SUPERVISED else "episodes")
         axes.set_xlim(left=0)
     for axes in panels[len(known) :]:
         axes.set_axis_off()
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 3), handlelength=2.2)
+    lines = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    labels = [name for name in runs if name in lines]
+    figure.legend(
+        [lines[name] for name in labels],
+        labels,
+        loc="outside lower center",
+        ncols=min(len(labels), 3),
+        handlelength=2.2,
+    )
     return figure

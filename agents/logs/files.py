@@ -13,8 +13,11 @@ import torch
 
 from agents.core.rollout import Rollout
 from textenv.lm import LanguageModel
+from textenv.training.checkpoint import CURVES
 
-CURVES, SAMPLES = "curves.jsonl", "samples.jsonl"
+__all__ = ["CURVES", "SAMPLES", "append", "drop_after", "sample_texts"]
+
+SAMPLES = "samples.jsonl"
 
 
 def append(path: Path, records: Iterable[Mapping[str, Any]]) -> None:

@@ -154,7 +154,7 @@ def train_reward_model(
     if config.normalize:
         known = None if examples.features is None else learner.scores_of(examples.features)
         learner.normalize(rankings, known)
-    folder.replace(learner.save_pretrained)
+    folder.finish(learner.save_pretrained, run.history)
     return RewardResult(learner, run.history, metrics)
 
 

@@ -1,7 +1,7 @@
 """The output folder of a training run: one checkpoint while it runs, the finished model at the end."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,12 @@ import torch
 from torch import nn
 
 from textenv.data.folders import check_replaceable, is_of_writing, replace_folder
-from textenv.data.records import write_json
+from textenv.data.records import write_json, write_jsonl
 from textenv.training.processes import link, on_main
 from textenv.training.trainable import BestWeights, load_trainable, save_trainable
+
+CURVES = "curves.jsonl"
+"""The history of a run, an entry a line, in its output folder."""
 
 
 class RunFolder:
@@ -61,7 +64,11 @@ class RunFolder:
                 best.save(folder)
             write_json(folder / "run.json", identity)
 
-        self.replace(write)
+        self._replace(write, state["history"])
+
+    def finish(self, save_model: Callable[[Path], None], history: Sequence[Mapping[str, float]]) -> None:
+        """Replace the checkpoint with the finished model, and the history beside it."""
+        self._replace(save_model, history)
 
     def load(self, model: nn.Module, identity: Mapping[str, Any], best: BestWeights | None) -> dict[str, Any] | None:
         """Read the checkpoint into the model and return the state of the loop; None for a fresh start.
@@ -87,8 +94,8 @@ class RunFolder:
         rule = f"a run must be resumed with the {changed[0]} it started with, {saved.get(changed[0])!r}"
         raise ValueError(f"{rule}, got {identity[changed[0]]!r}. Restore it, or start in another folder.")
 
-    def replace(self, write: Callable[[Path], None]) -> None:
-        """Replace everything in the folder with what ``write`` writes: a checkpoint, or the finished model.
+    def _replace(self, write: Callable[[Path], None], history: Sequence[Mapping[str, float]]) -> None:
+        """Replace everything in the folder with what ``write`` writes, and the history.
 
         Raises:
             OSError: the disk is full; an earlier checkpoint stays.
@@ -100,6 +107,7 @@ class RunFolder:
                 try:
                     with replace_folder(path) as folder:
                         write(folder)
+                        write_jsonl(folder / CURVES, history)
                 except Exception as error:
                     if not is_of_writing(error):
                         raise

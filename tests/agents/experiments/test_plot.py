@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from agents.dpo import DPOConfig, train_dpo
 from agents.experiments.plot import compare_curves, read_runs
+from agents.sft import SFTConfig, train_sft
+from reward_models import RewardConfig, TransformerRewardModel, train_reward_model
+from tests.agents.test_dpo import RANKINGS
+from tests.agents.test_sft import RECORDS
+from tests.conftest import tiny_model
 from textenv.cli import main
 from textenv.data.records import write_json, write_jsonl
 
@@ -58,6 +64,34 @@ def test_seeds_of_an_agent_are_one_line_with_a_band_and_a_cell_that_runs_is_read
     assert np.interp(120.0, *axes.get_lines()[0].get_data()) == pytest.approx(30.0, rel=1e-3)  # of 15 and 45
     (band,) = axes.collections
     assert band.get_datalim(axes.transData).ymax == pytest.approx(3 * 29, rel=0.02)  # the last five updates' mean is 28
+
+
+def test_supervised_trainings_leave_curves_that_are_drawn_by_steps(tmp_path):
+    often = {"batch_size": 1, "epochs": 2, "logging_steps": 1}
+    start = TransformerRewardModel.from_language_model(tiny_model())
+    held_out = {"eval_rankings": RANKINGS}
+    results = [
+        train_sft(tiny_model(), RECORDS, SFTConfig(**often), tmp_path / "sft", eval_records=RECORDS),
+        train_dpo(tiny_model(), RANKINGS, DPOConfig(**often), tmp_path / "dpo", **held_out),
+        train_reward_model(start, RANKINGS, RewardConfig(**often), tmp_path / "rm", **held_out),
+    ]
+    folders = [tmp_path / name for name in ("sft", "dpo", "rm")]
+    for folder, result in zip(folders, results, strict=True):
+        assert [json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()] == result.history
+        assert "eval_" in (folder / "curves.jsonl").read_text()
+    figure = compare_curves(read_runs(folders))
+    panels = {axes.get_title(loc="left"): axes for axes in figure.axes if axes.axison}
+    assert list(panels) == [
+        "training loss",
+        "held-out NLL",
+        "held-out NLL in a ranking",
+        "held-out accuracy in a ranking",
+    ]
+    assert {axes.get_xlabel() for axes in panels.values()} == {"steps"}
+    sft, dpo, rm = panels["training loss"].get_lines()
+    assert (sft.get_label(), dpo.get_label(), rm.get_label()) == ("sft", "dpo", "rm")
+    assert sft.get_xdata()[-1] == results[0].metrics["steps"]
+    assert [line.get_label() for line in panels["held-out accuracy in a ranking"].get_lines()] == ["dpo", "rm"]
 
 
 def test_a_folder_of_folders_and_a_line_that_is_being_written(tmp_path):

@@ -172,19 +172,19 @@ def test_a_disk_that_is_full_is_an_error_with_a_remedy_and_leaves_what_was_there
     """Files may not grow beyond a limit: the weights fail to be written."""
     lm, before = tiny_model(), resource.getrlimit(resource.RLIMIT_FSIZE)
     run, new = (RunFolder(tmp_path / name, resume=False) for name in ("run", "new"))
-    run.save(lm.model, {"step": 1}, {}, None)
+    run.save(lm.model, {"step": 1, "history": []}, {}, None)
     saved = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
         for folder, left in ((run, "checkpoint-1 is whole. Free space, then resume"), (new, "then start again")):
             with pytest.raises(OSError, match=left):
-                folder.save(lm.model, {"step": 2}, {}, None)
+                folder.save(lm.model, {"step": 2, "history": []}, {}, None)
             with pytest.raises(OSError, match=left):
-                folder.replace(lm.save_pretrained)
+                folder.finish(lm.save_pretrained, [])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == saved
-    run.save(lm.model, {"step": 2}, {}, None)
+    run.save(lm.model, {"step": 2, "history": []}, {}, None)
     assert run.checkpoint == tmp_path / "run" / "checkpoint-2"
 
 
@@ -193,4 +193,4 @@ def test_another_error_while_saving_stays_what_it_is(tmp_path):
         raise RuntimeError("not of the disk")
 
     with pytest.raises(RuntimeError, match="not of the disk"):
-        RunFolder(tmp_path / "run", resume=False).replace(write)
+        RunFolder(tmp_path / "run", resume=False).finish(write, [])
