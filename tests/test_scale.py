@@ -68,11 +68,11 @@ def test_a_launched_command_of_which_a_process_is_killed_ends_with_an_error_that
 
 IN_SHARES = """
 import os, pathlib, sys
-from textenv.cli import main
+from textenv.cli import end, main
 from textenv.training.processes import sharded
 code = main(sys.argv[1:])
 pathlib.Path(__file__).with_name(os.environ["RANK"]).write_text(str(sharded()))
-sys.exit(code)
+end(code)
 """
 
 

@@ -1,7 +1,5 @@
 """``python -m textenv``, which ``accelerate launch -m textenv`` runs in several processes."""
 
-import sys
+from textenv.cli import end, main
 
-from textenv.cli import main
-
-sys.exit(main())
+end(main())

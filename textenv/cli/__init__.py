@@ -132,7 +132,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_command(name: str) -> NoReturn:
     """Run a command with the arguments of this process, and end."""
-    sys.exit(main([name, *sys.argv[1:]]))
+    end(main([name, *sys.argv[1:]]))
+
+
+def end(code: int) -> NoReturn:
+    """End this process. One of several is gone at once: a thread of PyTorch's that wakes up while Python is taken down
+    can abort it ("terminate called without an active exception")."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def parse(command: Callable[..., Any], arguments: Sequence[str], prog: str) -> Callable[[], Any]:
