@@ -60,6 +60,11 @@ def cells(seeds: Sequence[int], env_ids: Sequence[str]) -> list[Cell]:
     return out
 
 
+def of_no_machine(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without what their names stood for, which can be folders."""
+    return {name: value for name, value in settings.items() if name not in ("environment", "evaluated")}
+
+
 def added_to(last: list[dict[str, Any]], measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The last record's cells and new ones, which replace all of the same agent in the same world."""
 
@@ -81,7 +86,7 @@ def main(
     results = run_experiment(chosen, output)
     print(f"summary: {write_summary(results, output)}")
     record: dict[str, Any] = {}
-    measured = [{"settings": result["settings"], "figures": result["figures"]} for result in results]
+    measured = [{"settings": of_no_machine(result["settings"]), "figures": result["figures"]} for result in results]
     if agents or set(env_ids) != set(SETTINGS):
         last = json.loads((RESULTS / "agents.json").read_text("utf-8"))
         measured = added_to(last["cells"], measured)

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.conftest import tiny_model
+from textenv.lm import load
 from textenv.lm.kernels import layers, tied
 from textenv.lm.kernels.tied import TiedEmbedding, tie
 from textenv.lm.load import disable_dropout, run
@@ -123,6 +124,16 @@ def test_weights_in_bfloat16_have_gradients_in_bfloat16(pair):
     plain, ours = (one.get_input_embeddings().weight.grad for one in pair)
     assert ours.dtype == torch.bfloat16
     torch.testing.assert_close(ours, plain, atol=0.02, rtol=0.02)
+
+
+def test_capped_logits_are_capped_with_a_link_too(pair):
+    """No family that caps has a plain embedding today; one may."""
+    _, ours = pair
+    ours.config.final_logit_softcapping = 0.5
+    hidden = torch.randn(3, 8) * 10
+    linked = load._head_logits(ours, hidden, tied.Link())
+    assert linked.abs().max() <= 0.5
+    torch.testing.assert_close(linked, load._head_logits(ours, hidden))
 
 
 def last_norm(model):
