@@ -7,7 +7,7 @@ import torch
 
 from textenv.episode import as_batch, observation_tokens
 from textenv.lm import LanguageModel, Responses, Sampled, response_logprobs, rows
-from textenv.lm.load import run
+from textenv.lm.heads import run
 from textenv.served.sampler import ServedSampler
 from textenv.task import Task
 

@@ -16,8 +16,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.record import write_result
+from textenv.lm.heads import run
 from textenv.lm.kernels.tied import TiedEmbedding, tie
-from textenv.lm.load import run
 
 SIZES: dict[str, Any] = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9}
 SIZES |= {"num_key_value_heads": 3, "vocab_size": 49_152, "tie_word_embeddings": True}

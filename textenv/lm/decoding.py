@@ -15,7 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from textenv.lm.batch import Responses, length_mask, rows
-from textenv.lm.load import output_embeddings, run
+from textenv.lm.heads import output_embeddings, run
 from textenv.lm.packing import packed, row_layout, run_packed
 from textenv.lm.prefix import aligned, prefix_outputs
 

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from textenv.lm.batch import length_mask
-from textenv.lm.load import run
+from textenv.lm.heads import run
 
 _log = logging.getLogger(__name__)
 

@@ -23,8 +23,8 @@ from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 
 from textenv.lm.batch import Responses, length_buckets, length_mask, rows
 from textenv.lm.frozen import lower_blocks
+from textenv.lm.heads import Outputs, run
 from textenv.lm.kernels.attention import SHORT, causal_mask, written_out
-from textenv.lm.load import Outputs, run
 
 WORTH_IT = 0.05
 """Share of padding from which packing is faster than passing the padding through."""

@@ -14,7 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from textenv.lm.batch import length_mask
-from textenv.lm.load import run
+from textenv.lm.heads import run
 
 
 def prefix_outputs(

@@ -7,7 +7,7 @@ from agents.doctor.finding import Check, Seen
 from agents.doctor.parts import ModelPart, has_system_turn, refusal
 from textenv.conformance.subject import Skipped
 from textenv.lm.chat import chat_text, template_ending
-from textenv.lm.load import output_embeddings
+from textenv.lm.heads import output_embeddings
 
 PROBES = (
     "The answer is 42.",

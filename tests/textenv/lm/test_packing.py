@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from textenv.lm import Responses, TokenRule, logprobs, packing, response_logprobs, response_scores
-from textenv.lm.load import Outputs, run
+from textenv.lm.heads import Outputs, run
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 GROUPED = {**SIZES, "num_key_value_heads": 2}

@@ -11,10 +11,11 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.conftest import tiny_model
-from textenv.lm import load
+from textenv.lm import heads
+from textenv.lm.heads import run
 from textenv.lm.kernels import layers, tied
 from textenv.lm.kernels.tied import TiedEmbedding, tie
-from textenv.lm.load import disable_dropout, run
+from textenv.lm.load import disable_dropout
 
 IDS = torch.tensor([[1, 2, 2, 7], [0, 2, 9, 9]])  # some tokens stand there twice
 SIZES = {"vocab_size": 11, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1}
@@ -131,9 +132,9 @@ def test_capped_logits_are_capped_with_a_link_too(pair):
     _, ours = pair
     ours.config.final_logit_softcapping = 0.5
     hidden = torch.randn(3, 8) * 10
-    linked = load._head_logits(ours, hidden, tied.Link())
+    linked = heads._head_logits(ours, hidden, tied.Link())
     assert linked.abs().max() <= 0.5
-    torch.testing.assert_close(linked, load._head_logits(ours, hidden))
+    torch.testing.assert_close(linked, heads._head_logits(ours, hidden))
 
 
 def last_norm(model):
