@@ -184,8 +184,9 @@ def test_a_disk_that_is_full_is_an_error_with_a_remedy_and_leaves_what_was_there
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == saved
-    run.save(lm.model, {"step": 2, "history": []}, {}, None)
+    run.save(lm.model, {"step": 2, "history": [{"step": 2, "loss": 0.5}]}, {}, None)
     assert run.checkpoint == tmp_path / "run" / "checkpoint-2"
+    assert (tmp_path / "run" / "curves.jsonl").read_text() == '{"step": 2, "loss": 0.5}\n'
 
 
 def test_another_error_while_saving_stays_what_it_is(tmp_path):
