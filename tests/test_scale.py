@@ -90,6 +90,17 @@ def test_a_launched_command_in_shares_saves_a_policy_that_one_process_reads(tmp_
     assert agent.learn(16).history[-1]["first_ratio_deviation"] < 1e-4
 
 
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_process_ends_with_its_code_and_all_that_it_said(processes):
+    """One of several does not wait for its threads: this one would sleep for ever."""
+    code = "import threading, time; from textenv.cli import end; print('said', end='')\n"
+    code += "threading.Thread(target=time.sleep, args=(1e6,)).start()\n" if processes == "2" else ""
+    command = [sys.executable, "-c", f"{code}end(3)"]
+    own = {**os.environ, "WORLD_SIZE": processes, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, env=own, timeout=60)
+    assert (done.returncode, done.stdout) == (3, "said")
+
+
 def test_a_command_for_one_process_refuses_several(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["evaluate", "--model", "x"]) == 2
