@@ -224,6 +224,14 @@ def test_best_of_n_answers_the_prompts_that_it_is_measured_on(tmp_path):
     assert ["reward" in result["figures"] for result in results] == [True, False]  # an objective has its KL in it
 
 
+@pytest.mark.parametrize("kl_coef", [0.0, 0.3])
+def test_without_a_kl_penalty_a_reward_is_an_objective_though_no_kl_is_known(kl_coef, tmp_path):
+    plan = AgentPlan(name="best", algorithm="best-of-n", options={})
+    (result,) = run_experiment([Cell("textenv/Micro-v0", plan, 1, 0, {"kl_coef": kl_coef})], tmp_path)
+    assert "kl" not in result["figures"]
+    assert ("reward" in result["figures"]) == (kl_coef == 0)
+
+
 def test_shares_run_from_the_reference_to_the_optimum_and_bounds_are_estimated_once(tmp_path, monkeypatch):
     """On Micro the share of an agent is 1 − its regret ratio, up to what is sampled."""
     plans = {"reference": {}, "small-ppo": {"batch_size": 64, "num_envs": 64}, "best-of-n": {}}
