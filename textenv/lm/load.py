@@ -97,15 +97,8 @@ class LanguageModel:
             ids = list(self.tokenizer(text, add_special_tokens=add_special_tokens).input_ids)
             self.check_ids([ids])
             return ids
-        except (
-            Exception
-        ) as error:  # what a fast tokenizer without a token for unknown words raises is a plain Exception
-            if type(error) is not Exception:
-                raise
-            raise ValueError(
-                f"a text must be made of tokens that {self.name!r} knows, got {text!r} ({error}). Correct the text, or "
-                "use another model."
-            ) from None
+        except Exception as error:
+            raise (unknown_word(repr(self.name), text, error) or error) from None
 
     def decode(self, ids: list[int]) -> str:
         return self.decode_batch([ids])[0]
@@ -313,6 +306,15 @@ def fuse_activations(model: nn.Module) -> None:
         for name, child in module.named_children():
             if type(child) is NewGELUActivation:
                 setattr(module, name, nn.GELU(approximate="tanh"))
+
+
+def unknown_word(reader: str, text: str, error: Exception) -> ValueError | None:
+    """What to say where a fast tokenizer without a token for unknown words refuses a text, which is then an Exception
+    of no kind; None for other errors."""
+    if type(error) is not Exception:
+        return None
+    rule = f"a text must be made of tokens that {reader} knows, got {text!r} ({error})"
+    return ValueError(f"{rule}. Correct the text, or use another model.")
 
 
 def embedding_rows(model: PreTrainedModel) -> int:

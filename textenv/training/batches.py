@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from textenv.lm.chat import chat_text, prompt_text, template_turn_end
+from textenv.lm.load import unknown_word
 
 _log = logging.getLogger(__name__)
 
@@ -106,5 +107,14 @@ def encode_answers(
 
 
 def _encode(tokenizer: Any, texts: list[str], special: bool) -> list[list[int]]:
-    ids_alone = {"return_attention_mask": False, "return_token_type_ids": False}
-    return tokenizer(texts, add_special_tokens=special, **ids_alone).input_ids if texts else []
+    ids_alone = {"add_special_tokens": special, "return_attention_mask": False, "return_token_type_ids": False}
+    if not texts:
+        return []
+    try:
+        return tokenizer(texts, **ids_alone).input_ids
+    except Exception as error:
+        if len(texts) == 1:
+            raise (unknown_word("the tokenizer", texts[0], error) or error) from None
+        for text in texts:  # which of them
+            _encode(tokenizer, [text], special)
+        raise

@@ -1,5 +1,7 @@
 """Texts that a tokenizer cannot read, weights that no file holds, and packages that are not there."""
 
+import json
+
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -16,6 +18,19 @@ def test_a_word_that_a_model_does_not_know_is_named(text):
     for encode in (model.encode_prompt, lambda own: model.encode_response(own, eos=True)):
         with pytest.raises(ValueError, match=f"tokens that 'micro-reference' knows, got '{text}'.*Correct the text"):
             encode(text)
+
+
+@pytest.mark.parametrize("command", ["sft", "reward", "dpo"])
+def test_so_is_one_in_the_data_of_a_training(command, tmp_path, capsys):
+    well = {"prompt": "a b", "completion": "c"} if command == "sft" else {"prompt": "a b", "chosen": "c"}
+    well |= {} if command == "sft" else {"rejected": "d"}
+    records = [well, {**well, "prompt": "hello stranger"}]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    options = ["--data", str(tmp_path / "data.jsonl"), "--output", str(tmp_path / "out")]
+    assert main([command, "--model", "micro-reference", *options]) == 2
+    said = capsys.readouterr().err
+    assert "must be made of tokens that" in said
+    assert "got 'hello stranger'" in said
 
 
 def test_a_kind_of_attention_whose_package_is_missing_is_one_clear_error(model_folder, tmp_path):
