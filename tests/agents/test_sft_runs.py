@@ -150,7 +150,7 @@ def test_files_of_others_are_refused_before_the_training_and_stay(tmp_path):
 
 
 TWO_PROCESSES = """
-import json, pathlib, sys
+import json, os, pathlib, sys
 from accelerate import Accelerator
 from agents.sft import train_sft
 from tests.agents.test_sft import RECORDS, config
@@ -160,6 +160,7 @@ assert Accelerator().num_processes == 2
 if Accelerator().is_main_process:
     pathlib.Path(sys.argv[2]).write_text(json.dumps(result.history))
 Accelerator().end_training()
+os._exit(0)  # docs/scale.md says why
 """
 
 
