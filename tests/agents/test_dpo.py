@@ -10,7 +10,8 @@ import torch
 from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM
 
-from agents.dpo import DPOConfig, _summed_loss, encode, ipo_loss, train_dpo
+from agents.dpo import DPOConfig, encode, ipo_loss, train_dpo
+from agents.dpo.trainer import _summed_loss
 from reward_models.preferences import LAYOUTS, Ranking, Turns
 from reward_models.training.losses import ranking_nll
 from tests.conftest import tiny_model
