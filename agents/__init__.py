@@ -11,7 +11,7 @@ from agents.algorithms import ALGORITHMS
 if TYPE_CHECKING:
     from agents.baselines import RandomAgent, ReferenceAgent
     from agents.best_of_n import BestOfN
-    from agents.dpo import DPOConfig, train_dpo
+    from agents.dpo import DPO, DPOConfig, train_dpo
     from agents.grpo import GRPO, GRPOConfig
     from agents.online_dpo import OnlineDPO, OnlineDPOConfig
     from agents.ppo import PPO, PPOConfig
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from agents.sft import SFTConfig, train_sft
 
 __all__ = [
+    "DPO",
     "GRPO",
     "PPO",
     "RLOO",
@@ -41,7 +42,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    modules = {"DPOConfig": "agents.dpo", "train_dpo": "agents.dpo"}
+    modules = {"train_dpo": "agents.dpo"}
     modules |= {"SFTConfig": "agents.sft", "train_sft": "agents.sft"}
     for target in ALGORITHMS.values():
         module, _, kind = target.partition(":")

@@ -24,6 +24,7 @@ LEARNERS = {
 
 ALGORITHMS = {
     **LEARNERS,
+    "dpo": "agents.dpo:DPO",
     "sb3-ppo": "agents.sb3.training:SB3PPO",
     "sb3-a2c": "agents.sb3.training:SB3A2C",
     "sb3-maskable-ppo": "agents.sb3.masks:SB3MaskablePPO",

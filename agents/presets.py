@@ -16,6 +16,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "grpo": {**_GROUP, "learning_rate": 1e-3},
         "reinforce": {"learning_rate": 2e-3},
         "online-dpo": {**_GROUP, "learning_rate": 1e-3},
+        "dpo": {"learning_rate": 1e-3, "batch_size": 64},
     },
     "assistant": {
         "ppo": {"epochs": 2, "learning_rate": 3e-4},
@@ -23,6 +24,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "grpo": {**_GROUP, "learning_rate": 3e-4},
         "reinforce": {"learning_rate": 1e-3},
         "online-dpo": {**_GROUP, "learning_rate": 3e-4},
+        "dpo": {"learning_rate": 3e-4, "batch_size": 64},
     },
 }
 """Preset → learner → settings that differ from the defaults of its config."""
@@ -39,4 +41,6 @@ def preset(name: str, learner: str, total_episodes: int) -> dict[str, Any]:
     if name not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}. {hint(name, PRESETS)}".rstrip())
     settings = PRESETS[name].get(learner)
-    return {} if settings is None else {"lr_decay_episodes": total_episodes, **settings}
+    if settings is None or learner == "dpo":  # whose schedule is as long as its data
+        return dict(settings or {})
+    return {"lr_decay_episodes": total_episodes, **settings}

@@ -19,9 +19,11 @@ How this differs from the papers:
 
 References: Rafailov et al. 2023 (DPO); Mitchell 2023 (label smoothing); Azar et al. 2024 (IPO).
 
-Command: ``textenv dpo --model assistant-sft --data rankings.jsonl --output my-dpo``.
+Command: ``textenv dpo --model assistant-sft --data rankings.jsonl --output my-dpo``. In an experiment file,
+``algorithm: dpo`` trains on the reference's own responses, judged by the environment (:class:`DPO`).
 """
 
+from agents.dpo.agent import DPO
 from agents.dpo.trainer import DPOConfig, DPOResult, encode, ipo_loss, train_dpo
 
-__all__ = ["DPOConfig", "DPOResult", "encode", "ipo_loss", "train_dpo"]
+__all__ = ["DPO", "DPOConfig", "DPOResult", "encode", "ipo_loss", "train_dpo"]

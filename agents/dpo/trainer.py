@@ -27,7 +27,7 @@ from textenv.settings import Positive
 from textenv.training.batches import Ragged, encode_answers
 from textenv.training.checkpoint import RunFolder
 from textenv.training.config import TrainingConfig
-from textenv.training.loop import Evaluation, Objective, OnProgress, fit
+from textenv.training.loop import Evaluation, Fit, Objective, OnProgress, fit
 from textenv.training.trackers import Tracker
 
 _log = logging.getLogger(__name__)
@@ -101,16 +101,12 @@ def train_dpo(
     else:
         learner = replace(model, model=copy.deepcopy(model.model))
     texts = encode(learner, kept, config)
-    examples = Examples.of(texts, kept)
     evaluation = None
     if eval_rankings is not None:
         held_out, _ = _of_one_turn(load_rankings(eval_rankings), config)
         evaluation = Evaluation(_evaluation(learner, held_out, config))
-    inputs = {"data": examples.digest(), "model": _digest(learner.model)}
-    objective = Objective(learner.model, _summed_loss(config))
     options = {"evaluation": evaluation, "report_to": report_to, "on_progress": on_progress}
-    run = fit(objective, examples, config, folder, inputs=inputs, **options)
-    folder.finish(learner.save_pretrained, run.history)
+    run = fit_pairs(learner, Examples.of(texts, kept), texts.rule, config, folder, **options)
     metrics = {
         "seconds": run.seconds,
         "steps": float(run.steps),
@@ -120,6 +116,17 @@ def train_dpo(
         **run.evaluation,
     }
     return DPOResult(learner, run.history, metrics)
+
+
+def fit_pairs(
+    learner: LanguageModel, examples: Examples, rule: TokenRule, config: DPOConfig, folder: RunFolder, **options: Any
+) -> Fit:
+    """Train a model in place on rankings of :class:`Continuations`, and leave it in the folder."""
+    inputs = {"data": examples.digest(), "model": _digest(learner.model)}
+    objective = Objective(learner.model, _summed_loss(config, rule))
+    run = fit(objective, examples, config, folder, inputs=inputs, **options)
+    folder.finish(learner.save_pretrained, run.history)
+    return run
 
 
 def _of_one_turn(rankings: list[Ranking], config: DPOConfig) -> tuple[list[Ranking], int]:
@@ -143,8 +150,10 @@ class Continuations(NamedTuple):
     responses: Ragged
     ref_logprobs: Float[Tensor, " n"]
     """``log π_ref(y|x)``, nats."""
-    truncated_prompts: int
-    truncated_responses: int
+    truncated_prompts: int = 0
+    truncated_responses: int = 0
+    rule: TokenRule = _PLAIN
+    """The distribution whose log-probabilities are compared."""
 
     @property
     def lengths(self) -> Int[Tensor, " n"]:
@@ -162,7 +171,7 @@ class Continuations(NamedTuple):
     def log_ratios(self, model: PreTrainedModel, batch_size: int) -> Float[Tensor, " n"]:
         """``log π(y|x) − log π_ref(y|x)``, without gradient."""
         every = self.responses_of(torch.arange(len(self.ref_logprobs)))
-        return response_logprobs(model, every, _PLAIN, batch_size=batch_size).sum(1) - self.ref_logprobs
+        return response_logprobs(model, every, self.rule, batch_size=batch_size).sum(1) - self.ref_logprobs
 
 
 def encode(model: LanguageModel, rankings: Sequence[Ranking], config: DPOConfig) -> Continuations:
@@ -218,14 +227,14 @@ def ipo_loss(
     return losses.masked_fill(~pairs, 0.0).sum((1, 2)) / pairs.sum((1, 2))
 
 
-def _summed_loss(config: DPOConfig) -> Callable[..., Float[Tensor, ""]]:
+def _summed_loss(config: DPOConfig, rule: TokenRule = _PLAIN) -> Callable[..., Float[Tensor, ""]]:
     """The sum over prompts of a batch."""
 
     def summed(
         model: PreTrainedModel, counts: Tensor, ranks: Tensor, margins: Tensor, ref_logprobs: Tensor, **fields: Tensor
     ) -> Float[Tensor, ""]:
         batch = Responses(**fields)
-        sums = gather_predictions(response_scores(model, batch, _PLAIN).logprobs, batch).sum(1)
+        sums = gather_predictions(response_scores(model, batch, rule).logprobs, batch).sum(1)
         log_ratios, mask = table(sums - ref_logprobs, counts)
         options = {"ranks": table(ranks, counts)[0], "label_smoothing": config.label_smoothing}
         if config.loss == "ipo":
