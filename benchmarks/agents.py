@@ -29,6 +29,7 @@ LEARNERS: list[tuple[str, str, dict[str, Any]]] = [  # with the preset of the id
     ("Dr. GRPO", "grpo", {"normalize_std": False, "normalize_length": False}),
     ("REINFORCE", "reinforce", {}),
     ("Online DPO", "online-dpo", {}),
+    ("DPO", "dpo", {}),
 ]
 FIXED = [("best-of-4", "best-of-n", {"n": 4}), ("reference", "reference", {}), ("random", "random", {})]
 SB3_MICRO = {**SB3, "num_envs": 256, "n_steps": 4}
