@@ -61,7 +61,7 @@ def score_rows_in_buckets(model: PreTrainedModel, input_ids: Ids, lengths: Lengt
 def score_features(model: PreTrainedModel, features: Float[Tensor, "B H"]) -> Scores:
     """Scores of what :func:`features_of_rows` returned, with gradient to the head alone."""
     head = score_head(model)
-    return head(features.to(head.weight.dtype)).squeeze(-1).float()
+    return _wide(head(features.to(head.weight.dtype)).squeeze(-1))
 
 
 @torch.no_grad()
@@ -77,7 +77,7 @@ def features_of_rows(
         scores = _pooled_scores(model, input_ids, lengths, token_type_ids)
     finally:
         hook.remove()
-    assert torch.allclose(score_head(model)(seen[0]).squeeze(-1).float(), scores), "the head is not the last layer"
+    assert torch.allclose(_wide(score_head(model)(seen[0]).squeeze(-1)), scores), "the head is not the last layer"
     return seen[0]
 
 
@@ -141,4 +141,9 @@ def _pooled_scores(model: PreTrainedModel, input_ids: Ids, lengths: Lengths, tok
     types = {} if token_type_ids is None else {"token_type_ids": token_type_ids.to(input_ids.device)}
     # Exactly the padding token: RoBERTa finds positions by comparing with it.
     input_ids = input_ids if pad_id is None else torch.where(mask, input_ids, pad_id)
-    return model(input_ids=input_ids, attention_mask=mask.long(), **types).logits[:, 0].float()
+    return _wide(model(input_ids=input_ids, attention_mask=mask.long(), **types).logits[:, 0])
+
+
+def _wide(scores: Tensor) -> Tensor:
+    """At least float32."""
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
