@@ -200,7 +200,7 @@ class TransformerRewardModel:
     @torch.no_grad()
     def scores(self, texts: EncodedTexts) -> Float[Tensor, " N"]:
         """Scores of tokenised texts, in order, on the CPU; batches are of similar length."""
-        out = torch.zeros(len(texts.lengths))
+        out = torch.zeros(len(texts.lengths), dtype=torch.promote_types(self.model.dtype, torch.float32))
         for index in length_buckets(texts.lengths, self.batch_size, max_padding=0.1):
             out[index] = heads.score_rows(self.model, **texts.batch(index, self.model.device)).cpu()
         return out
