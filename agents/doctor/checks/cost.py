@@ -5,38 +5,23 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from agents.doctor.checks.environment import EnvironmentPart
 from agents.doctor.finding import Check, Seen
-from agents.doctor.parts import LARGE
-from agents.ppo import PPO, PPOConfig
+from agents.ppo import PPOConfig
 from textenv import registry
-from textenv.conformance.subject import Skipped
-from textenv.vector import make_vec
 
 
 def iteration(part: EnvironmentPart) -> Iterator[Seen]:
     """An iteration of PPO with default settings fits the memory and the patience."""
-    part.reference.need_finite()
-    full = PPOConfig()
-    if part.vector.task.config.kl_source == "policy":
-        raise Skipped("with kl_source='policy' the policy is attached by its owner")
+    full, learned, log = PPOConfig(), part.learned, part.learned.log
     model = part.vector.task.reference.model
-    count = 4 if sum(weight.numel() for weight in model.parameters()) > LARGE else 32
-    env = make_vec(part.env_id, count, **part.options)
-    learner = PPO(env, PPOConfig(batch_size=count, epochs=1, minibatches=1))
-    activations = _Saved({weight.data_ptr() for weight in learner.actor.parameters()})
-    with torch.autograd.graph.saved_tensors_hooks(activations.pack, lambda kept: kept):
-        learner.learn(count)
-    log = learner.history[-1]
-    times = full.batch_size / count
+    times = full.batch_size / learned.episodes
     seconds = times * (log["rollout_seconds"] + full.epochs * log["update_seconds"])
     tokens = times * log["update_tokens"] / full.minibatches
-    widest = min(tokens, full.max_tokens_per_pass) / log["update_tokens"] * activations.bytes
-    trained = sum(weight.numel() for weight in learner.actor.parameters() if weight.requires_grad)
+    widest = min(tokens, full.max_tokens_per_pass) / log["update_tokens"] * learned.activations
     parts = {
-        "policy with gradients and Adam": 16.0 * trained,
+        "policy with gradients and Adam": 16.0 * learned.trained,
         "reference": _bytes(model),
         "reward model": _bytes(_module(part)),
         "activations": widest,
@@ -44,20 +29,6 @@ def iteration(part: EnvironmentPart) -> Iterator[Seen]:
     listed = ", ".join(f"{name} {_mib(size)}" for name, size in parts.items() if size)
     what = f"an iteration of {full.batch_size} episodes takes about {_rounded(seconds)} s"
     yield Seen("note", f"{what} and {_mib(sum(parts.values()))} ({listed})")
-
-
-class _Saved:
-    """Counts the bytes that autograd keeps for the backward pass, each storage once."""
-
-    def __init__(self, weights: set[int]) -> None:
-        self.bytes, self._seen = 0, set(weights)
-
-    def pack(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._seen:
-            self._seen.add(storage.data_ptr())
-            self.bytes += storage.nbytes()
-        return tensor
 
 
 def _module(part: EnvironmentPart) -> Any:

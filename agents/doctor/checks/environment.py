@@ -8,8 +8,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from agents.core.agent import LanguageModelAgent
+from agents.doctor.checks.model import drawn_otherwise
+from agents.doctor.checks.texts import control_words
 from agents.doctor.data import LEAKAGE_REMEDY, LEAKAGE_WHY, leaked
 from agents.doctor.finding import Check, Seen
+from agents.doctor.iteration import Learned, one_iteration
 from agents.doctor.parts import ModelPart, Text
 from reward_models.benchmark.layout import Inputs
 from textenv import conformance, registry
@@ -72,6 +75,14 @@ class EnvironmentPart:
         prompts = observation_tokens(observation, task.prompt_width)
         tokens = prompts._replace(response_ids=sampled.response_ids, response_lengths=sampled.response_lengths)
         return Played(tokens, sampled.logprobs.numpy(), ids, infos["final_info"])
+
+    @functools.cached_property
+    def learned(self) -> Learned:
+        """One small iteration of PPO with a single step."""
+        self.reference.need_finite()
+        if self.vector.task.config.kl_source == "policy":
+            raise Skipped("with kl_source='policy' the policy is attached by its owner")
+        return one_iteration(self.env_id, self.options, self.vector.task.reference.model)
 
     def paid(self, logprobs: Float[np.ndarray, "B T"]) -> tuple[Float[np.ndarray, " B"], Mapping[str, Any]]:
         """Rewards and last info of the same episodes, with other log-probabilities reported."""
@@ -137,6 +148,33 @@ def reference_kl(part: EnvironmentPart) -> Iterator[Seen]:
     tolerance = 1e-2 if part.vector.task.config.dtype == "float32" else 1.0
     if not worst <= tolerance:
         yield Seen("error", f"it is up to {worst:.3g} nats, {float(np.mean(info['kl'])):.3g} on average")
+
+
+def sampler(part: EnvironmentPart) -> Iterator[Seen]:
+    """Responses follow the distribution that scores them, at the environment's temperature and minimum, by χ²."""
+    yield from drawn_otherwise(part.vector.task.reference, part.played.tokens, part.vector.task.rule)
+
+
+def first_update(part: EnvironmentPart) -> Iterator[Seen]:
+    """In a learner's first update every ratio is 1 before its step."""
+    worst, tolerance = part.learned.log["first_ratio_deviation"], part.reference.tolerance
+    if not worst <= tolerance:
+        yield Seen("error", f"a ratio is off by {worst:.2g} in an update that has not changed a weight")
+
+
+def foreign_control_tokens(part: EnvironmentPart) -> Iterator[Seen]:
+    """The reward model knows the control tokens that prompts hold as text."""
+    task = part.vector.task
+    tokenizer: Any = getattr(registry.reward_model(task.config.reward_model, *task.config.loading), "tokenizer", None)
+    if tokenizer is None:
+        raise Skipped("the reward model has no tokenizer")
+    foreign = [token for token in control_words(task.reference) if token not in tokenizer.get_vocab()]
+    written = [prompt for prompt in task.prompts.prompts if isinstance(prompt, str)]
+    found = [prompt for prompt in written if any(token in prompt for token in foreign)]
+    if found:
+        names = ", ".join(token for token in foreign if any(token in prompt for prompt in found))
+        what = f"{len(found)} of {len(task.prompts.prompts)} prompts hold {names}, plain letters to the reward model"
+        yield Seen("warning", f"{what}: {found[0][:60]!r}")
 
 
 def whole_response(part: EnvironmentPart) -> Iterator[Seen]:
@@ -221,6 +259,23 @@ ENVIRONMENT_CHECKS = {
         reference_kl,
         "A KL that is not 0 at the start means that sampling and scoring differ (trl 235, 256, 1005; OpenRLHF 853).",
         "Use one temperature, one precision and one set of masks for both; see the checks of the model.",
+    ),
+    "sampler": Check(
+        sampler,
+        "A temperature that one of sampler and scorer does not know makes the KL negative, and training collapses (trl "
+        "235, 1005; OpenRLHF 853).",
+        "Give temperature and min_new_tokens to the environment, and to nothing else.",
+    ),
+    "first update": Check(
+        first_update,
+        "Where the ratio is not 1 at the start, sampling and training see two policies (trl 744; trlx 107; verl 2305).",
+        "Look for dropout, another precision or other masks in one of the two; see the checks of the model.",
+    ),
+    "control tokens": Check(
+        foreign_control_tokens,
+        "A prompt that was rendered for the policy is noise to a reward model of another family (trl 1674, 1979: texts "
+        "read with another tokenizer).",
+        "Give prompts as messages: policy and reward model then write them each with a template of its own.",
     ),
     "whole response": Check(
         whole_response,

@@ -13,7 +13,7 @@ from transformers.utils import logging as hf_logging
 from agents.doctor.finding import Check, Seen
 from agents.doctor.parts import ModelPart
 from textenv.conformance.subject import Skipped
-from textenv.lm import response_logprobs, response_outputs
+from textenv.lm import LanguageModel, Responses, TokenRule, response_logprobs, response_outputs
 from textenv.lm.adapters import adapter_base
 from textenv.lm.decoding import decodes_with_cache
 from textenv.lm.load import load_language_model
@@ -138,15 +138,19 @@ def first_ratio(part: ModelPart) -> Iterator[Seen]:
         yield Seen("error", f"they differ by up to {change:.2g} nats: the ratio of an untrained policy is {worst:.4g}")
 
 
-@torch.no_grad()
 def sampler(part: ModelPart) -> Iterator[Seen]:
     """Sampled tokens follow the distribution that scores them, by χ²."""
-    rows, _ = part.drawn
+    yield from drawn_otherwise(part.lm, part.drawn[0], part.rule)
+
+
+@torch.no_grad()
+def drawn_otherwise(lm: LanguageModel, rows: Responses, rule: TokenRule) -> Iterator[Seen]:
+    """An error where responses are not draws from what a model says under a rule."""
     generator = torch.Generator().manual_seed(1)
     places: list[float] = []
     for index in torch.arange(len(rows.prompt_lengths)).split(16):
         few = rows.select(index)
-        probabilities = response_outputs(part.lm.model, few.to(part.lm.device), part.rule)[0].exp().double().cpu()
+        probabilities = response_outputs(lm.model, few.to(lm.device), rule)[0].exp().double().cpu()
         own = probabilities.gather(1, few.response_ids[few.response_mask][:, None])
         above = torch.where(probabilities > own, probabilities, 0.0).sum(1)
         equal = torch.where(probabilities == own, probabilities, 0.0).sum(1)

@@ -59,7 +59,7 @@ def _repeats(pair: Text) -> bool:
 
 def control_tokens(part: Demonstrations | Preferences) -> Iterator[Seen]:
     """No turn of a chat and no response holds a control token of the model as text."""
-    tokens = _control_tokens(part.model)
+    tokens = control_words(part.model)
     found = [hits for pair in part.texts if (hits := _hits(part, pair, tokens))]
     if found:
         share = len(found) / len(part.texts)
@@ -83,7 +83,7 @@ def _contents(prompt: Any) -> list[str]:
     return [prompt] if isinstance(prompt, str) else [str(message.get("content", "")) for message in prompt]
 
 
-def _control_tokens(lm: LanguageModel) -> list[str]:
+def control_words(lm: LanguageModel) -> list[str]:
     """Those that begin, part or end texts and turns. Others, such as those around the call of a tool, belong to
     answers."""
     tokenizer: Any = lm.tokenizer

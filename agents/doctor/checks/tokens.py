@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from agents.doctor.finding import Check, Seen
-from agents.doctor.parts import ModelPart, has_system_turn, refusal
+from agents.doctor.parts import ModelPart, Text, has_system_turn, refusal
 from textenv.conformance.subject import Skipped
 from textenv.lm.chat import chat_text, template_ending
 from textenv.lm.heads import output_embeddings
@@ -111,8 +111,25 @@ def answer_after_prompt(part: ModelPart) -> Iterator[Seen]:
     if tokenizer(whole, add_special_tokens=False).input_ids != apart:
         what = "the template gives an answer other tokens than its own"
         yield Seen("warning", f"{what}: they are learned, and a reward model that reads plain answers sees others")
+    elif found := [text for text in part.texts if _rendered_otherwise(part, text)]:
+        chats = sum(not isinstance(text.prompt, str) for text in part.texts)
+        what = f"{len(found)} of {chats} chats of the data get other tokens with their answer than before it"
+        yield Seen("warning", f"{what}: {found[0].response[:40]!r}")
     if not template_ending(tokenizer):
         yield Seen("warning", "the template puts nothing after an answer: only EOS tells where it ends")
+
+
+def _rendered_otherwise(part: ModelPart, text: Text) -> bool:
+    """Whether a chat with its response is not the prompt, the response and the ending, token by token."""
+    lm, tokenizer = part.lm, part.lm.tokenizer
+    if isinstance(text.prompt, str) or refusal(lm, text.prompt):
+        return False
+    whole = chat_text(tokenizer, [*text.prompt, {"role": "assistant", "content": text.response}])
+    try:
+        apart = [*lm.encode_prompt(text.prompt), *lm.encode_response(text.response, eos=False)]
+    except ValueError:
+        return False  # the round trip says so
+    return tokenizer(whole, add_special_tokens=False).input_ids != [*apart, *template_ending(tokenizer)]
 
 
 def _need_template(part: ModelPart) -> None:

@@ -1,5 +1,7 @@
 """Faults of environments: of their rewards, their reference and their settings."""
 
+import dataclasses
+
 import gymnasium
 import pytest
 import torch
@@ -8,12 +10,13 @@ from torch import nn
 import textenv
 from agents.doctor import diagnose
 from agents.doctor.checks.environment import EnvironmentPart
-from tests.agents.doctor.helpers import levels, seen
-from tests.conftest import tiny_model
+from tests.agents.doctor.helpers import GOOD, chat_part, levels, seen
+from tests.conftest import tiny_model, word_tokenizer
 from textenv import scoring
 from textenv.conformance.subject import Skipped
 
 CHECKS = ("contract", "reward", "KL of the reference", "whole response", "EOS rate", "spread", "temperature", "β")
+CHECKS += ("sampler", "first update")
 
 
 @pytest.fixture
@@ -72,6 +75,69 @@ def test_the_kl_is_known_to_be_0_where_temperature_is_not_1(part):
     assert levels("environment: KL of the reference", warm) == []
     assert levels("environment: reward", warm) == []
     assert levels("environment: temperature", warm) == ["note"]
+
+
+def test_a_temperature_that_the_scorer_does_not_know_is_found(part):
+    warm = part(temperature=0.3, min_new_tokens=2)
+    assert not seen("environment: sampler", warm)
+    warm.vector.task.rule = dataclasses.replace(warm.vector.task.rule, temperature=1.0)
+    [(level, what)] = seen("environment: sampler", warm)
+    assert level == "error"
+    assert what.startswith("χ² of ")
+
+
+def test_a_policy_that_is_another_one_in_training_is_found(part):
+    """Like dropout: what a pass says depends on whether it has a gradient."""
+
+    def load():
+        lm = tiny_model("llama")
+
+        def hook(module, args, output):
+            if torch.is_grad_enabled():
+                output.last_hidden_state = 1.1 * output.last_hidden_state
+            return output
+
+        lm.model.base_model.register_forward_hook(hook)
+        return lm
+
+    textenv.register_language_model("doctor-gradient", load)
+    broken = part(reference="doctor-gradient")
+    assert not seen("environment: KL of the reference", broken)
+    [(level, what)] = seen("environment: first update", broken)
+    assert level == "error"
+    assert "a ratio is off by 0." in what
+
+
+class Foreign:
+    """A reward model with a tokenizer of its own."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def __call__(self, prompts, completions):
+        return [float(len(completion)) for completion in completions]
+
+
+@pytest.mark.parametrize(("knows", "rendered"), [(False, True), (True, True), (False, False)])
+def test_control_tokens_that_the_reward_model_does_not_know_are_found(part, knows, rendered):
+    lm = chat_part(GOOD).lm
+    textenv.register_language_model("doctor-chat", lambda: lm)
+    textenv.register_reward_model("doctor-foreign", Foreign(lm.tokenizer if knows else word_tokenizer()))
+    messages = [{"role": "user", "content": "question"}]
+    prompts = ["the sky", lm.prompt_text(messages) if rendered else messages]
+    asked = part(reference="doctor-chat", reward_model="doctor-foreign", prompts=prompts)
+    found = seen("environment: control tokens", asked)
+    if not rendered or knows:
+        assert not found
+    else:
+        [(level, what)] = found
+        assert level == "warning"
+        assert what.startswith("1 of 2 prompts hold <end>, plain letters to the reward model: 'user question <end>")
+
+
+def test_without_a_tokenizer_there_are_no_foreign_tokens(part):
+    with pytest.raises(Skipped):
+        seen("environment: control tokens", part())
 
 
 def test_an_attached_policy_is_the_reference_itself(part):

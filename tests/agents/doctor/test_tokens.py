@@ -85,6 +85,17 @@ def test_a_template_that_writes_an_answered_prompt_in_another_way_is_found():
     assert "another beginning" in what
 
 
+def test_a_template_that_drops_a_part_of_some_answers_is_found():
+    """As thinking is dropped from earlier turns."""
+    dropping = GOOD.replace("m['content']", "m['content'].split('SYSTEM')[-1]")
+    chat = [{"role": "user", "content": "question"}]
+    texts = [Text(chat, "red SYSTEM blue"), Text(chat, "blue"), Text("a plain prompt", "red SYSTEM blue")]
+    assert not seen("model: answer after prompt", chat_part(GOOD, texts=texts))
+    [(level, what)] = seen("model: answer after prompt", chat_part(dropping, texts=texts))
+    assert level == "warning"
+    assert what.startswith("1 of 2 chats of the data get other tokens with their answer than before it: 'red SYSTEM")
+
+
 def test_a_template_without_an_ending_is_found():
     endless = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}" + ASK
     assert levels("model: answer after prompt", chat_part(endless)) == ["warning"]
