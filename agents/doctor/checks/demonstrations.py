@@ -64,7 +64,7 @@ DEMONSTRATION_CHECKS = {
     ),
     "context": Check(
         prompts_fit,
-        "The start of a prompt, often the instructions, is cut without an error.",
+        "The start of a prompt, often the instructions, is cut without an error (trl 2209, 2551).",
         "Drop or shorten long records, or use a model with a longer context.",
     ),
     "empty completions": Check(

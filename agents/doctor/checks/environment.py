@@ -284,7 +284,8 @@ ENVIRONMENT_CHECKS = {
     ),
     "EOS rate": Check(
         eos_rate,
-        "Where responses never end by themselves, an ending cannot be learned, and a score of cut texts is optimised.",
+        "Where responses never end by themselves, an ending cannot be learned, and a score of cut texts is optimised "
+        "(trl 3248, 5697).",
         "Raise max_new_tokens, fine-tune on completions with their ending, or set missing_eos_penalty.",
     ),
     "temperature": Check(

@@ -201,12 +201,14 @@ MODEL_CHECKS = {
     ),
     "finite": Check(
         finite,
-        "One NaN spreads to every weight at the first step, and shows as a flat curve.",
+        "One NaN spreads to every weight at the first step, and shows as a flat curve or as an error of the sampler "
+        "(trl 229; LlamaFactory 551).",
         "Load the checkpoint before the divergence; lower the learning rate or clip gradients.",
     ),
     "precision": Check(
         precision,
-        "bfloat16 has 8 bits of mantissa: Adam's steps of 1e-5 round to nothing, and the policy does not move.",
+        "bfloat16 has 8 bits of mantissa: Adam's steps of 1e-5 round to nothing, and the policy does not move (apex "
+        "1728; keras-hub 2629).",
         "Load in float32; the environment's dtype='bfloat16' computes in bfloat16 over float32 weights.",
     ),
     "dropout": Check(

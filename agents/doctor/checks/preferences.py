@@ -136,7 +136,8 @@ def _place(record: dict[str, Any]) -> tuple[int, int] | None:
 PREFERENCE_CHECKS = {
     "records": Check(
         readable,
-        "Equal responses teach nothing and count as errors of every model; records that are left out change the data.",
+        "Equal responses teach nothing and count as errors of every model; records that are left out change the data "
+        "(OpenRLHF 1311: pairs that are equal once they are cut).",
         "Drop or correct these records; `--skip-malformed` leaves them out in training.",
     ),
     "margins": Check(
@@ -149,7 +150,7 @@ PREFERENCE_CHECKS = {
     "context": Check(
         context,
         "What is cut is not judged: the start of a prompt, often the instructions, or the end of a response with what "
-        "people liked in it.",
+        "people liked in it (OpenRLHF 1311; rlhf-book 503).",
         "Drop or shorten long records, or use a model with a longer context.",
     ),
     "label noise": Check(

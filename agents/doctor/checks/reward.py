@@ -140,7 +140,8 @@ REWARD_CHECKS = {
     ),
     "asked again": Check(
         repeated,
-        "Noise in a reward hides what is to be learned, and dropout left on in a reward model is easily missed.",
+        "Noise in a reward hides what is to be learned, and dropout left on in a reward model is easily missed "
+        "(LlamaFactory 761).",
         "Call model.eval(); fix the seed of what is random in it.",
     ),
     "batch": Check(

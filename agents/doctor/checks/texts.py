@@ -99,7 +99,7 @@ def control_words(lm: LanguageModel) -> list[str]:
 TEXT_CHECKS = {
     "template": Check(
         template,
-        "Training stops at the first chat that cannot be written.",
+        "Training stops at the first chat that cannot be written (unsloth 334; alignment-handbook 93).",
         "Let users and assistants take turns as the template wants them, or use a model with another template.",
     ),
     "printed chats": Check(
@@ -117,7 +117,7 @@ TEXT_CHECKS = {
     "control tokens": Check(
         control_tokens,
         "Tokenizers read their special tokens wherever they stand: a text can close its own turn and open another one "
-        "(prompt injection), and a response ends in its middle.",
+        "(prompt injection), and a response ends in its middle (transformers 29279; tokenizers 1347).",
         "Remove them from the texts; where texts are about such tokens, write them with a space inside.",
     ),
 }

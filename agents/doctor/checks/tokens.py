@@ -198,30 +198,32 @@ TOKEN_CHECKS = {
     ),
     "vocabulary": Check(
         vocabulary,
-        "An id without a row is an index error on a CPU, and garbage or a hung kernel on some GPUs.",
+        "An id without a row is an index error on a CPU, and garbage or a hung kernel on some GPUs (transformers "
+        "1848, 24698).",
         "Call model.resize_token_embeddings(len(tokenizer)), or load the tokenizer that belongs to the model.",
     ),
     "ending tokens": Check(
         ending_tokens,
         "Here each of them ends an episode. Where generate knows only one, it writes on after the answer: base models' "
-        "EOS left in instruct checkpoints (Llama 3's <|eot_id|> was missing there at first).",
+        "EOS left in instruct checkpoints (Llama 3's <|eot_id|> was missing there at first: vllm 4180; trl 7039).",
         "List every ending token in generation_config.eos_token_id.",
     ),
     "BOS": Check(
         bos,
         "A doubled or missing BOS shifts a model off what it was trained on, quietly: a rendered chat that is "
-        "tokenised with special tokens has two.",
+        "tokenised with special tokens has two (sglang 888; open-r1 462; transformers 31796).",
         "Pass chats as messages, not as rendered strings; tokenise rendered chats with add_special_tokens=False.",
     ),
     "system turn": Check(
         system_turn,
-        "Instructions in the data that the template drops are trained on as if nobody had given them.",
+        "Instructions in the data that the template drops are trained on as if nobody had given them (onetwo 6; "
+        "lm-evaluation-harness 2069).",
         "Put the instructions into the user's turn, or change the template.",
     ),
     "answer after prompt": Check(
         answer_after_prompt,
         "The policy continues the prompt as it was rendered; data rendered in another way teaches a context that never "
-        "comes (templates that drop or add a thinking part).",
+        "comes (templates that drop or add a thinking part: verl 6854; trl 6361).",
         "Change the template so that an answer continues the generation prompt.",
     ),
     "round trip": Check(
@@ -233,7 +235,7 @@ TOKEN_CHECKS = {
     "joint tokens": Check(
         joint_tokens,
         "The policy starts from the prompt's own tokens. Trainers that join the texts first learn another boundary "
-        "and mask the wrong token there.",
+        "and mask the wrong token there (trl 1960, 2054, 2209).",
         "End prompts without a space and start responses with one, or the reverse; be the same everywhere.",
     ),
 }
