@@ -5,7 +5,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -16,9 +16,9 @@ from agents.core.job import Algorithm, Job, Trained
 from agents.core.kept import Keep, keep_best, keep_earlier
 from agents.core.learner import Config, Learner
 from agents.core.rollout import Rollout
-from agents.logs.files import CURVES, SAMPLES, append, drop_after, sample_texts
+from agents.logs.files import BOUNDS, CURVES, SAMPLES, append, drop_after, read_bounds, sample_texts
 from agents.presets import WORLDS, preset
-from textenv.data.folders import check_replaceable, is_of_writing, recover, replace_folder
+from textenv.data.folders import add_file, check_replaceable, is_of_writing, recover, replace_folder
 from textenv.data.records import write_json
 from textenv.lm.adapters import adapters
 from textenv.registry import changed, described
@@ -40,6 +40,10 @@ MAY_CHANGE = (
     *SamplerConfig.__annotations__,
 )
 """Settings that may change when a run is resumed: the length of its schedule, memory, and who samples."""
+_SHOWN = ("rm_score", "kl", "gold_score")
+"""Figures beside the objective on a progress bar."""
+UNCLEAR = 0.1
+"""Share of prompts from which an estimated optimum is a lower bound: their samples cannot tell."""
 _OF_THE_MACHINE = ("device", "attn_implementation", "score_batch_size", "obs_mode")
 """Options of an environment that may."""
 
@@ -78,8 +82,9 @@ class CheckpointedLearner(Learner[Config], Algorithm):
                     keep_earlier(path, folder, len(self.history), keep.last)
                     if keep.best is not None:
                         keep_best(path, folder, self.history, keep.best, compare=compare)
-                    if (path / SAMPLES).is_file():
-                        shutil.copy2(path / SAMPLES, folder / SAMPLES)
+                    for name in (SAMPLES, BOUNDS):
+                        if (path / name).is_file():
+                            shutil.copy2(path / name, folder / name)
         except Exception as error:
             if not is_of_writing(error):
                 raise
@@ -178,11 +183,15 @@ class CheckpointedLearner(Learner[Config], Algorithm):
         report_to: Sequence[Tracker] = (),
         name: str | None = None,
         advance: Advance | None = None,
+        on_samples: Callable[[list[dict[str, Any]]], None] | None = None,
+        bounds: Mapping[str, float] | None = None,
     ) -> None:
         """Learn until ``total_episodes`` have been played in total, saving every ``every`` updates and at the end.
 
         Each update adds a line to ``curves.jsonl`` in the folder, and the first and every ``sample_every``-th one a few
-        texts to ``samples.jsonl``; ``report_to`` names trackers that get the figures too, for a run called ``name``.
+        texts to ``samples.jsonl``, and to ``on_samples``; ``report_to`` names trackers that get figures and texts too,
+        for a run called ``name``. ``bounds``, or those that the folder has, stand beside the objective on a progress
+        bar; without them, what it was at the first update, when the policy was still the reference.
         Ctrl-C or SIGTERM finishes the running update, saves, and raises KeyboardInterrupt; :meth:`load` continues from
         there. Of several processes the main one alone writes and reports; a signal to any of them stops all.
         """
@@ -191,6 +200,9 @@ class CheckpointedLearner(Learner[Config], Algorithm):
             rule = "keep_best must be a figure that the environment has, got 'gold_score' without a gold judge"
             raise ValueError(f"{rule}. Choose reward or rm_score, or give the environment its gold.")
         self._open_logs(folder)
+        if bounds is not None:
+            on_main(lambda: add_file(folder, BOUNDS, json.dumps(bounds)))
+        bounds = read_bounds(folder)
         total = math.ceil(total_episodes / size)
 
         def after_update(log: dict[str, float]) -> bool:
@@ -199,10 +211,14 @@ class CheckpointedLearner(Learner[Config], Algorithm):
                 append(folder / CURVES, [log])
                 report(log, done)
                 if done == 1 or done % sample_every == 0:
-                    append(folder / SAMPLES, sample_texts(self._played, self.task.reference, done, self.episodes))
+                    samples = sample_texts(self._played, self.task.reference, done, self.episodes)
+                    append(folder / SAMPLES, samples)
+                    report.table("samples", samples, done)
+                    if on_samples is not None:
+                        on_samples(samples)
                 if advance is not None:
-                    keys = {"objective": "reward", "rm_score": "rm_score", "kl": "kl", "gold_score": "gold_score"}
-                    advance(done, total, {name: log[key] for name, key in keys.items() if key in log})
+                    objective = {_objective(self.history[0]["reward"], bounds): log["reward"]}
+                    advance(done, total, objective | {key: log[key] for key in _SHOWN if key in log})
             stop = any_process(stopped.is_set())
             if done % every == 0 and done < total and not stop:
                 self._save(folder, keep)
@@ -263,6 +279,14 @@ class CheckpointedLearner(Learner[Config], Algorithm):
         agent.learn_with_checkpoints(job.total_episodes, job.folder, **where)
         tokens = round(sum(log["response_tokens"] * config.batch_size for log in agent.history))
         return Trained(agent, agent.policy.model, agent.history, tokens)
+
+
+def _objective(first: float, bounds: Mapping[str, float] | None) -> str:
+    """The name of the objective on a progress bar, with what it is to be compared with."""
+    if bounds is None:
+        return f"objective (began at {first:.3g})"
+    sign = "≥" if bounds["unclear_prompts"] > UNCLEAR else "≈"
+    return f"objective (reference {bounds['reference']:.3g}, optimum {sign} {bounds['optimum']:.3g})"
 
 
 def _world(env: TextVectorEnv) -> dict[str, Any]:

@@ -104,9 +104,12 @@ def gold_against_kl(
 
 @matplotlib.rc_context(STYLE)
 def summary_picture(
-    updates: Sequence[Mapping[str, float]], gold_unit: float | None, gold_by_stage: Mapping[str, tuple[float, float]]
+    updates: Sequence[Mapping[str, float]],
+    gold_unit: float | None,
+    gold_by_stage: Mapping[str, tuple[float, float]],
+    bounds: Mapping[str, float] | None = None,
 ) -> Figure:
-    """PPO's curves and every stage's held-out gold score, in one wide picture."""
+    """PPO's curves and every stage's held-out gold score, in one wide picture; ``bounds`` as in ``learning_curve``."""
     figure = Figure(figsize=(9.0, 3.0), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     lines = [
@@ -123,6 +126,8 @@ def summary_picture(
     left.set(title="PPO, training prompts", xlabel="episodes")
     left.set_xlim(left=0)
     left.margins(y=0.12)
+    if bounds:
+        draw_bounds(left, bounds)
     if left.lines:
         left.legend(loc="best", handlelength=1.2)
     for position, (stage, (mean, ci95)) in enumerate(gold_by_stage.items()):

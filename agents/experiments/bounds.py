@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from agents.core.checkpoint import UNCLEAR
 from textenv.data.records import write_json
 from textenv.evaluation import optimum
 from textenv.pages.figures import INK
@@ -27,8 +28,7 @@ def with_bounds(results: list[dict[str, Any]], output: str | Path) -> list[dict[
     out = []
     for result in results:
         settings, figures = result["settings"], result["figures"]
-        world = json.dumps([settings["env_id"], settings["evaluated"]], sort_keys=True)
-        key = f"{settings['env_id']} {hashlib.sha256(world.encode()).hexdigest()[:16]}"
+        key = _key(settings)
         if key not in known:
             known[key] = bounds_of(make_vec(settings["env_id"], 128, **settings["evaluation"]))
             write_json(path, known)
@@ -38,6 +38,17 @@ def with_bounds(results: list[dict[str, Any]], output: str | Path) -> list[dict[
             figures = {**figures, "share": gain / (bounds["optimum"] - bounds["reference"])}
         out.append({**result, "figures": figures, "bounds": bounds})
     return out
+
+
+def known_bounds(output: Path, settings: Mapping[str, Any]) -> dict[str, float] | None:
+    """What :func:`with_bounds` has kept for the environment of a cell; None if nothing."""
+    path = output / "bounds.json"
+    return json.loads(path.read_text("utf-8")).get(_key(settings)) if path.is_file() else None
+
+
+def _key(settings: Mapping[str, Any]) -> str:
+    world = json.dumps([settings["env_id"], settings["evaluated"]], sort_keys=True)
+    return f"{settings['env_id']} {hashlib.sha256(world.encode()).hexdigest()[:16]}"
 
 
 def bounds_of(env: TextVectorEnv, samples: int | None = None) -> dict[str, float] | None:
@@ -53,7 +64,7 @@ def bounds_of(env: TextVectorEnv, samples: int | None = None) -> dict[str, float
 
 def draw_bounds(axes: Axes, bounds: Mapping[str, float]) -> None:
     """Reference and optimum as dotted lines; the optimum as "≥" where the samples show too little of it."""
-    sign = "≥" if bounds["unclear_prompts"] > 0.1 else "≈"
+    sign = "≥" if bounds["unclear_prompts"] > UNCLEAR else "≈"
     for key, name in {"reference": "reference", "optimum": f"optimum {sign} {bounds['optimum']:.2f}"}.items():
         place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
         axes.axhline(bounds[key], color=INK, linewidth=1.0, linestyle=(0, (1, 2)))

@@ -1,7 +1,7 @@
 """Curves of several runs in one picture, the objective first: learners by episodes, supervised training by steps."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,9 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from agents.experiments.bounds import draw_bounds, known_bounds
 from agents.experiments.page import COLOURS, training_curves
-from agents.logs.files import CURVES
+from agents.logs.files import CURVES, read_bounds
 from textenv.pages.figures import STYLE
 
 PANELS = {
@@ -29,7 +30,7 @@ SUPERVISED = {
 }
 """Figures of SFT, reward models and DPO, by optimiser steps."""
 Run = dict[str, Any]
-"""``{"curve": [{"episodes": 256.0, "reward": …}, …]}``."""
+"""``{"curve": [{"episodes": 256.0, "reward": …}, …], "bounds": {"reference": …, "optimum": …} or None}``."""
 
 
 def read_runs(folders: Sequence[Path]) -> dict[str, list[Run]]:
@@ -55,7 +56,7 @@ def read_runs(folders: Sequence[Path]) -> dict[str, list[Run]]:
 
 def _runs_below(folder: Path, name: str) -> Iterator[tuple[str, Run]]:
     if (folder / CURVES).is_file():
-        yield name, {"curve": read_curve(folder / CURVES)}
+        yield name, {"curve": read_curve(folder / CURVES), "bounds": read_bounds(folder)}
         return
     cells = {path.parent: json.loads(path.read_text("utf-8")) for path in sorted(folder.rglob("cell.json"))}
     cells |= {path.parent: json.loads(path.read_text("utf-8")) for path in sorted(folder.rglob("result.json"))}
@@ -63,10 +64,12 @@ def _runs_below(folder: Path, name: str) -> Iterator[tuple[str, Run]]:
         settings, unfinished = content["settings"], cell / "checkpoint" / CURVES
         curve = content.get("curve") or (read_curve(unfinished) if unfinished.is_file() else [])
         if curve:
-            yield f"{name}: {settings['agent']} in {settings['env_id']}", {"curve": curve}
+            bounds = known_bounds(folder, settings)
+            yield f"{name}: {settings['agent']} in {settings['env_id']}", {"curve": curve, "bounds": bounds}
     if not cells:
         for path in sorted(folder.rglob(CURVES)):
-            yield f"{name}/{path.parent.relative_to(folder)}", {"curve": read_curve(path)}
+            run = {"curve": read_curve(path), "bounds": read_bounds(path.parent)}
+            yield f"{name}/{path.parent.relative_to(folder)}", run
 
 
 def read_curve(path: Path) -> list[dict[str, float]]:
@@ -82,7 +85,8 @@ def on_one_axis(entry: dict[str, float]) -> dict[str, float]:
 
 @matplotlib.rc_context(STYLE)
 def compare_curves(runs: dict[str, list[Run]]) -> Figure:
-    """A panel for each quantity that a run knows, a line for each name; the band is the range over seeds.
+    """A panel for each quantity that a run knows, a line for each name; the band is the range over seeds. Reference and
+    optimum are drawn where all runs that know them agree.
 
     Raises:
         ValueError: no run has two updates yet.
@@ -94,6 +98,10 @@ def compare_curves(runs: dict[str, list[Run]]) -> Figure:
     known = [key for key, lines in curves.items() if any(len(values) for _, values in lines.values())]
     if not known:
         raise ValueError(f"a curve must have two updates or more, got fewer in {', '.join(runs)}. Wait for more.")
+    bounds: list[Mapping[str, float]] = []
+    for run in (run for group in runs.values() for run in group if run.get("bounds")):
+        if run["bounds"] not in bounds:
+            bounds.append(run["bounds"])
     columns = min(len(known), 3)
     rows = -(-len(known) // columns)
     figure = Figure(figsize=(3.9 * columns, 3.1 * rows + 0.4), layout="constrained")
@@ -103,6 +111,8 @@ def compare_curves(runs: dict[str, list[Run]]) -> Figure:
             if len(values):
                 axes.plot(episodes, values.mean(0), color=colour, label=name)
                 axes.fill_between(episodes, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
+        if key == "reward" and len(bounds) == 1:
+            draw_bounds(axes, bounds[0])
         axes.set(title=panels_of[key], xlabel="steps" if key in SUPERVISED else "episodes")
         axes.set_xlim(left=0)
     for axes in panels[len(known) :]:

@@ -1,4 +1,5 @@
-"""``curves.jsonl`` and ``samples.jsonl`` of a run: one line per update, and sample texts every few updates.
+"""``curves.jsonl`` and ``samples.jsonl`` of a run: one line per update, and sample texts every few updates;
+``bounds.json``: objective of the reference and of the best policy, where somebody has asked for them.
 
 They lie in the checkpoint's folder and go with it: each save writes the curves anew from the learner's history, lines
 are added in between, and a resumed run drops what was logged after its checkpoint.
@@ -15,9 +16,16 @@ from agents.core.rollout import Rollout
 from textenv.lm import LanguageModel
 from textenv.training.checkpoint import CURVES
 
-__all__ = ["CURVES", "SAMPLES", "append", "drop_after", "sample_texts"]
+__all__ = ["BOUNDS", "CURVES", "SAMPLES", "append", "drop_after", "read_bounds", "sample_texts"]
 
+BOUNDS = "bounds.json"
 SAMPLES = "samples.jsonl"
+
+
+def read_bounds(folder: Path) -> dict[str, float] | None:
+    """``reference, optimum, low, high, unclear_prompts`` of a run (:func:`agents.experiments.bounds.bounds_of`)."""
+    path = folder / BOUNDS
+    return json.loads(path.read_text("utf-8")) if path.is_file() else None
 
 
 def append(path: Path, records: Iterable[Mapping[str, Any]]) -> None:

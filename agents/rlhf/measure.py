@@ -10,6 +10,7 @@ import numpy as np
 
 import textenv
 from agents.core.agent import LanguageModelAgent
+from agents.experiments.bounds import bounds_of
 from agents.rlhf.data import read_rankings
 from reward_models.evaluation import measure_scores
 from reward_models.scorers.transformer import load_reward_model
@@ -42,6 +43,8 @@ def evaluate_stages(folder: Path, env: TextVectorEnv, config: Any, advance: Any)
     summary: dict[str, Any] = {name: stage_summary(e, unit) for name, e in stages.items()}
     trained, judge = "the reward model of the comparisons", config.judge
     maximised, judge = (judge, trained) if config.optimise == "judge" else (trained, judge)
+    if config.optimum_samples:
+        summary["bounds"] = bounds_of(env, config.optimum_samples)
     summary |= {
         "layout": "pretrained",
         "reward_model": measure_reward_model(folder),

@@ -1,7 +1,7 @@
 """Training Stable-Baselines3's algorithms by name, with the same record of episodes as our own learners keep."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ from agents.sb3.policy import MEMORY_OPTIONS, CausalLMPolicy
 from textenv.settings import PositiveInt, check_value
 from textenv.training.memory import MemoryConfig
 from textenv.training.progress import Advance
-from textenv.training.trackers import tracking
+from textenv.training.trackers import Report, tracking
 
 CURVE = ("rm_score", "gold_score", "kl")
 OPTIONS = ("num_envs", "linear_decay", *MEMORY_OPTIONS)
@@ -29,7 +29,7 @@ class EpisodeLog(BaseCallback):
     def __init__(self, total_episodes: int, advance: Advance | None = None) -> None:
         super().__init__()
         self.total_episodes, self.advance = total_episodes, advance
-        self.report: Callable[[dict[str, float], int], None] = lambda figures, step: None
+        self.report = Report()
         self.curve: list[dict[str, float]] = []
         self.episodes = self.tokens = 0
         self._ended: list[dict[str, Any]] = []

@@ -9,19 +9,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+from rich.console import Console
 
 from agents.algorithms import algorithm
 from agents.core.kept import Figure, Keep
+from agents.experiments.bounds import bounds_of
 from agents.presets import PRESETS, WORLDS
 from agents.presets import preset as preset_settings
 from textenv.cli.common import EnvArgs, Json, PushToHub, publish, show
 from textenv.data.cards import Card, check_push
 from textenv.data.folders import check_replaceable
-from textenv.settings import PositiveInt, check_value
+from textenv.pages.terminal import print_table, shorten
+from textenv.settings import Count, PositiveInt, check_value
 from textenv.training.processes import is_main, on_main
 from textenv.training.progress import progress_bar
 from textenv.training.trackers import Tracker, check_trackers
 
+_NUMBERS = ("reward", "rm_score", "kl")
 EPISODES = 15_360
 """As many as the presets need in the worlds that they are for."""
 
@@ -56,6 +60,7 @@ def learner_command(name: str, arguments: Sequence[str]) -> Callable[..., None]:
         keep_last: int = 1,
         keep_best: Figure | None = None,
         sample_every: int = 10,
+        optimum_samples: int = 0,
         report_to: tuple[Tracker, ...] = (),
         resume: bool = False,
         merge_into: Path | None = None,
@@ -78,7 +83,10 @@ def learner_command(name: str, arguments: Sequence[str]) -> Callable[..., None]:
             keep_last: checkpoints to keep; those before the newest are in OUTPUT/checkpoints, by their updates.
             keep_best: keep in OUTPUT/best the policy at whose checkpoint the mean of this figure over the last 10
                 updates was highest.
-            sample_every: updates between sample texts in OUTPUT/samples.jsonl.
+            sample_every: updates between sample texts on the terminal and in OUTPUT/samples.jsonl.
+            optimum_samples: responses of the reference to each prompt from which its objective and that of the best
+                policy are estimated before the training; they stand beside the objective and in the picture of
+                `textenv plot`. 64 tell more than 8, and take longer.
             report_to: trackers that get the figures of each update as well.
             resume: continue from the checkpoint in the output folder, if there is one. What is trained, and how, must
                 be as before, apart from memory, the sampler and the length of the run.
@@ -88,6 +96,7 @@ def learner_command(name: str, arguments: Sequence[str]) -> Callable[..., None]:
         check_value("save_every", save_every, PositiveInt)
         check_value("keep_last", keep_last, PositiveInt)
         check_value("sample_every", sample_every, PositiveInt)
+        check_value("optimum_samples", optimum_samples, Count)
         check_trackers(report_to)
         check_push(push_to_hub)
         keep = Keep(last=keep_last, best=keep_best)
@@ -97,8 +106,10 @@ def learner_command(name: str, arguments: Sequence[str]) -> Callable[..., None]:
         how = f"{learner.__name__}, {'continued' if agent.history else f'preset {preset}'}"
         if is_main():
             print(_plan(agent, how, total_episodes), file=sys.stderr)
+        bounds = on_main(lambda: _bounds(env, num_envs, optimum_samples))
         with progress_bar(learner.__name__) as advance:
             options = {"every": save_every, "keep": keep, "sample_every": sample_every}
+            options |= {"bounds": bounds, "on_samples": _show_samples}
             agent.learn_with_checkpoints(total_episodes, output, **options, report_to=report_to, advance=advance)
         if merge_into is not None:
             agent.save_merged(merge_into)
@@ -108,6 +119,27 @@ def learner_command(name: str, arguments: Sequence[str]) -> Callable[..., None]:
 
     train.__doc__ = str(train.__doc__).replace("ALGORITHM", str(learner.__doc__))
     return train
+
+
+def _bounds(env: EnvArgs, num_envs: int, samples: int) -> dict[str, float] | None:
+    """In an environment of its own, so that the training draws the same."""
+    if samples == 0:
+        return None
+    vector = env.make(num_envs)
+    if vector.kl_coef <= 0:
+        raise ValueError(f"optimum_samples must be 0 without a KL penalty, got {samples}. Raise kl_coef.")
+    print("Estimating the optimum from responses of the reference …", file=sys.stderr)
+    return bounds_of(vector, samples)
+
+
+def _show_samples(samples: list[dict[str, Any]]) -> None:
+    """The texts of an update above the progress bar."""
+    header = ("prompt", "response", "objective", "score", "KL")
+    rows = [
+        (*(shorten(sample[key]) for key in ("prompt", "response")), *(f"{sample[key]:.2f}" for key in _NUMBERS))
+        for sample in samples
+    ]
+    print_table(f"update {samples[0]['update']}", header, rows, Console(stderr=True, highlight=False))
 
 
 def _card(agent: Any) -> Card:

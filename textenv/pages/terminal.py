@@ -18,6 +18,13 @@ def visible(text: str) -> str:
     return text.translate(_VISIBLE)
 
 
+def shorten(text: str, width: int = 160) -> str:
+    """A text that others wrote, on one line, without its middle if it is long."""
+    line = visible(" ".join(text.split()))
+    half = width // 2
+    return line if len(line) <= width else f"{line[:half]} … {line[-half:]}"
+
+
 def print_columns(title: str, header: Sequence[str], columns: Sequence[Sequence[str]]) -> None:
     """A title, and a table with ``header`` down its left; columns that do not fit beside the others go below them."""
     console = Console(highlight=False)
@@ -36,9 +43,11 @@ def print_columns(title: str, header: Sequence[str], columns: Sequence[Sequence[
         console.print(table)
 
 
-def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def print_table(
+    title: str, header: Sequence[str], rows: Sequence[Sequence[str]], console: Console | None = None
+) -> None:
     """A title, and a table with ``header`` above it."""
-    console = Console(highlight=False)
+    console = console or Console(highlight=False)
     console.print(f"\n{escape(title)}", style="bold")
     table = Table(*map(escape, header), box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for row in rows:

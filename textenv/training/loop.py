@@ -23,7 +23,7 @@ from textenv.training.isolation import untouched_globals
 from textenv.training.memory.sharding import load_optimizer, shard, whole
 from textenv.training.optimizer import clip_gradients, make_adamw, set_rates
 from textenv.training.processes import any_process, same_weights, sharded
-from textenv.training.trackers import Tracker, tracking
+from textenv.training.trackers import Report, Tracker, tracking
 from textenv.training.trainable import BestWeights
 
 _log = logging.getLogger(__name__)
@@ -183,7 +183,7 @@ class _Loop:
         self.figures: dict[str, float] = {}
         """Figures of the last evaluation."""
         self.latest: dict[str, float] = {}
-        self.report: Callable[[dict[str, float], int], None] = lambda figures, step: None
+        self.report = Report()
         self._resume()
         self._windows = self._remaining()
 

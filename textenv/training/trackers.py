@@ -1,6 +1,7 @@
 """Reports of a training to TensorBoard, Weights & Biases or Trackio, by Accelerate's trackers."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import html
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -8,6 +9,44 @@ from typing import Any, Literal
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 PROJECT = "textenv"
 """Project of the runs at Weights & Biases and Trackio."""
+
+
+class Report:
+    """Sends what a training logs to its trackers; to none of them where there are none."""
+
+    def __init__(self, trackers: Sequence[Any] = ()) -> None:
+        self._trackers = list(trackers)
+
+    def __call__(self, figures: Mapping[str, float], step: int) -> None:
+        """Figures of a step."""
+        for tracker in self._trackers:
+            tracker.log(dict(figures), step=step)
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]], step: int) -> None:
+        """A table of records with the same keys; in TensorBoard, whose texts are Markdown, as such a table."""
+        columns = list(rows[0])
+        values = [[row[column] for column in columns] for row in rows]
+        for tracker in self._trackers:
+            if tracker.name == "wandb":
+                tracker.log_table(name, columns=columns, data=values, step=step)
+            elif tracker.name == "trackio":
+                import pandas
+                import trackio  # pyrefly: ignore [missing-import]
+
+                tracker.log({name: trackio.Table(dataframe=pandas.DataFrame(values, columns=columns))}, step=step)
+            else:
+                tracker.log({name: markdown_table(columns, values)}, step=step)
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table as Markdown; whatever stands in a cell is shown as text."""
+
+    def line(cells: Sequence[Any]) -> str:
+        texts = [f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells]
+        escaped = [html.escape(text).replace("|", "&#124;").replace("\n", "<br>") for text in texts]
+        return f"| {' | '.join(escaped)} |"
+
+    return "\n".join([line(columns), line(["---"] * len(columns)), *map(line, rows)])
 
 
 def check_trackers(report_to: Sequence[Tracker]) -> None:
@@ -34,8 +73,8 @@ def tracking(
     step: int = 0,
     *,
     name: str | None = None,
-) -> Iterator[Callable[[Mapping[str, float], int], None]]:
-    """Yield ``report(figures, step)``; without trackers it does nothing.
+) -> Iterator[Report]:
+    """Yield the report of a run; without trackers it does nothing.
 
     A run is named ``name``, or like its ``output`` folder. TensorBoard's files go into ``tensorboard/`` beside that
     folder, under its name. A run that continues after ``step`` hides what was reported later than that.
@@ -44,7 +83,7 @@ def tracking(
         ValueError: a package is missing, or there is no output folder.
     """
     if not report_to:
-        yield lambda figures, step: None
+        yield Report()
         return
     check_trackers(report_to)
     if output is None:
@@ -67,7 +106,7 @@ def tracking(
     plain = {key: value if isinstance(value, int | float | str) else str(value) for key, value in settings.items()}
     accelerator.init_trackers(PROJECT, plain)
     try:
-        yield lambda figures, step: accelerator.log(dict(figures), step=step)
+        yield Report(accelerator.trackers)
     finally:
         for tracker in accelerator.trackers:  # end_training would also end the group of processes
             tracker.finish()

@@ -47,6 +47,38 @@ def test_resume_finds_a_checkpoint_that_a_killed_save_had_put_aside(env, tmp_pat
     assert PPO.resume(tmp_path / "run", env, config).episodes == 8
 
 
+BOUNDS = {"reference": 0.125, "optimum": 0.5, "low": 0.4, "high": 0.6, "unclear_prompts": 0.0}
+
+
+def test_the_objective_is_shown_beside_its_bounds_which_stay_with_the_run(env, tmp_path):
+    """Through saves and a resumed run; an optimum that the samples cannot tell is a lower bound."""
+    shown = []
+
+    def advance(done, total, figures):
+        shown.append(next(iter(figures)))
+
+    options = {"every": 1, "advance": advance}
+    agent = PPO(env, CONFIG)
+    agent.learn_with_checkpoints(16, tmp_path / "run", **options, bounds=BOUNDS)
+    PPO.load(tmp_path / "run", env).learn_with_checkpoints(24, tmp_path / "run", **options)
+    assert shown == ["objective (reference 0.125, optimum ≈ 0.5)"] * 3
+    assert json.loads((tmp_path / "run" / "bounds.json").read_text()) == BOUNDS
+    agent = PPO(env, CONFIG)
+    agent.learn_with_checkpoints(8, tmp_path / "run", **options, bounds={**BOUNDS, "unclear_prompts": 0.2})
+    assert shown[-1] == "objective (reference 0.125, optimum ≥ 0.5)"
+
+
+def test_without_bounds_the_objective_stands_beside_that_of_the_first_update(env, tmp_path):
+    shown = []
+    agent = PPO(env, CONFIG)
+    agent.learn_with_checkpoints(16, tmp_path / "run", advance=lambda done, total, figures: shown.append(figures))
+    first, second = (log["reward"] for log in agent.history)
+    assert [next(iter(figures.items())) for figures in shown] == [
+        (f"objective (began at {first:.3g})", first),
+        (f"objective (began at {first:.3g})", second),
+    ]
+
+
 @pytest.mark.parametrize(("options", "slots"), [({"num_envs": 4}, 4), ({}, 8)])
 def test_a_job_plays_in_as_many_slots_as_it_says_or_in_one_for_each_episode_of_a_batch(tmp_path, options, slots):
     trained = PPO.train(Job("textenv/Micro-v0", {"batch_size": 8, **options}, 3, 16, tmp_path / "run"))

@@ -313,5 +313,6 @@ def test_the_summary_picture_is_wide_and_small(make_run, contents, tmp_path, suf
     else:
         text = path.read_text("utf-8")
         assert all(f">{name}<" in text for name in STAGES.values())
+        assert all(f">{name}<" in text for name in ("reference", "optimum ≥ 1.23"))
     with pytest.raises(ValueError, match=r"\.svg or \.png, got"):
         save_summary_picture(tmp_path, tmp_path / "picture.pdf")

@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from agents.dpo import DPOConfig, train_dpo
+from agents.experiments.bounds import with_bounds
 from agents.experiments.plot import compare_curves, read_runs
+from agents.experiments.run import Cell, run_experiment
 from agents.sft import SFTConfig, train_sft
 from reward_models import RewardConfig, TransformerRewardModel, train_reward_model
 from tests.agents.test_dpo import RANKINGS
@@ -15,6 +17,7 @@ from tests.agents.test_sft import RECORDS
 from tests.conftest import tiny_model
 from textenv.cli import main
 from textenv.data.records import write_json, write_jsonl
+from textenv.registry.experiment import AgentPlan
 
 
 def curve(slope, gold=False):
@@ -46,6 +49,33 @@ def test_the_objective_is_the_first_panel_and_only_what_is_known_is_drawn(learne
     assert (ppo.get_label(), rloo.get_label()) == ("ppo", "rloo")
     middle = np.interp(120.0, *ppo.get_data()), np.interp(120.0, *rloo.get_data())
     assert middle == pytest.approx((15.0, 30.0), rel=1e-3)  # update 15 of slopes 1 and 2
+
+
+BOUNDS = {"reference": 1.5, "optimum": 40.0, "low": 39.0, "high": 41.0, "unclear_prompts": 0.0}
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_reference_and_optimum_are_drawn_where_the_runs_agree_on_them(learners, same):
+    write_json(learners[0] / "bounds.json", BOUNDS)
+    if not same:
+        write_json(learners[1] / "bounds.json", {**BOUNDS, "optimum": 41.0})
+    figure = compare_curves(read_runs(learners))
+    objective, *others = figure.axes
+    levels = [line.get_ydata()[0] for line in objective.get_lines()[2:]]
+    assert levels == ([1.5, 40.0] if same else [])
+    assert [text.get_text() for text in objective.texts] == (["reference", "optimum ≈ 40.00"] if same else [])
+    assert not any(axes.texts for axes in others)
+
+
+def test_an_experiment_has_the_bounds_of_its_environment(tmp_path):
+    plan = AgentPlan(name="a", algorithm="rloo", options={"batch_size": 8, "num_envs": 8})
+    results = run_experiment([Cell("textenv/Micro-v0", plan, 1, 16, {})], tmp_path)
+    ((run,),) = read_runs([tmp_path]).values()
+    assert run["bounds"] is None
+    (result,) = with_bounds(results, tmp_path)
+    ((run,),) = read_runs([tmp_path]).values()
+    assert run["bounds"] == result["bounds"]
+    assert compare_curves(read_runs([tmp_path])).axes[0].texts
 
 
 def test_seeds_of_an_agent_are_one_line_with_a_band_and_a_cell_that_runs_is_read_from_its_checkpoint(tmp_path):

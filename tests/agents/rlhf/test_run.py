@@ -57,6 +57,7 @@ def miniature(data, folder, **changes) -> RLHFConfig:
         max_new_tokens=24,
         ppo_updates=2,
         eval_samples=1,
+        optimum_samples=4,
         sft=SFTConfig(learning_rate=1e-4, batch_size=8),
         reward=RewardConfig(learning_rate=1e-2, freeze_trunk=True, epochs=2),
         ppo=PPOConfig(batch_size=16, epochs=1, minibatches=2, learning_rate=1e-3, lora_rank=4),
@@ -100,6 +101,9 @@ def test_the_summary_has_every_figure_of_every_stage(finished):
     assert summary["ppo"]["kl"]["mean"] != 0
     assert summary["reward_model"]["accuracy"] > 0.5
     assert set(summary["gains"]) == {"rm_scores", "gold"}
+    bounds = summary["bounds"]
+    assert bounds["reference"] == pytest.approx(summary["sft"]["reward"]["mean"], abs=0.5)  # other samples of SFT
+    assert bounds["optimum"] > bounds["reference"]
     json.dumps(summary)
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(summary_table(summary))
@@ -118,6 +122,7 @@ def test_the_folder_holds_plain_models_and_a_page_of_this_kind_of_run(finished):
         assert ("accuracy" if name == "reward_model" else "gold_score") in card
         assert str(folder) not in card
     page = (folder / "report.html").read_text("utf-8")
+    assert "optimum ≥" in page or "optimum ≈" in page
     for text in ("Judge&#39;s score", "Perplexity under SFT", "Distinct pairs of words", "model: assistant-sft"):
         assert text in page
     for text in ("Bayes", "Gold", "gold", "Best of", "Over-optimisation:"):
@@ -257,7 +262,7 @@ def test_the_judge_is_measured_in_units_of_sft_and_stages_draw_with_seeds_of_the
     for name in ("perplexity", "write_json", "side_by_side"):
         monkeypatch.setattr(measure, name, lambda *_: 1.0)
     env = SimpleNamespace(task=None)
-    summary = measure.evaluate_stages(folder, env, miniature(preferences, folder), lambda *_: None)
+    summary = measure.evaluate_stages(folder, env, miniature(preferences, folder, optimum_samples=0), lambda *_: None)
     assert summary["gold_unit"] == pytest.approx(8**0.5)  # of 0 and 4, unbiased
     assert summary["ppo"]["gold_score"]["mean"] == pytest.approx(2 / 8**0.5)
     assert len(set(seeds)) == len(seeds) == 3

@@ -18,6 +18,7 @@ from textenv import registry
 from textenv.cli import COMMANDS, Command, main
 from textenv.cli.common import show
 from textenv.data.records import write_jsonl
+from textenv.pages.terminal import shorten
 from textenv.stats import Mean
 
 
@@ -240,6 +241,31 @@ def test_one_command_line_starts_continues_and_prolongs_a_run(capsys, tmp_path):
     code, printed = run(capsys, *ppo, "--total-episodes", 16, "--learning-rate", 1e-2, "--resume")
     assert code == 2
     assert "must be resumed with the learning_rate it started with, 0.0007, got 0.01" in printed.err
+
+
+def test_a_training_shows_texts_and_what_the_objective_could_be(capsys, tmp_path):
+    """The estimate of the optimum draws nothing of what the training draws. On Micro it is 0.50 (docs/worlds.md)."""
+    ppo = ["ppo", "--env-id", "textenv/Micro-v0", "--num-envs", 8, "--batch-size", 8, "--total-episodes", 24]
+    code, printed = run(capsys, *ppo, "--output", tmp_path / "run", "--optimum-samples", 2000, "--sample-every", 3)
+    assert code == 0, printed.err
+    assert re.search(r"objective \(reference 0\.\d+, optimum ≈ 0\.(49|5)\d*\)", printed.err)
+    tables = re.findall(r"^update (\d+)\nprompt +response +objective +score +KL *$", printed.err, re.MULTILINE)
+    assert tables == ["1", "3"]
+    code, printed = run(capsys, *ppo, "--output", tmp_path / "plain")
+    assert code == 0
+    assert "objective (began at " in printed.err
+    first, second = ((tmp_path / name / "policy/model.safetensors").read_bytes() for name in ("run", "plain"))
+    assert first == second
+    free = [*ppo, "--output", tmp_path / "free", "--kl-coef", 0, "--optimum-samples", 8]
+    code, printed = run(capsys, *free)
+    assert code == 2
+    assert "optimum_samples must be 0 without a KL penalty, got 8. Raise kl_coef." in printed.err
+    assert not (tmp_path / "free").exists()
+
+
+def test_the_texts_of_a_model_do_not_control_the_terminal():
+    assert shorten("a\x1b[2J b\n\nc") == "a␛[2J b c"
+    assert shorten("x" * 100 + "y" * 100, 20) == f"{'x' * 10} … {'y' * 10}"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 """What reaches TensorBoard, read back by TensorBoard itself; what a missing package says."""
 
+import html
 import json
+import sys
+import types
 
 import accelerate.tracking
 import pytest
@@ -11,7 +14,7 @@ from reward_models.training.trainer import RewardConfig, train_reward_model
 from tests.conftest import tiny_model
 from textenv.cli import main
 from textenv.data.records import write_jsonl
-from textenv.training.trackers import check_trackers, tracking
+from textenv.training.trackers import Report, check_trackers, tracking
 
 
 @pytest.fixture
@@ -123,6 +126,49 @@ def test_without_trackers_nothing_is_written_and_a_report_needs_a_name(tmp_path)
     pytest.importorskip("tensorboard")
     with pytest.raises(ValueError, match="report_to needs an output folder"), tracking(["tensorboard"], None, {}):
         pass
+
+
+def test_a_table_of_texts_goes_to_each_tracker_in_its_own_form(monkeypatch):
+    sent = []
+
+    class Fake:
+        def __init__(self, name):
+            self.name = name
+
+        def log(self, values, step):
+            sent.append((self.name, values, step))
+
+        def log_table(self, name, columns, data, step):
+            sent.append((self.name, {name: (columns, data)}, step))
+
+    trackio = types.SimpleNamespace(Table=lambda dataframe: dataframe.to_dict("records"))
+    monkeypatch.setitem(sys.modules, "trackio", trackio)
+    rows = [{"response": "a | <b>\nnew", "reward": 0.123456}, {"response": "", "reward": -1.0}]
+    Report([Fake("tensorboard"), Fake("wandb"), Fake("trackio")]).table("samples", rows, 3)
+    text = "| response | reward |\n| --- | --- |\n| a &#124; &lt;b&gt;<br>new | 0.1235 |\n|  | -1 |"
+    assert sent == [
+        ("tensorboard", {"samples": text}, 3),
+        ("wandb", {"samples": (["response", "reward"], [["a | <b>\nnew", 0.123456], ["", -1.0]])}, 3),
+        ("trackio", {"samples": rows}, 3),
+    ]
+
+
+def test_the_texts_of_some_updates_reach_tensorboard(make_vector, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    agent = PPO(make_vector(8).unwrapped, PPOConfig(batch_size=8))
+    agent.learn_with_checkpoints(32, tmp_path / "run", sample_every=2, report_to=["tensorboard"])
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "run")).Reload()
+    texts = events.Tensors("samples/text_summary")
+    assert [event.step for event in texts] == [1, 2, 4]
+    written = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    for event in texts:
+        (table,) = event.tensor_proto.string_val
+        shown = table.decode().splitlines()[2:]
+        of_update = [row for row in written if row["update"] == event.step]
+        assert len(shown) == len(of_update) == 4
+        assert all(html.escape(row["response"]) in line for row, line in zip(of_update, shown, strict=True))
 
 
 def test_weights_and_biases_offline(tmp_path, monkeypatch):
