@@ -110,26 +110,26 @@ def summary_picture(
     bounds: Mapping[str, float] | None = None,
 ) -> Figure:
     """PPO's curves and every stage's held-out gold score, in one wide picture; ``bounds`` as in ``learning_curve``."""
-    figure = Figure(figsize=(9.0, 3.0), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    lines = [
-        ("reward", "objective", 1.0, BLUE),
-        ("rm_score", "reward-model score", 1.0, INK),
-        ("kl", "KL from SFT (nats)", 1.0, PURPLE),
-    ]
+    figure = Figure(figsize=(10.8, 3.6), layout="constrained")
+    objective, others, right = figure.subplots(1, 3)
+    objective.plot(*curve(updates, "reward"), color=STAGE_COLOURS["ppo"])
+    objective.set(title="Objective: score − β KL", xlabel="episodes of PPO")
+    if bounds:
+        draw_bounds(objective, bounds)
+    lines = [("rm_score", "reward-model score", 1.0, INK), ("kl", "KL from SFT (nats)", 1.0, PURPLE)]
     if gold_unit:
-        lines.insert(1, ("gold_score", "gold score (SFT sd)", gold_unit, STAGE_COLOURS["ppo"]))
+        lines.insert(0, ("gold_score", "gold score (SFT sd)", gold_unit, STAGE_COLOURS["ppo"]))
     for key, label, scale, colour in lines:
         episodes, values = curve(updates, key, scale)
         if len(values):
-            left.plot(episodes, values, color=colour, label=label)
-    left.set(title="PPO, training prompts", xlabel="episodes")
-    left.set_xlim(left=0)
-    left.margins(y=0.12)
-    if bounds:
-        draw_bounds(left, bounds)
-    if left.lines:
-        left.legend(loc="best", handlelength=1.2)
+            others.plot(episodes, values, color=colour, label=label)
+    others.set(title="Scores and KL", xlabel="episodes of PPO")
+    for axes in (objective, others):
+        axes.set_xlim(left=0)
+        axes.locator_params(axis="x", nbins=5)
+        axes.margins(y=0.12)
+    if others.lines:
+        others.legend(loc="best", handlelength=1.2)
     for position, (stage, (mean, ci95)) in enumerate(gold_by_stage.items()):
         right.bar(position, mean, 0.62, color=STAGE_COLOURS[stage], yerr=ci95, error_kw={"ecolor": INK, "capsize": 3})
         top = max(mean, 0.0) + np.nan_to_num(ci95)

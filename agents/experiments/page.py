@@ -19,7 +19,7 @@ from textenv.pages.numbers import Cell
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#24292f", "#8c8c8c")
 """Colours of learners (Okabe and Ito 2008)."""
-DASHES = ((5, 2), (1, 1.5), (7, 2, 1, 2))
+DASHES = ((5, 2), (1, 1.5), (7, 2, 1, 2), (3, 1, 1, 1, 1, 1))
 """Lines of agents that do not learn."""
 CURVES = {
     "reward": "objective (score − β KL)",
