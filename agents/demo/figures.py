@@ -108,8 +108,10 @@ def summary_picture(
     gold_unit: float | None,
     gold_by_stage: Mapping[str, tuple[float, float]],
     bounds: Mapping[str, float] | None = None,
+    name: str = "gold score",
 ) -> Figure:
-    """PPO's curves and every stage's held-out gold score, in one wide picture; ``bounds`` as in ``learning_curve``."""
+    """PPO's curves and every stage's held-out gold score, in one wide picture; ``bounds`` as in ``learning_curve``,
+    ``name`` as in ``gold_against_kl``."""
     figure = Figure(figsize=(10.8, 3.6), layout="constrained")
     objective, others, right = figure.subplots(1, 3)
     objective.plot(*curve(updates, "reward"), color=STAGE_COLOURS["ppo"])
@@ -118,7 +120,7 @@ def summary_picture(
         draw_bounds(objective, bounds)
     lines = [("rm_score", "reward-model score", 1.0, INK), ("kl", "KL from SFT (nats)", 1.0, PURPLE)]
     if gold_unit:
-        lines.insert(0, ("gold_score", "gold score (SFT sd)", gold_unit, STAGE_COLOURS["ppo"]))
+        lines.insert(0, ("gold_score", f"{name} (SFT sd)", gold_unit, STAGE_COLOURS["ppo"]))
     for key, label, scale, colour in lines:
         episodes, values = curve(updates, key, scale)
         if len(values):
@@ -132,12 +134,17 @@ def summary_picture(
         others.legend(loc="best", handlelength=1.2)
     for position, (stage, (mean, ci95)) in enumerate(gold_by_stage.items()):
         right.bar(position, mean, 0.62, color=STAGE_COLOURS[stage], yerr=ci95, error_kw={"ecolor": INK, "capsize": 3})
-        top = max(mean, 0.0) + np.nan_to_num(ci95)
+        top = max(mean + np.nan_to_num(ci95), 0.0)
         right.annotate(
-            f"{mean:.2f}", (position, top), xytext=(0, 4), textcoords="offset points", ha="center", fontsize=9
+            f"{mean:.2f}".replace("-", "−"),
+            (position, top),
+            xytext=(0, 4),
+            textcoords="offset points",
+            ha="center",
+            fontsize=9,
         )
     right.set_xticks(range(len(gold_by_stage)), [STAGE_NAMES[stage] for stage in gold_by_stage])
-    right.set(title="Held-out prompts", ylabel="gold score (SFT sd)")
+    right.set(title="Held-out prompts", ylabel=f"{name} (SFT sd)")
     right.grid(axis="x", visible=False)
     right.margins(y=0.14)
     return figure

@@ -267,7 +267,8 @@ def save_summary_picture(run: str | Path, path: str | Path) -> None:
     if path.suffix not in (".svg", ".png"):
         raise ValueError(f"a picture must be .svg or .png, got {str(path)!r}. Change the suffix.")
     gold = {stage: value for stage in STAGE_NAMES if (value := data.value(stage, "gold_score"))}
-    figure = figures.summary_picture(data.updates, data.summary.get("gold_unit"), gold, data.summary.get("bounds"))
+    unit, bounds = data.summary.get("gold_unit"), data.summary.get("bounds")
+    figure = figures.summary_picture(data.updates, unit, gold, bounds, data.layout.gold.lower())
     with atomic_path(path) as temporary:
         save(figure, temporary, path.suffix[1:])
 
