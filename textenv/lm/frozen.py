@@ -2,7 +2,8 @@
 
 What the last frozen block says of a row depends on its tokens alone, so it is kept under these. In a later pass the
 frozen blocks answer with what was kept instead of computing it. Whether a family of models can be run that way is
-measured once per model; where it cannot, every pass computes all blocks, and the log says so.
+measured once per model; where it cannot, every pass computes all blocks, and the log says so. A reference whose lower
+blocks have the weights of the policy's frozen ones says the same, so each serves the other.
 """
 
 import contextlib
@@ -27,31 +28,53 @@ _log = logging.getLogger(__name__)
 class _Kept:
     """Outputs of the last of some blocks."""
 
-    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+    def __init__(self, blocks: Sequence[nn.Module], rows: dict[bytes, Float[Tensor, "S H"]] | None = None) -> None:
         self.blocks = blocks
-        self.rows: dict[bytes, Float[Tensor, "S H"]] = {}
+        self.rows = {} if rows is None else rows
         """By the tokens of the row."""
 
 
 _kept: "weakref.WeakKeyDictionary[PreTrainedModel, _Kept]" = weakref.WeakKeyDictionary()
 _fits: "weakref.WeakKeyDictionary[PreTrainedModel, tuple[int, bool]]" = weakref.WeakKeyDictionary()
 """Whether so many lower blocks of a model can be skipped."""
+_alike: "weakref.WeakKeyDictionary[PreTrainedModel, tuple[weakref.ref[PreTrainedModel], int, bool]]" = (
+    weakref.WeakKeyDictionary()
+)
+"""Whether so many lower blocks of a model say what those of another one say."""
 
 
 @contextlib.contextmanager
 def kept_activations(*models: PreTrainedModel | None) -> Iterator[None]:
     """Inside it, frozen lower blocks of these models are run once for each row that passes ``run_rows``; nothing may
-    change them. Holds ``hidden_size`` numbers per token."""
+    change them. Holds ``hidden_size`` numbers per token. A model that is kept already goes on with that."""
+    opened = []
     for model in models:
-        blocks = [] if model is None else frozen_blocks(model)
+        blocks = [] if model is None or model in _kept else frozen_blocks(model)
         if model is not None and blocks and _can_skip(model, blocks):
             _kept[model] = _Kept(blocks)
+            opened.append(model)
     try:
         yield
     finally:
-        for model in models:
-            if model is not None:
-                _kept.pop(model, None)
+        for model in opened:
+            _kept.pop(model, None)
+
+
+@contextlib.contextmanager
+def shared_activations(policy: PreTrainedModel, reference: PreTrainedModel) -> Iterator[None]:
+    """Inside it, a policy and a reference that is equal to it below keep what their lower blocks say of a row, each for
+    the other; of other references nothing is kept."""
+    blocks = frozen_blocks(policy)
+    lower = blocks_of(reference)[: len(blocks)]
+    shared = bool(blocks) and _can_skip(policy, blocks) and _equal_below(policy, reference, len(blocks))
+    if shared and _can_skip(reference, lower, trained=False):
+        _kept[policy] = _Kept(blocks)
+        _kept[reference] = _Kept(lower, _kept[policy].rows)
+    try:
+        yield
+    finally:
+        for model in (policy, reference):
+            _kept.pop(model, None)
 
 
 def blocks_of(model: PreTrainedModel) -> list[nn.Module]:
@@ -121,10 +144,11 @@ def _answering(blocks: Sequence[nn.Module], output: Tensor) -> Iterator[None]:
                 block.forward = forward
 
 
-def _can_skip(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> bool:
+def _can_skip(model: PreTrainedModel, blocks: Sequence[nn.Module], *, trained: bool = True) -> bool:
+    """``trained``: its passes have gradients, of which none may reach below the blocks."""
     known = _fits.get(model)
     if known is None or known[0] != len(blocks):
-        fits = _same_outputs(model, blocks)
+        fits = _same_outputs(model, blocks, trained=trained)
         if not fits:
             name = type(model).__name__
             _log.warning("%s: its %d frozen blocks are computed anew in every pass over a batch.", name, len(blocks))
@@ -132,15 +156,67 @@ def _can_skip(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> bool:
     return known[1]
 
 
-def _same_outputs(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> bool:
+def _equal_below(policy: PreTrainedModel, reference: PreTrainedModel, depth: int) -> bool:
+    """Whether the lower blocks of two models, and all that their inputs come from, are equal."""
+    known = _alike.get(policy)
+    if known is None or known[0]() is not reference or known[1] != depth:
+        known = _alike[policy] = weakref.ref(reference), depth, _compared(policy, reference, depth)
+    return known[2]
+
+
+def _compared(policy: PreTrainedModel, reference: PreTrainedModel, depth: int) -> bool:
+    if type(policy) is not type(reference) or policy.dtype != reference.dtype:
+        return False
+    mine, theirs = blocks_of(policy)[:depth], blocks_of(reference)[:depth]
+    for one, other in zip((policy, *mine), (reference, *theirs), strict=True):
+        kinds = nn.Embedding if one is policy else nn.Module  # above the blocks there may be what is trained
+        weights, others = _weights(one, kinds), _weights(other, kinds)
+        if weights.keys() != others.keys():
+            return False
+        if not all(_is_equal(weight, others[name]) for name, weight in weights.items()):
+            return False
+    heard = [_heard(model, blocks[-1]) for model, blocks in ((policy, mine), (reference, theirs))]
+    return torch.allclose(*heard, atol=1e-6, rtol=1e-5)  # positions and the like have no weights
+
+
+def _weights(module: nn.Module, kinds: type[nn.Module]) -> dict[str, Tensor]:
+    """The weights of all parts of some kind by their names, but for adapters that add nothing."""
+    found: dict[str, Tensor] = {}
+    for part, within in module.named_modules():
+        for name, weight in [*within.named_parameters(recurse=False), *within.named_buffers(recurse=False)]:
+            adds_nothing = "lora_A" in part or ("lora_B" in part and not weight.any())
+            if isinstance(within, kinds) and not adds_nothing:
+                found[f"{part}.{name}".replace(".base_layer", "")] = weight
+    return found
+
+
+def _is_equal(one: Tensor, other: Tensor) -> bool:
+    same_place = one.data_ptr() == other.data_ptr() and one.stride() == other.stride()
+    return one.shape == other.shape and one.dtype == other.dtype and (same_place or torch.equal(one, other))
+
+
+@torch.no_grad()
+def _heard(model: PreTrainedModel, block: nn.Module) -> Tensor:
+    """What a block says of a few tokens."""
+    ids = _probe(model)
+    with _listening(block) as heard:
+        run(model, ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    return heard[-1]
+
+
+def _probe(model: PreTrainedModel) -> Int[Tensor, "2 5"]:
+    return torch.arange(10, device=model.device).view(2, 5) % model.config.get_text_config().vocab_size
+
+
+def _same_outputs(model: PreTrainedModel, blocks: Sequence[nn.Module], *, trained: bool) -> bool:
     """Whether a pass without the blocks has the outputs of one with them, after another one in between, and no gradient
     would have reached below them."""
 
     def hidden(ids: Tensor) -> Any:
         return run(model, ids, attention_mask=torch.ones_like(ids), use_cache=False)[0].hidden
 
-    ids = torch.arange(10, device=model.device).view(2, 5) % model.config.get_text_config().vocab_size
-    with torch.enable_grad(), _listening(blocks[-1]) as heard:
+    ids = _probe(model)
+    with torch.set_grad_enabled(trained), _listening(blocks[-1]) as heard:
         whole = hidden(ids)
     if not all(isinstance(output, Tensor) and not output.requires_grad for output in heard):
         return False  # something below the blocks is trained, or they return more than hidden states

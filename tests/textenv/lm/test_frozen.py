@@ -1,6 +1,7 @@
 """Frozen blocks run once a row: the same gradients, fewer passes."""
 
 import contextlib
+import copy
 import logging
 
 import pytest
@@ -12,8 +13,9 @@ from agents.core import learner as learner_module
 from agents.ppo import PPO, PPOConfig
 from tests.conftest import FAMILIES, WORDS, tiny_model, word_tokenizer
 from textenv.lm import Responses, response_scores
+from textenv.lm import frozen as frozen_module
 from textenv.lm.distribution import TokenRule
-from textenv.lm.frozen import frozen_blocks, kept_activations
+from textenv.lm.frozen import blocks_of, frozen_blocks, kept_activations, shared_activations
 from textenv.lm.load import wrap_language_model
 from textenv.training.memory.policy import _freeze_below
 
@@ -34,7 +36,8 @@ def updated(make_vector, monkeypatch):
         agent = PPO(env, PPOConfig(**{**settings, **config}))
         with monkeypatch.context() as patch:
             if not kept:
-                patch.setattr(learner_module, "kept_activations", lambda *models: contextlib.nullcontext())
+                for name in ("kept_activations", "shared_activations"):
+                    patch.setattr(learner_module, name, lambda *models: contextlib.nullcontext())
             agent.learn(64)
         return agent
 
@@ -113,6 +116,79 @@ def test_frozen_blocks_run_in_the_first_of_several_passes_over_a_batch_and_nothi
     assert "forward" not in vars(bottom)
     single = updated("gpt2", epochs=1)
     assert len(frozen_blocks(single.policy.model)) == 1
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+@pytest.mark.parametrize("options", [{}, {"lora_rank": 2}], ids=str)
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_reference_and_the_policy_run_the_blocks_that_they_have_in_common_once(updated, family, options, epochs):
+    """16 slots, batches of 32: the reference scores two rounds; the policy's passes add nothing below."""
+    agent = updated(family, epochs=epochs, **options)
+    reference, counts = agent.task.reference.model, []
+    for model in (reference, agent.policy.model):
+        bottom, top = blocks_of(model)
+        counts.append((runs(bottom.mlp), runs(top.mlp)))
+    decoding = []
+    act = agent.actor.act
+    agent.actor.act = lambda *args, **kwargs: decoded(decoding, counts, act, *args, **kwargs)
+    agent.learn(32)
+    (ref_lower, ref_upper), (lower, upper) = counts
+    assert (len(ref_lower), len(ref_upper)) == (2, 2)
+    steps = sum(decoding)
+    assert (len(lower) - steps, len(upper) - steps) == (0, 2 * epochs)
+
+
+def decoded(decoding, counts, act, *args, **kwargs):
+    """Counts the passes of the policy while it samples."""
+    before = len(counts[1][0])
+    sampled = act(*args, **kwargs)
+    decoding.append(len(counts[1][0]) - before)
+    return sampled
+
+
+def test_a_reference_that_is_another_model_below_shares_nothing(updated):
+    agent = updated("gpt2", epochs=1)
+    policy, reference = agent.policy.model, agent.task.reference.model
+    changes = {
+        "a block": lambda model: model.transformer.h[0].mlp.c_fc.weight,
+        "a token": lambda model: model.transformer.wte.weight[11],
+        "a position": lambda model: model.transformer.wpe.weight[30],
+    }
+    with shared_activations(policy, reference):
+        assert kept_of(policy) is not None
+        assert kept_of(policy) is kept_of(reference)
+    assert kept_of(policy) is None
+    for name, weight in changes.items():
+        other = copy.deepcopy(policy)
+        with torch.no_grad():
+            weight(other).add_(1e-3)
+        with shared_activations(other, reference):
+            assert kept_of(other) is None, name
+            assert kept_of(reference) is None, name
+    half = copy.deepcopy(policy).bfloat16()
+    with shared_activations(half, reference):
+        assert kept_of(half) is None
+
+
+def test_an_adapter_that_says_something_below_is_no_reference(updated):
+    agent = updated("gpt2", lora_rank=2, epochs=1)
+    policy, reference = agent.policy.model, agent.task.reference.model
+    bottom = blocks_of(policy)[0]
+    with shared_activations(policy, reference):
+        assert kept_of(policy) is not None
+    changed = copy.deepcopy(policy)
+    with torch.no_grad():
+        for name, weight in blocks_of(changed)[0].named_parameters():
+            if "lora_B" in name:
+                weight[0, 0] = 1e-3
+    with shared_activations(changed, reference):
+        assert kept_of(changed) is None
+    assert not any(weight.any() for name, weight in bottom.named_parameters() if "lora_B" in name)
+
+
+def kept_of(model):
+    kept = frozen_module._kept.get(model)
+    return None if kept is None else kept.rows
 
 
 def test_all_blocks_are_trained_unless_some_are_frozen():
