@@ -322,30 +322,3 @@ def test_with_bradley_terry_labels_the_exact_optimum_is_where_the_expected_loss_
 
     assert slope(world.optimum().logprobs) < 1e-9
     assert slope(world.ref_logprobs) > 0.1
-
-
-@pytest.mark.slow
-def test_pairs_of_the_reference_with_bradley_terry_labels_bring_dpo_nearer_to_the_optimum_of_the_exact_world():
-    """Noisy labels of the reference's own responses tell less than an environment: RL comes within 0.05 there."""
-    env = gymnasium.make_vec("textenv/Micro-v0", num_envs=6).unwrapped
-    world = exact_world(env)
-    settings = DPOConfig(beta=env.kl_coef, learning_rate=1e-3, batch_size=256)
-    model = train_dpo("micro-reference", bradley_terry_pairs(world, 60_000, seed=0), settings).model
-    assert world.measure(model.model).regret_ratio < 0.4
-
-
-def bradley_terry_pairs(world, count, seed):
-    """Pairs of responses of the reference, labelled by the exact reward's Bradley–Terry model."""
-    rng = np.random.default_rng(seed)
-    last = world.response_ids[torch.arange(len(world.lengths)), world.lengths - 1]
-    reasons = ["eos" if token == 0 else "length" for token in last.tolist()]
-    rankings = []
-    for prompt, logprobs, rewards in zip(world.prompts, world.ref_logprobs, world.rewards.numpy(), strict=True):
-        probability = logprobs.softmax(0).numpy()
-        drawn = rng.choice(len(probability), size=(count // len(world.prompts), 2), p=probability)
-        for a, b in drawn:
-            best, worst = (a, b) if rng.random() < 1 / (1 + math.exp(rewards[b] - rewards[a])) else (b, a)
-            if world.texts[a] != world.texts[b]:
-                texts, ends = ((names[best], names[worst]) for names in (world.texts, reasons))
-                rankings.append(Ranking(prompt, texts, finish_reasons=ends))
-    return rankings
