@@ -22,6 +22,7 @@ from textenv.lm import load_language_model
 from textenv.settings import PositiveInt, check_value
 from textenv.training.batches import Ragged
 from textenv.training.checkpoint import RunFolder
+from textenv.training.processes import own_generator
 from textenv.training.progress import Advance
 from textenv.training.trackers import Tracker
 from textenv.vector import TextVectorEnv, make_vec
@@ -78,7 +79,9 @@ class DPO(LanguageModelAgent, Algorithm):
                 another run.
         """
         stream = Stream(self.env, self.config.seed, group_size=self.group_size)
+        shared, self.generator = self.generator, own_generator(self.generator)
         rollout = stream.collect(total_episodes, self.respond)
+        self.generator = shared
         self.tokens = int(rollout.tokens.response_lengths.sum())
         where = RunFolder(folder, resume=folder is not None)
 

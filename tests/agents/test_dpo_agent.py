@@ -14,6 +14,7 @@ from agents.core.job import Job
 from agents.dpo.agent import plackett_luce
 from agents.experiments.run import Cell, run_experiment
 from reward_models.preferences import Ranking
+from tests.processes import results
 from textenv.evaluation import evaluate
 from textenv.lm import load_language_model
 from textenv.registry.experiment import AgentPlan
@@ -110,6 +111,24 @@ def test_a_run_that_was_interrupted_ends_like_one_that_was_not(tmp_path, at):
         DPO(env, settings(epochs=2), group_size=4).learn(64, tmp_path / "other", advance=interrupt_there)
     with pytest.raises(ValueError, match="a run must be resumed with the config"):
         DPO(env, settings(epochs=1), group_size=4).learn(64, tmp_path / "other")
+
+
+def test_two_processes_learn_the_same_from_responses_of_their_own():
+    """Each slot's answer is drawn once: were the processes to draw alike, half of a batch would repeat the other."""
+
+    def work():
+        drawn = []
+        agent = DPO(make_vec("textenv/Micro-v0", 8), settings(), group_size=4)
+        respond = agent.respond
+        agent.respond = lambda *args: (drawn.append(respond(*args)), drawn[-1])[1]
+        agent.learn(32)
+        return weights(agent.policy.model), [sampled.response_ids.tolist() for sampled in drawn], agent.history
+
+    first, second = results(work)
+    assert torch.equal(first[0], second[0])
+    assert first[2] == second[2]
+    assert len(first[1]) == len(second[1]) == 2
+    assert all(mine != yours for mine, yours in zip(first[1], second[1], strict=True))
 
 
 def test_it_speaks_the_verbs_of_other_agents(tmp_path):
