@@ -114,11 +114,12 @@ def test_a_run_that_was_interrupted_ends_like_one_that_was_not(tmp_path, at):
 
 
 def test_two_processes_learn_the_same_from_responses_of_their_own():
-    """Each slot's answer is drawn once: were the processes to draw alike, half of a batch would repeat the other."""
+    """To one prompt, so that nothing but their random numbers tells them apart."""
+    prompt = make_vec("textenv/Micro-v0", 1).task.prompts.texts[:1]
 
     def work():
         drawn = []
-        agent = DPO(make_vec("textenv/Micro-v0", 8), settings(), group_size=4)
+        agent = DPO(make_vec("textenv/Micro-v0", 8, prompts=prompt), settings(), group_size=4)
         respond = agent.respond
         agent.respond = lambda *args: (drawn.append(respond(*args)), drawn[-1])[1]
         agent.learn(32)
