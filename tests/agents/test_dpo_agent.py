@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import textenv
 from agents import DPO, DPOConfig, train_dpo
 from agents.algorithms import check_plan
 from agents.core.job import Job
@@ -53,19 +54,19 @@ def test_it_learns_what_the_same_rankings_in_a_file_teach():
     env = make_vec("textenv/Micro-v0", 16)
     agent = DPO(env, settings(), group_size=4)
     seen = []
-    stream_of = agent.respond
+    draw = agent.task.respond
 
-    def respond(observation, deterministic=False):
-        sampled = stream_of(observation, deterministic)
+    def respond(model, batch, **options):
+        sampled = draw(model, batch, **options)
         ids, lengths = sampled.response_ids.numpy(), sampled.response_lengths.numpy()
         copy = make_vec("textenv/Micro-v0", 16)
-        prompts = [row[mask == 1] for row, mask in zip(observation["input_ids"], observation["attention_mask"])]
-        copy.reset(options={"prompt_id": [env.task.prompts.ids.index(prompt.tolist()) for prompt in prompts]})
+        prompts = [row[-n:].tolist() for row, n in zip(batch.prompt_ids, batch.prompt_lengths.tolist(), strict=True)]
+        copy.reset(options={"prompt_id": [env.task.prompts.ids.index(prompt) for prompt in prompts]})
         infos = copy.play(ids, lengths, sampled.logprobs)[4]["final_info"]
         seen.extend(zip(infos["prompt"], infos["response"], infos["finish_reason"], infos["rm_score"], strict=True))
         return sampled
 
-    agent.respond = respond
+    agent.task.respond = respond
     agent.learn(64)
     assert len(seen) == 64
     order = plackett_luce([score for *_, score in seen], 4, seed=3)
@@ -120,8 +121,8 @@ def test_two_processes_learn_the_same_from_responses_of_their_own():
     def work():
         drawn = []
         agent = DPO(make_vec("textenv/Micro-v0", 8, prompts=prompt), settings(), group_size=4)
-        respond = agent.respond
-        agent.respond = lambda *args: (drawn.append(respond(*args)), drawn[-1])[1]
+        respond = agent.task.respond
+        agent.task.respond = lambda *args, **options: (drawn.append(respond(*args, **options)), drawn[-1])[1]
         agent.learn(32)
         return weights(agent.policy.model), [sampled.response_ids.tolist() for sampled in drawn], agent.history
 
@@ -144,6 +145,74 @@ def test_it_speaks_the_verbs_of_other_agents(tmp_path):
     plain = load_language_model(tmp_path / "dpo")
     assert torch.equal(weights(plain.model), weights(agent.policy.model))
     assert len(evaluate(again, env).rewards) == len(env.task.prompts.ids)
+    free = DPO.load(tmp_path / "dpo", make_vec("textenv/Micro-v0", 16, kl_coef=0), group_size=2)
+    assert free.group_size == 2
+
+
+def test_a_policy_of_a_bfloat16_environment_is_trained_in_float32():
+    env = make_vec("textenv/Micro-v0", 8, dtype="bfloat16")
+    agent = DPO(env, settings(learning_rate=1e-5)).learn(16)
+    assert {weight.dtype for weight in agent.policy.model.parameters()} == {torch.float32}
+    assert agent.history[0]["loss"] == pytest.approx(math.log(2), abs=0.02)
+    moved = weights(agent.policy.model) != weights(DPO(env, settings()).policy.model)
+    assert moved.float().mean() > 0.9  # at this rate bfloat16 would lose most steps
+
+
+def test_rankings_are_by_the_score_alone():
+    """Where the reward pays β log π_ref it is no score."""
+    with pytest.raises(ValueError, match=r"kl_source must not be 'reference' for DPO.*Leave kl_source out\."):
+        DPO(make_vec("textenv/Micro-v0", 8, kl_source="reference"))
+
+
+def test_who_learns_on_draws_from_the_reference_again():
+    """The KL is still that from the environment's reference, however far the policy has gone."""
+    env = make_vec("textenv/Micro-v0", 16)
+    agent = DPO(env, settings(learning_rate=3e-2)).learn(64)
+    assert agent.history[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    models = []
+    draw = env.task.respond
+    env.task.respond = lambda model, *args, **options: (models.append(model), draw(model, *args, **options))[1]
+    agent.learn(64)
+    assert set(models) == {env.task.reference.model}
+    assert agent.history[0]["loss"] != pytest.approx(math.log(2), abs=1e-2)
+
+
+def test_nothing_is_judged_twice_and_a_finished_model_is_not_replaced(tmp_path):
+    """A judge need not say the same again."""
+    rng = np.random.default_rng(0)
+    asked = []
+
+    def judge(prompts, completions):
+        asked.append(len(prompts))
+        return rng.normal(size=len(prompts)).tolist()
+
+    textenv.register_reward_model("dpo-moody", judge)
+
+    def agent(**options):
+        return DPO(make_vec("textenv/Micro-v0", 16, reward_model="dpo-moody"), settings(epochs=2, **options))
+
+    def stop(done, total, figures):
+        if done == 2:
+            interrupt()
+
+    with pytest.raises(KeyboardInterrupt):
+        agent().learn(64, tmp_path / "run", advance=stop)
+    assert sum(asked) == 64
+    with pytest.raises(ValueError, match="resumed with the seed it started with, 3, got 4"):
+        agent(seed=4).learn(64, tmp_path / "run")
+    with pytest.raises(ValueError, match="resumed with the total_episodes it started with, 64, got 80"):
+        agent().learn(65, tmp_path / "run")
+    resumed = agent().learn(64, tmp_path / "run")
+    assert sum(asked) == 64
+    assert resumed.tokens > 64
+    with pytest.raises(ValueError, match=r"must hold no finished model, got .*Load it, or name another folder"):
+        agent().learn(64, tmp_path / "run")
+    (tmp_path / "run-responses.safetensors").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        agent().learn(64, tmp_path / "other", advance=stop)
+    (tmp_path / "other-responses.safetensors").unlink()
+    with pytest.raises(ValueError, match="must lie beside its folder, got no"):
+        agent().learn(64, tmp_path / "other")
 
 
 def test_beta_is_the_kl_coef_of_the_environment_unless_it_is_given(tmp_path):
@@ -175,7 +244,8 @@ def test_an_experiment_trains_it_once_even_if_its_measurement_was_interrupted(tm
             run_experiment([cell], tmp_path / "second")
     monkeypatch.setattr(DPO, "learn", lambda *args, **kwargs: pytest.fail("trained twice"))
     (again,) = run_experiment([cell], tmp_path / "second")
-    assert again["figures"]["regret_ratio"] == result["figures"]["regret_ratio"]
+    for name in ("regret_ratio", "tokens"):
+        assert again["figures"][name] == result["figures"][name]
 
 
 def test_a_wrong_option_is_refused_before_anything_runs():
@@ -185,6 +255,7 @@ def test_a_wrong_option_is_refused_before_anything_runs():
         ({"group_size": 1}, "group_size must be 2 or more"),
         ({"preset": "mine"}, "preset must be one of"),
         ({"num_envs": 0}, "num_envs must be 1 or more"),
+        ({"num_envs": 6}, "num_envs must be a multiple of group_size, got 6 and 4"),
     ):
         with pytest.raises(ValueError, match=message):
             check_plan(AgentPlan(name="mine", algorithm="dpo", options=options))

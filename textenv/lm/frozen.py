@@ -35,12 +35,10 @@ class _Kept:
 
 
 _kept: "weakref.WeakKeyDictionary[PreTrainedModel, _Kept]" = weakref.WeakKeyDictionary()
-_fits: "weakref.WeakKeyDictionary[PreTrainedModel, tuple[int, bool]]" = weakref.WeakKeyDictionary()
-"""Whether so many lower blocks of a model can be skipped."""
-_alike: "weakref.WeakKeyDictionary[PreTrainedModel, tuple[weakref.ref[PreTrainedModel], int, bool]]" = (
-    weakref.WeakKeyDictionary()
-)
-"""Whether so many lower blocks of a model say what those of another one say."""
+_fits: "weakref.WeakKeyDictionary[PreTrainedModel, tuple[Any, bool]]" = weakref.WeakKeyDictionary()
+"""Whether so many lower blocks of a model can be skipped, with these weights trained."""
+_alike: "weakref.WeakKeyDictionary[PreTrainedModel, tuple[Any, bool]]" = weakref.WeakKeyDictionary()
+"""Whether so many lower blocks of a model say what those of another one say, as the weights of both were."""
 
 
 @contextlib.contextmanager
@@ -146,22 +144,36 @@ def _answering(blocks: Sequence[nn.Module], output: Tensor) -> Iterator[None]:
 
 def _can_skip(model: PreTrainedModel, blocks: Sequence[nn.Module], *, trained: bool = True) -> bool:
     """``trained``: its passes have gradients, of which none may reach below the blocks."""
+    state = len(blocks), tuple(weight.requires_grad for weight in model.parameters())
     known = _fits.get(model)
-    if known is None or known[0] != len(blocks):
+    if known is None or known[0] != state:
         fits = _same_outputs(model, blocks, trained=trained)
         if not fits:
             name = type(model).__name__
             _log.warning("%s: its %d frozen blocks are computed anew in every pass over a batch.", name, len(blocks))
-        known = _fits[model] = len(blocks), fits
+        known = _fits[model] = state, fits
     return known[1]
 
 
 def _equal_below(policy: PreTrainedModel, reference: PreTrainedModel, depth: int) -> bool:
     """Whether the lower blocks of two models, and all that their inputs come from, are equal."""
+    state = (
+        depth,
+        *(
+            (weight.data_ptr(), weight._version)  # a weight that is written to has another version
+            for model in (policy, reference)
+            for part in (*blocks_of(model)[:depth], *_embeddings(model))
+            for weight in part.parameters()
+        ),
+    )
     known = _alike.get(policy)
-    if known is None or known[0]() is not reference or known[1] != depth:
-        known = _alike[policy] = weakref.ref(reference), depth, _compared(policy, reference, depth)
-    return known[2]
+    if known is None or known[0] != state:
+        known = _alike[policy] = state, _compared(policy, reference, depth)
+    return known[1]
+
+
+def _embeddings(model: PreTrainedModel) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, nn.Embedding)]
 
 
 def _compared(policy: PreTrainedModel, reference: PreTrainedModel, depth: int) -> bool:

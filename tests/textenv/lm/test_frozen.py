@@ -170,6 +170,31 @@ def test_a_reference_that_is_another_model_below_shares_nothing(updated):
         assert kept_of(half) is None
 
 
+def test_weights_that_change_between_two_updates_are_compared_anew(updated, make_vector):
+    """Loaded, or trained in a run of all layers in between: the first ratio is that of one policy."""
+    agent = updated("gpt2", epochs=1)
+    other = {name: weight + 0.1 for name, weight in agent.policy.model.state_dict().items()}
+    agent.policy.model.load_state_dict(other)
+    agent.learn(32)
+    assert agent.history[-1]["first_ratio_deviation"] < 1e-4
+    config = {"batch_size": 32, "learning_rate": 1e-3, "minibatches": 2, "epochs": 1}
+    env, policy = agent.env, agent.task.reference.merged()
+    for layers in (1, None, 1):
+        agent = PPO(env, PPOConfig(**config, train_layers=layers), policy)
+        agent.learn(32)
+        assert agent.history[-1]["first_ratio_deviation"] < 1e-4
+        policy.model.requires_grad_()
+
+
+def test_embeddings_that_are_trained_after_all_are_not_skipped(updated):
+    agent = updated("gpt2", epochs=2)
+    agent.policy.model.get_input_embeddings().requires_grad_()
+    agent.learn(32)
+    gradient = agent.policy.model.get_input_embeddings().weight.grad
+    assert gradient is not None
+    assert gradient.abs().sum() > 0
+
+
 def test_an_adapter_that_says_something_below_is_no_reference(updated):
     agent = updated("gpt2", lora_rank=2, epochs=1)
     policy, reference = agent.policy.model, agent.task.reference.model
