@@ -37,8 +37,10 @@ class _Kept:
 _kept: "weakref.WeakKeyDictionary[PreTrainedModel, _Kept]" = weakref.WeakKeyDictionary()
 _fits: "weakref.WeakKeyDictionary[PreTrainedModel, tuple[Any, bool]]" = weakref.WeakKeyDictionary()
 """Whether so many lower blocks of a model can be skipped, with these weights trained."""
-_alike: "weakref.WeakKeyDictionary[PreTrainedModel, tuple[Any, bool]]" = weakref.WeakKeyDictionary()
-"""Whether so many lower blocks of a model say what those of another one say, as the weights of both were."""
+_alike: "weakref.WeakKeyDictionary[PreTrainedModel, tuple[weakref.ref[PreTrainedModel], bool]]" = (
+    weakref.WeakKeyDictionary()
+)
+"""Whether lower blocks of a model say what those of another one say that have the same weights."""
 
 
 @contextlib.contextmanager
@@ -156,27 +158,8 @@ def _can_skip(model: PreTrainedModel, blocks: Sequence[nn.Module], *, trained: b
 
 
 def _equal_below(policy: PreTrainedModel, reference: PreTrainedModel, depth: int) -> bool:
-    """Whether the lower blocks of two models, and all that their inputs come from, are equal."""
-    state = (
-        depth,
-        *(
-            (weight.data_ptr(), weight._version)  # a weight that is written to has another version
-            for model in (policy, reference)
-            for part in (*blocks_of(model)[:depth], *_embeddings(model))
-            for weight in part.parameters()
-        ),
-    )
-    known = _alike.get(policy)
-    if known is None or known[0] != state:
-        known = _alike[policy] = state, _compared(policy, reference, depth)
-    return known[1]
-
-
-def _embeddings(model: PreTrainedModel) -> list[nn.Module]:
-    return [module for module in model.modules() if isinstance(module, nn.Embedding)]
-
-
-def _compared(policy: PreTrainedModel, reference: PreTrainedModel, depth: int) -> bool:
+    """Whether the lower blocks of two models, and all that their inputs come from, are equal. All weights are compared
+    each time: a fused optimiser leaves no trace of having changed one."""
     if type(policy) is not type(reference) or policy.dtype != reference.dtype:
         return False
     mine, theirs = blocks_of(policy)[:depth], blocks_of(reference)[:depth]
@@ -187,8 +170,11 @@ def _compared(policy: PreTrainedModel, reference: PreTrainedModel, depth: int) -
             return False
         if not all(_is_equal(weight, others[name]) for name, weight in weights.items()):
             return False
-    heard = [_heard(model, blocks[-1]) for model, blocks in ((policy, mine), (reference, theirs))]
-    return torch.allclose(*heard, atol=1e-6, rtol=1e-5)  # positions and the like have no weights
+    known = _alike.get(policy)
+    if known is None or known[0]() is not reference:  # positions and the like, which have no weights
+        heard = [_heard(model, blocks[-1]) for model, blocks in ((policy, mine), (reference, theirs))]
+        known = _alike[policy] = weakref.ref(reference), torch.allclose(*heard, atol=1e-6, rtol=1e-5)
+    return known[1]
 
 
 def _weights(module: nn.Module, kinds: type[nn.Module]) -> dict[str, Tensor]:
