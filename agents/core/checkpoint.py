@@ -202,7 +202,7 @@ class CheckpointedLearner(Learner[Config], Algorithm):
         self._open_logs(folder)
         if bounds is not None:
             on_main(lambda: add_file(folder, BOUNDS, json.dumps(bounds)))
-        bounds = read_bounds(folder)
+        bounds = read_bounds(folder) if self.config.kl_target is None else None  # they are those of one β
         total = math.ceil(total_episodes / size)
 
         def after_update(log: dict[str, float]) -> bool:
@@ -285,7 +285,7 @@ def _objective(first: float, bounds: Mapping[str, float] | None) -> str:
     """The name of the objective on a progress bar, with what it is to be compared with."""
     if bounds is None:
         return f"objective (began at {first:.3g})"
-    sign = "≥" if bounds["unclear_prompts"] > UNCLEAR else "≈"
+    sign = "≥" if bounds.get("unclear_prompts", 1.0) > UNCLEAR else "≈"
     return f"objective (reference {bounds['reference']:.3g}, optimum {sign} {bounds['optimum']:.3g})"
 
 

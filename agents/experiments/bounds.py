@@ -4,8 +4,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from annotated_types import Ge
 from matplotlib.axes import Axes
 
 from agents.core.checkpoint import UNCLEAR
@@ -16,6 +17,10 @@ from textenv.vector import TextVectorEnv, make_vec
 
 SAMPLES = 8_192
 """Responses of the reference from which an optimum is estimated, over all prompts, unless a number is given."""
+
+
+OptimumSamples = Literal[0] | Annotated[int, Ge(2), "One response has no spread."]
+"""Responses of the reference to each prompt; 0: no estimate."""
 
 
 def with_bounds(results: list[dict[str, Any]], output: str | Path) -> list[dict[str, Any]]:

@@ -64,12 +64,18 @@ def _runs_below(folder: Path, name: str) -> Iterator[tuple[str, Run]]:
         settings, unfinished = content["settings"], cell / "checkpoint" / CURVES
         curve = content.get("curve") or (read_curve(unfinished) if unfinished.is_file() else [])
         if curve:
-            bounds = known_bounds(folder, settings)
+            bounds = known_bounds(folder, settings) if _trained_as_measured(settings) else None
             yield f"{name}: {settings['agent']} in {settings['env_id']}", {"curve": curve, "bounds": bounds}
     if not cells:
         for path in sorted(folder.rglob(CURVES)):
             run = {"curve": read_curve(path), "bounds": read_bounds(path.parent)}
             yield f"{name}/{path.parent.relative_to(folder)}", run
+
+
+def _trained_as_measured(settings: Mapping[str, Any]) -> bool:
+    """Whether an agent was measured on the objective that it was trained on, other prompts apart."""
+    trained, measured = ({**settings.get(name, {}), "prompts": None} for name in ("environment", "evaluated"))
+    return trained == measured
 
 
 def read_curve(path: Path) -> list[dict[str, float]]:
@@ -86,7 +92,7 @@ def on_one_axis(entry: dict[str, float]) -> dict[str, float]:
 @matplotlib.rc_context(STYLE)
 def compare_curves(runs: dict[str, list[Run]]) -> Figure:
     """A panel for each quantity that a run knows, a line for each name; the band is the range over seeds. Reference and
-    optimum are drawn where all runs that know them agree.
+    optimum are drawn where all runs have the same.
 
     Raises:
         ValueError: no run has two updates yet.
@@ -98,10 +104,10 @@ def compare_curves(runs: dict[str, list[Run]]) -> Figure:
     known = [key for key, lines in curves.items() if any(len(values) for _, values in lines.values())]
     if not known:
         raise ValueError(f"a curve must have two updates or more, got fewer in {', '.join(runs)}. Wait for more.")
-    bounds: list[Mapping[str, float]] = []
-    for run in (run for group in runs.values() for run in group if run.get("bounds")):
-        if run["bounds"] not in bounds:
-            bounds.append(run["bounds"])
+    bounds: list[Any] = []  # of each learner, once
+    for run in (run for group in runs.values() for run in group if any("reward" in log for log in run["curve"])):
+        if run.get("bounds") not in bounds:
+            bounds.append(run.get("bounds"))
     columns = min(len(known), 3)
     rows = -(-len(known) // columns)
     figure = Figure(figsize=(3.9 * columns, 3.1 * rows + 0.4), layout="constrained")
@@ -111,7 +117,7 @@ def compare_curves(runs: dict[str, list[Run]]) -> Figure:
             if len(values):
                 axes.plot(episodes, values.mean(0), color=colour, label=name)
                 axes.fill_between(episodes, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
-        if key == "reward" and len(bounds) == 1:
+        if key == "reward" and len(bounds) == 1 and bounds[0]:
             draw_bounds(axes, bounds[0])
         axes.set(title=panels_of[key], xlabel="steps" if key in SUPERVISED else "episodes")
         axes.set_xlim(left=0)

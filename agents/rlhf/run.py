@@ -23,6 +23,7 @@ from rich.console import Console
 import textenv
 from agents.demo.report import write_report
 from agents.demo.steps import StepRun, earlier_state, show_loss
+from agents.experiments.bounds import OptimumSamples
 from agents.ppo import PPO, PPOConfig
 from agents.rlhf.data import Parts, prepare, read_rankings, write_parts
 from agents.rlhf.measure import evaluate_stages
@@ -93,7 +94,7 @@ class RLHFConfig:
     """β: what a nat of KL costs. Scores of the reward model have standard deviation 1 among replies to one prompt."""
     eval_samples: PositiveInt = 1
     """Replies of each stage to each held-out prompt."""
-    optimum_samples: Count = 0
+    optimum_samples: OptimumSamples = 0
     """Replies of SFT to each held-out prompt from which the best objective is estimated for the report; 0: none.
     Fewer than 16 tell little, and it takes as long as so many ``eval_samples``."""
     sft: SFTConfig = field(default_factory=lambda: SFTConfig(learning_rate=2e-5, batch_size=8, max_length=256))

@@ -13,14 +13,14 @@ from rich.console import Console
 
 from agents.algorithms import algorithm
 from agents.core.kept import Figure, Keep
-from agents.experiments.bounds import bounds_of
+from agents.experiments.bounds import OptimumSamples, bounds_of
 from agents.presets import PRESETS, WORLDS
 from agents.presets import preset as preset_settings
 from textenv.cli.common import EnvArgs, Json, PushToHub, publish, show
 from textenv.data.cards import Card, check_push
 from textenv.data.folders import check_replaceable
 from textenv.pages.terminal import print_table, shorten
-from textenv.settings import Count, PositiveInt, check_value
+from textenv.settings import PositiveInt, check_value
 from textenv.training.processes import is_main, on_main
 from textenv.training.progress import progress_bar
 from textenv.training.trackers import Tracker, check_trackers
@@ -96,7 +96,10 @@ def learner_command(name: str, arguments: Sequence[str]) -> Callable[..., None]:
         check_value("save_every", save_every, PositiveInt)
         check_value("keep_last", keep_last, PositiveInt)
         check_value("sample_every", sample_every, PositiveInt)
-        check_value("optimum_samples", optimum_samples, Count)
+        check_value("optimum_samples", optimum_samples, OptimumSamples)
+        if optimum_samples and config.kl_target is not None:
+            rule = "optimum_samples must be 0 with a kl_target, which changes β and with it the optimum"
+            raise ValueError(f"{rule}, got {optimum_samples}. Leave one of them out.")
         check_trackers(report_to)
         check_push(push_to_hub)
         keep = Keep(last=keep_last, best=keep_best)

@@ -1,6 +1,6 @@
 """Reports of a training to TensorBoard, Weights & Biases or Trackio, by Accelerate's trackers."""
 
-import html
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,11 +42,15 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str
     """A table as Markdown; whatever stands in a cell is shown as text."""
 
     def line(cells: Sequence[Any]) -> str:
-        texts = [f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells]
-        escaped = [html.escape(text).replace("|", "&#124;").replace("\n", "<br>") for text in texts]
-        return f"| {' | '.join(escaped)} |"
+        texts = [f"{cell:.4g}" if isinstance(cell, float) else as_text(str(cell)) for cell in cells]
+        return f"| {' | '.join(texts)} |"
 
-    return "\n".join([line(columns), line(["---"] * len(columns)), *map(line, rows)])
+    return "\n".join([line(columns), f"|{' --- |' * len(columns)}", *map(line, rows)])
+
+
+def as_text(text: str) -> str:
+    """A text that Markdown and HTML show as it stands, lines included."""
+    return "<br>".join(re.sub(r"[!-/:-@\[-`{-~]", lambda sign: f"&#{ord(sign[0])};", line) for line in text.split("\n"))
 
 
 def check_trackers(report_to: Sequence[Tracker]) -> None:

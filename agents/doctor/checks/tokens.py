@@ -124,11 +124,11 @@ def _rendered_otherwise(part: ModelPart, text: Text) -> bool:
     lm, tokenizer = part.lm, part.lm.tokenizer
     if isinstance(text.prompt, str) or refusal(lm, text.prompt):
         return False
-    whole = chat_text(tokenizer, [*text.prompt, {"role": "assistant", "content": text.response}])
     try:
+        whole = chat_text(tokenizer, [*text.prompt, {"role": "assistant", "content": text.response}])
         apart = [*lm.encode_prompt(text.prompt), *lm.encode_response(text.response, eos=False)]
-    except ValueError:
-        return False  # the round trip says so
+    except Exception:  # unknown words, of which the round trip speaks, or whatever a template raises
+        return False
     return tokenizer(whole, add_special_tokens=False).input_ids != [*apart, *template_ending(tokenizer)]
 
 

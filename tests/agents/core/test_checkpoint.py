@@ -52,20 +52,23 @@ BOUNDS = {"reference": 0.125, "optimum": 0.5, "low": 0.4, "high": 0.6, "unclear_
 
 def test_the_objective_is_shown_beside_its_bounds_which_stay_with_the_run(env, tmp_path):
     """Through saves and a resumed run; an optimum that the samples cannot tell is a lower bound."""
-    shown = []
+    shown, fixed = [], dataclasses.replace(CONFIG, kl_target=None)
 
     def advance(done, total, figures):
         shown.append(next(iter(figures)))
 
     options = {"every": 1, "advance": advance}
-    agent = PPO(env, CONFIG)
+    agent = PPO(env, fixed)
     agent.learn_with_checkpoints(16, tmp_path / "run", **options, bounds=BOUNDS)
     PPO.load(tmp_path / "run", env).learn_with_checkpoints(24, tmp_path / "run", **options)
     assert shown == ["objective (reference 0.125, optimum ≈ 0.5)"] * 3
     assert json.loads((tmp_path / "run" / "bounds.json").read_text()) == BOUNDS
-    agent = PPO(env, CONFIG)
+    agent = PPO(env, fixed)
     agent.learn_with_checkpoints(8, tmp_path / "run", **options, bounds={**BOUNDS, "unclear_prompts": 0.2})
     assert shown[-1] == "objective (reference 0.125, optimum ≥ 0.5)"
+    agent = PPO(env, CONFIG)  # whose β moves, and with it the optimum
+    agent.learn_with_checkpoints(8, tmp_path / "moving", **options, bounds=BOUNDS)
+    assert shown[-1].startswith("objective (began at ")
 
 
 def test_without_bounds_the_objective_stands_beside_that_of_the_first_update(env, tmp_path):

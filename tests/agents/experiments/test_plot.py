@@ -1,5 +1,6 @@
 """Pictures of curves: which runs are found in a folder, under which names, and what is drawn of them."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -54,11 +55,12 @@ def test_the_objective_is_the_first_panel_and_only_what_is_known_is_drawn(learne
 BOUNDS = {"reference": 1.5, "optimum": 40.0, "low": 39.0, "high": 41.0, "unclear_prompts": 0.0}
 
 
-@pytest.mark.parametrize("same", [True, False])
-def test_reference_and_optimum_are_drawn_where_the_runs_agree_on_them(learners, same):
+@pytest.mark.parametrize("other", ["the same", "another", "none"])
+def test_reference_and_optimum_are_drawn_where_the_runs_agree_on_them(learners, other):
+    same = other == "the same"
     write_json(learners[0] / "bounds.json", BOUNDS)
-    if not same:
-        write_json(learners[1] / "bounds.json", {**BOUNDS, "optimum": 41.0})
+    if other != "none":
+        write_json(learners[1] / "bounds.json", BOUNDS if same else {**BOUNDS, "optimum": 41.0})
     figure = compare_curves(read_runs(learners))
     objective, *others = figure.axes
     levels = [line.get_ydata()[0] for line in objective.get_lines()[2:]]
@@ -76,6 +78,22 @@ def test_an_experiment_has_the_bounds_of_its_environment(tmp_path):
     ((run,),) = read_runs([tmp_path]).values()
     assert run["bounds"] == result["bounds"]
     assert compare_curves(read_runs([tmp_path])).axes[0].texts
+
+
+@pytest.mark.parametrize(("options", "drawn"), [({"prompts": "assistant-test"}, True), ({"kl_coef": 5.0}, False)])
+def test_bounds_of_another_objective_are_not_those_of_the_training(tmp_path, options, drawn):
+    """Other prompts have nearly the same ones, another β has not."""
+    plan = AgentPlan(name="a", algorithm="rloo", options={"batch_size": 8, "num_envs": 8})
+    cell = Cell("textenv/Assistant-v0", plan, 1, 16, options)
+    settings = {"prompts": "assistant-train", "kl_coef": 0.2}
+    content = {"settings": cell.settings, "curve": curve(1.0)}
+    content["settings"] |= {"environment": settings, "evaluated": {**settings, **options}}
+    write_json(tmp_path / "result.json", content)
+    world = json.dumps(["textenv/Assistant-v0", content["settings"]["evaluated"]], sort_keys=True)
+    key = f"textenv/Assistant-v0 {hashlib.sha256(world.encode()).hexdigest()[:16]}"
+    write_json(tmp_path / "bounds.json", {key: BOUNDS})
+    ((run,),) = read_runs([tmp_path]).values()
+    assert run["bounds"] == (BOUNDS if drawn else None)
 
 
 def test_seeds_of_an_agent_are_one_line_with_a_band_and_a_cell_that_runs_is_read_from_its_checkpoint(tmp_path):

@@ -261,6 +261,14 @@ def test_a_training_shows_texts_and_what_the_objective_could_be(capsys, tmp_path
     assert code == 2
     assert "optimum_samples must be 0 without a KL penalty, got 8. Raise kl_coef." in printed.err
     assert not (tmp_path / "free").exists()
+    for flags, message in (
+        (["--optimum-samples", 1], "optimum_samples must be"),
+        (["--optimum-samples", 8, "--kl-target", 1.0], "must be 0 with a kl_target"),
+    ):
+        code, printed = run(capsys, *ppo, "--output", tmp_path / "wrong", *flags)
+        assert code == 2
+        assert message in printed.err
+        assert not (tmp_path / "wrong").exists()
 
 
 def test_the_texts_of_a_model_do_not_control_the_terminal():

@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 import sys
 import types
 
@@ -14,7 +15,7 @@ from reward_models.training.trainer import RewardConfig, train_reward_model
 from tests.conftest import tiny_model
 from textenv.cli import main
 from textenv.data.records import write_jsonl
-from textenv.training.trackers import Report, check_trackers, tracking
+from textenv.training.trackers import Report, as_text, check_trackers, tracking
 
 
 @pytest.fixture
@@ -145,7 +146,7 @@ def test_a_table_of_texts_goes_to_each_tracker_in_its_own_form(monkeypatch):
     monkeypatch.setitem(sys.modules, "trackio", trackio)
     rows = [{"response": "a | <b>\nnew", "reward": 0.123456}, {"response": "", "reward": -1.0}]
     Report([Fake("tensorboard"), Fake("wandb"), Fake("trackio")]).table("samples", rows, 3)
-    text = "| response | reward |\n| --- | --- |\n| a &#124; &lt;b&gt;<br>new | 0.1235 |\n|  | -1 |"
+    text = "| response | reward |\n| --- | --- |\n| a &#124; &#60;b&#62;<br>new | 0.1235 |\n|  | -1 |"
     assert sent == [
         ("tensorboard", {"samples": text}, 3),
         ("wandb", {"samples": (["response", "reward"], [["a | <b>\nnew", 0.123456], ["", -1.0]])}, 3),
@@ -168,7 +169,14 @@ def test_the_texts_of_some_updates_reach_tensorboard(make_vector, tmp_path):
         shown = table.decode().splitlines()[2:]
         of_update = [row for row in written if row["update"] == event.step]
         assert len(shown) == len(of_update) == 4
-        assert all(html.escape(row["response"]) in line for row, line in zip(of_update, shown, strict=True))
+        assert all(row["response"] in html.unescape(line) for row, line in zip(of_update, shown, strict=True))
+
+
+def test_what_a_model_writes_is_text_in_a_table_and_no_markup():
+    text = "**b** ![x](http://e/x.png) `a < b`\n# é_1"
+    shown = as_text(text)
+    assert not set("*![]()`<#_") & set(re.sub(r"&#\d+;|<br>", "", shown))
+    assert html.unescape(shown) == text.replace("\n", "<br>")
 
 
 def test_weights_and_biases_offline(tmp_path, monkeypatch):
