@@ -9,7 +9,6 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import partial
 from typing import Any, Generic, NamedTuple, Self, TypeVar, cast
 
@@ -26,13 +25,13 @@ from agents.core.rollout import Rollout, Stream
 from agents.logs.alarms import alarms
 from agents.logs.figures import add_figures, explained_variance, machine_log, pass_log, rollout_log, totals, update_log
 from textenv.lm import LanguageModel
-from textenv.lm.frozen import kept_activations, shared_activations
+from textenv.lm.frozen import kept_activations
 from textenv.lm.packing import packed
 from textenv.scoring import ReturnUnit
 from textenv.training.memory import critic_to_train, frozen_to_offload, policy_to_train
 from textenv.training.memory.sharding import shard
 from textenv.training.optimizer import clip_gradients, make_adamw, set_rates
-from textenv.training.processes import own_generator, same_weights, sharded
+from textenv.training.processes import own_generator, same_weights
 from textenv.vector import TextVectorEnv
 
 
@@ -96,9 +95,8 @@ class Learner(LanguageModelAgent, ABC, Generic[Config]):
         each update, and stops the training by returning False."""
         for _ in range(math.ceil(total_episodes / self.config.batch_size)):
             start = time.perf_counter()
-            with nullcontext() if sharded() else shared_activations(self.policy.model, self.task.reference.model):
-                rollout = self.collect()
-                collected = time.perf_counter()
+            with self.shards.sharing(self.policy.model, self.task.reference.model):
+                rollout, collected = self.collect(), time.perf_counter()
                 log = rollout_log(rollout, self.sampler) | self.update(rollout)
             if self.episodes >= self.policy_starts:
                 self.env.kl_coef = self.controller.update(log["kl"], self.config.batch_size)

@@ -14,10 +14,10 @@ from unittest.mock import patch
 import torch
 import tyro
 
-from agents.core import learner
 from agents.ppo import PPO, PPOConfig
 from benchmarks.record import write_result
 from textenv.lm.frozen import shared_activations
+from textenv.training.memory import sharding
 from textenv.vector import make_vec
 
 QUESTIONS = ("How do I clean a window?", "Name a colour of the sky and say why it has it.", "What is a sail for?")
@@ -32,7 +32,7 @@ TASK: dict[str, Any] = {
 def iteration(agent: PPO, *, shared: bool) -> float:
     """Seconds of one."""
     way = shared_activations if shared else lambda policy, reference: contextlib.nullcontext()
-    with patch.object(learner, "shared_activations", way):
+    with patch.object(sharding, "shared_activations", way):
         agent.learn(agent.config.batch_size)
     return agent.history[-1]["rollout_seconds"] + agent.history[-1]["update_seconds"]
 

@@ -2,9 +2,9 @@
 
 import torch
 
-from agents.core import learner
 from agents.ppo import PPO, PPOConfig
 from benchmarks.ppo_speed import frozen_blocks
+from textenv.training.memory import sharding
 
 
 def test_both_ways_learn_the_same_and_one_of_them_shares(make_vector, monkeypatch):
@@ -17,7 +17,7 @@ def test_both_ways_learn_the_same_and_one_of_them_shares(make_vector, monkeypatc
         weights.append(torch.cat([weight.detach().flatten() for weight in agent.actor.parameters()]))
     assert len(shared) == 1
     torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5)
-    assert learner.shared_activations is real
+    assert sharding.shared_activations is real
     found = frozen_blocks.measure(agent, runs=2)
     assert len(found["ratios"]) == 2
     assert found["seconds"].keys() == {"apart", "together"}

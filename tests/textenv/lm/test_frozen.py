@@ -17,6 +17,7 @@ from textenv.lm import frozen as frozen_module
 from textenv.lm.distribution import TokenRule
 from textenv.lm.frozen import blocks_of, frozen_blocks, kept_activations, shared_activations
 from textenv.lm.load import wrap_language_model
+from textenv.training.memory import sharding
 from textenv.training.memory.policy import _freeze_below
 
 ROWS = Responses(
@@ -36,8 +37,8 @@ def updated(make_vector, monkeypatch):
         agent = PPO(env, PPOConfig(**{**settings, **config}))
         with monkeypatch.context() as patch:
             if not kept:
-                for name in ("kept_activations", "shared_activations"):
-                    patch.setattr(learner_module, name, lambda *models: contextlib.nullcontext())
+                for module, name in ((learner_module, "kept_activations"), (sharding, "shared_activations")):
+                    patch.setattr(module, name, lambda *models: contextlib.nullcontext())
             agent.learn(64)
         return agent
 

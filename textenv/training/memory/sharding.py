@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from textenv.lm import length_buckets
-from textenv.lm.frozen import blocks_of
+from textenv.lm.frozen import blocks_of, shared_activations
 from textenv.lm.packing import can_pack
 from textenv.training.processes import link, own_share, sharded, together
 
@@ -47,6 +47,10 @@ class Whole:
         return contextlib.nullcontext()
 
     gathered = scattered
+
+    def sharing(self, policy: PreTrainedModel, reference: PreTrainedModel) -> contextlib.AbstractContextManager[None]:
+        """While it lasts, lower blocks that both have in common run once for each row, where the weights are whole."""
+        return shared_activations(policy, reference)
 
     def dissolve(self) -> None:
         pass
@@ -121,6 +125,9 @@ class Shards(nn.Module, Whole):
         """Make the network, which must be whole, an ordinary one that knows nothing of shares."""
         for undo in self._undo:
             undo()
+
+    def sharing(self, policy: PreTrainedModel, reference: PreTrainedModel) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     @contextlib.contextmanager
     def scattered(self) -> Iterator[None]:
