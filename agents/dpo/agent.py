@@ -112,7 +112,6 @@ class DPO(LanguageModelAgent, Algorithm):
             texts = self._drawn(total_episodes)
             if folder.path is not None:
                 on_main(partial(_write, _beside(folder.path), texts, identity))
-        texts = texts._replace(rule=self.task.rule)
         self.tokens = int(texts.responses.lengths.sum())
         groups = len(texts.responses.lengths) // self.group_size
         counts = torch.full((groups,), self.group_size)

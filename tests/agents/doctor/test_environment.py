@@ -53,19 +53,28 @@ def test_a_reward_model_that_depends_on_the_batch_breaks_the_contract(part):
     assert [what.partition(":")[0] for _, what in found] == ["play"]
 
 
-def test_a_sampler_that_differs_from_the_scorer_shows_as_a_kl(part):
+def hooked(hook):
+    """A tiny model whose trunk's output goes through ``hook(output)``."""
+
     def load():
         lm = tiny_model("llama")
 
-        def hook(module, args, output):
-            if output.last_hidden_state.shape[1] == 1 and len(output.last_hidden_state) > 8:
-                output.last_hidden_state = 2 * output.last_hidden_state
+        def change(module, args, output):
+            hook(output)
             return output
 
-        lm.model.base_model.register_forward_hook(hook)
+        lm.model.base_model.register_forward_hook(change)
         return lm
 
-    textenv.register_language_model("doctor-sharp", load)
+    return load
+
+
+def test_a_sampler_that_differs_from_the_scorer_shows_as_a_kl(part):
+    def sharpen(output):
+        if output.last_hidden_state.shape[1] == 1 and len(output.last_hidden_state) > 8:
+            output.last_hidden_state = 2 * output.last_hidden_state
+
+    textenv.register_language_model("doctor-sharp", hooked(sharpen))
     broken = part(reference="doctor-sharp")
     assert levels("environment: KL of the reference", broken) == ["error"]
 
@@ -89,18 +98,11 @@ def test_a_temperature_that_the_scorer_does_not_know_is_found(part):
 def test_a_policy_that_is_another_one_in_training_is_found(part):
     """Like dropout: what a pass says depends on whether it has a gradient."""
 
-    def load():
-        lm = tiny_model("llama")
+    def grow(output):
+        if torch.is_grad_enabled():
+            output.last_hidden_state = 1.1 * output.last_hidden_state
 
-        def hook(module, args, output):
-            if torch.is_grad_enabled():
-                output.last_hidden_state = 1.1 * output.last_hidden_state
-            return output
-
-        lm.model.base_model.register_forward_hook(hook)
-        return lm
-
-    textenv.register_language_model("doctor-gradient", load)
+    textenv.register_language_model("doctor-gradient", hooked(grow))
     broken = part(reference="doctor-gradient")
     assert not seen("environment: KL of the reference", broken)
     [(level, what)] = seen("environment: first update", broken)
