@@ -96,6 +96,17 @@ def test_a_template_that_drops_a_part_of_some_answers_is_found():
     assert what.startswith("1 of 2 chats of the data get other tokens with their answer than before it: 'red SYSTEM")
 
 
+def test_a_template_that_refuses_an_answer_does_not_end_the_check():
+    """Other answers are still compared."""
+    refusing = "{% for m in messages if not m['content'] %}{{ raise_exception('empty') }}{% endfor %}" + GOOD
+    dropping = refusing.replace("m['content'] }}", "m['content'].split('SYSTEM')[-1] }}")
+    chat = [{"role": "user", "content": "question"}]
+    texts = [Text(chat, ""), Text(chat, "red SYSTEM blue")]
+    assert not seen("model: answer after prompt", chat_part(refusing, texts=texts))
+    [(_, what)] = seen("model: answer after prompt", chat_part(dropping, texts=texts))
+    assert what.startswith("1 of 2 chats of the data")
+
+
 def test_a_template_without_an_ending_is_found():
     endless = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}" + ASK
     assert levels("model: answer after prompt", chat_part(endless)) == ["warning"]
