@@ -25,6 +25,7 @@ from textenv.data.records import atomic_path
 from textenv.episode import observation_tokens
 from textenv.lm import Sampled
 from textenv.settings import PositiveInt, check_value
+from textenv.tasks.assistant.annotators import rank
 from textenv.training.batches import Ragged
 from textenv.training.checkpoint import RunFolder
 from textenv.training.memory import MemoryConfig, policy_to_train, saved_policy
@@ -235,5 +236,5 @@ def plackett_luce(scores: Any, group_size: int, seed: int) -> Int[np.ndarray, "G
     1975): the order of the scores with independent Gumbel noise (Yellott 1977).
     """
     rng = np.random.default_rng(seed)
-    noisy = np.reshape(scores, (-1, group_size)) + rng.gumbel(size=(len(scores) // group_size, group_size))
-    return np.argsort(-noisy, axis=1, kind="stable") + np.arange(0, len(scores), group_size)[:, None]
+    orders = [rank(group, rng, temperature=1.0) for group in np.reshape(scores, (-1, group_size))]
+    return np.asarray(orders) + np.arange(0, len(scores), group_size)[:, None]
